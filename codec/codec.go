@@ -1,0 +1,140 @@
+// Package codec turns values into bytes and back, and keeps the registry that
+// maps a codec's one-byte wire id and its name to it.
+//
+// Three codecs are always registered: json ('j'), protobuf ('p') and string
+// ('s'). A program adds its own with [Reg], usually from an init function; the
+// package codectest checks such a codec against the rules below.
+package codec
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+)
+
+// A Codec encodes and decodes bodies, and, where it can encode a struct of
+// strings and numbers, headers too.
+//
+// All methods are called from many goroutines at once.
+type Codec interface {
+	// Id is the byte that stands for the codec on the wire. 0 is never a codec.
+	Id() byte
+	// Name is what settings and configuration call the codec.
+	Name() string
+	// Marshal returns v's encoding. The caller owns the slice.
+	Marshal(v interface{}) ([]byte, error)
+	// Unmarshal decodes data into v, a non-nil pointer. It must not keep data
+	// or any part of it: the bytes are reused after it returns.
+	Unmarshal(data []byte, v interface{}) error
+}
+
+// An Appender is a Codec that can also encode into a buffer of the caller's,
+// which saves an allocation and a copy for every packet. It is optional.
+type Appender interface {
+	// AppendMarshal appends v's encoding to dst and returns the longer slice.
+	// After an error the bytes behind len(dst) are unspecified.
+	AppendMarshal(dst []byte, v interface{}) ([]byte, error)
+}
+
+// ErrUnknown is what errors.Is finds in the error for an id or a name that is
+// not registered.
+var ErrUnknown = errors.New("unknown codec")
+
+var registry struct {
+	mu     sync.Mutex // serializes writers
+	byId   [256]atomic.Pointer[Codec]
+	byName atomic.Pointer[map[string]Codec]
+}
+
+func init() {
+	Reg(jsonCodec{})
+	Reg(protobufCodec{})
+	Reg(stringCodec{})
+}
+
+// Reg registers a codec for the whole process. It panics when the id is 0, the
+// name is empty, or either is taken, because two peers that disagree about an
+// id could not talk. It is safe for concurrent use.
+func Reg(c Codec) {
+	if c == nil {
+		panic("codec: Reg of a nil Codec.")
+	}
+	if c.Id() == 0 {
+		panic(fmt.Sprintf("codec: Reg of %q with id 0; 0 is never a codec.", c.Name()))
+	}
+	if c.Name() == "" {
+		panic(fmt.Sprintf("codec: Reg of a codec with id %d and no name.", c.Id()))
+	}
+	registry.mu.Lock()
+	defer registry.mu.Unlock()
+	if other := registry.byId[c.Id()].Load(); other != nil {
+		panic(fmt.Sprintf("codec: Reg of %q: id %d already belongs to codec %q.", c.Name(), c.Id(), (*other).Name()))
+	}
+	names := make(map[string]Codec)
+	if old := registry.byName.Load(); old != nil {
+		for name, other := range *old {
+			if name == c.Name() {
+				panic(fmt.Sprintf("codec: Reg of id %d: the name %q already belongs to the codec with id %d.", c.Id(), name, other.Id()))
+			}
+			names[name] = other
+		}
+	}
+	names[c.Name()] = c
+	registry.byName.Store(&names)
+	registry.byId[c.Id()].Store(&c)
+}
+
+// GetById returns the codec with the wire id, or an error that wraps
+// [ErrUnknown]. It takes no lock.
+func GetById(id byte) (Codec, error) {
+	if c := registry.byId[id].Load(); c != nil {
+		return *c, nil
+	}
+	return nil, fmt.Errorf("%w: id %d (%q)", ErrUnknown, id, rune(id))
+}
+
+// GetByName returns the codec with the name, or an error that wraps
+// [ErrUnknown]. It takes no lock.
+func GetByName(name string) (Codec, error) {
+	if c, ok := (*registry.byName.Load())[name]; ok {
+		return c, nil
+	}
+	return nil, fmt.Errorf("%w: name %q", ErrUnknown, name)
+}
+
+// Append appends v's encoding to dst. On an error, a panic of the codec or of
+// v's own methods included, it returns dst as it was.
+func Append(c Codec, dst []byte, v interface{}) (out []byte, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			out, err = dst, fmt.Errorf("codec %s: encoding %T panicked: %v", c.Name(), v, p)
+		}
+	}()
+	if a, ok := c.(Appender); ok {
+		out, err = a.AppendMarshal(dst, v)
+	} else {
+		var b []byte
+		if b, err = c.Marshal(v); err == nil {
+			out = append(dst, b...)
+		}
+	}
+	if err != nil {
+		return dst, fmt.Errorf("codec %s: encoding %T: %w", c.Name(), v, err)
+	}
+	return out, nil
+}
+
+// Decode decodes data into v with c. A panic of the codec or of v's own methods
+// becomes an error: data may come from a stranger.
+func Decode(c Codec, data []byte, v interface{}) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("codec %s: decoding into %T panicked: %v", c.Name(), v, p)
+		}
+	}()
+	if err := c.Unmarshal(data, v); err != nil {
+		return fmt.Errorf("codec %s: decoding into %T: %w", c.Name(), v, err)
+	}
+	return nil
+}

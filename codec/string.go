@@ -1,0 +1,86 @@
+package codec
+
+import (
+	"errors"
+	"reflect"
+)
+
+// Name and wire id of the string codec.
+const (
+	NameString = "string"
+	IdString   = 's'
+)
+
+// stringCodec carries text or bytes as they are. It encodes string, []byte,
+// types made of them, and pointers to either; it decodes into pointers to them
+// and into *interface{}, which then holds a string.
+type stringCodec struct{}
+
+var errNotString = errors.New("not a string, a []byte or a pointer to one")
+
+func (stringCodec) Id() byte     { return IdString }
+func (stringCodec) Name() string { return NameString }
+
+func (c stringCodec) Marshal(v interface{}) ([]byte, error) {
+	return c.AppendMarshal(nil, v)
+}
+
+func (stringCodec) AppendMarshal(dst []byte, v interface{}) ([]byte, error) {
+	switch s := v.(type) {
+	case string:
+		return append(dst, s...), nil
+	case []byte:
+		return append(dst, s...), nil
+	}
+	rv := reflect.ValueOf(v)
+	if rv.Kind() == reflect.Pointer && !rv.IsNil() {
+		rv = rv.Elem()
+		if rv.Kind() == reflect.Interface {
+			rv = rv.Elem()
+		}
+	}
+	switch {
+	case rv.Kind() == reflect.String:
+		return append(dst, rv.String()...), nil
+	case isBytes(rv):
+		return append(dst, rv.Bytes()...), nil
+	}
+	return dst, errNotString
+}
+
+func (stringCodec) Unmarshal(data []byte, v interface{}) error {
+	switch p := v.(type) {
+	case *string:
+		if p != nil {
+			*p = string(data)
+			return nil
+		}
+	case *[]byte:
+		if p != nil {
+			*p = append((*p)[:0:0], data...)
+			return nil
+		}
+	case *interface{}:
+		if p != nil {
+			*p = string(data)
+			return nil
+		}
+	}
+	rv := reflect.ValueOf(v)
+	if rv.Kind() != reflect.Pointer || rv.IsNil() {
+		return errNotString
+	}
+	switch rv = rv.Elem(); {
+	case rv.Kind() == reflect.String:
+		rv.SetString(string(data))
+		return nil
+	case isBytes(rv):
+		rv.SetBytes(append([]byte(nil), data...))
+		return nil
+	}
+	return errNotString
+}
+
+func isBytes(v reflect.Value) bool {
+	return v.Kind() == reflect.Slice && v.Type().Elem().Kind() == reflect.Uint8
+}

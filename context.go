@@ -1,0 +1,333 @@
+package tp
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/henrylee2cn/goutil"
+
+	"github.com/henrylee2cn/teleport/codec"
+	"github.com/henrylee2cn/teleport/internal/bufpool"
+	"github.com/henrylee2cn/teleport/packet"
+)
+
+// Ctx is what every hook and handler knows about its packet. It is one call's
+// own and stays valid as long as it is held.
+type Ctx interface {
+	// Peer is the local peer.
+	Peer() *Peer
+	// Session is the session that the packet came or goes by.
+	Session() *Session
+	// Ip is the other side's address and port.
+	Ip() string
+	// Public holds values that hooks and the handler of one call share: at first
+	// a copy of the session's. A reply shares its pull's.
+	Public() goutil.Map
+}
+
+// ReadCtx is what hooks see of a packet that is read.
+type ReadCtx interface {
+	Ctx
+	// Input is the packet as far as it has been read: the header from
+	// PostReadHeader on, the body from PostReadBody on. Until the handler runs
+	// hooks may change it.
+	Input() *packet.Packet
+}
+
+// WriteCtx is what hooks see of a packet that is sent.
+type WriteCtx interface {
+	Ctx
+	// Output is the packet. Before it is encoded hooks may change it; its lengths
+	// are set after that.
+	Output() *packet.Packet
+}
+
+// PushCtx is what a push handler knows. A push controller embeds it.
+type PushCtx interface {
+	Ctx
+	// Uri is the packet's URI: the path, and ?query if there was one.
+	Uri() string
+	// Path is the URI's path, unescaped.
+	Path() string
+	// Query is the URI's query; pairs that are malformed are left out. The map is
+	// the call's own.
+	Query() url.Values
+}
+
+// PullCtx is what a pull handler knows. A pull controller embeds it.
+type PullCtx interface {
+	PushCtx
+	// SetBodyCodec chooses the codec of the reply's body; without it the reply
+	// has the pull's codec.
+	SetBodyCodec(name string)
+	// SetGzip chooses the compression of the reply's body, see [WithGzip];
+	// without it the reply has the pull's.
+	SetGzip(level int)
+}
+
+// UnknownPushCtx is what a handler of unknown pushes knows.
+type UnknownPushCtx interface {
+	PushCtx
+	// Input is the packet. Its body is nil until Unmarshal assigns it.
+	Input() *packet.Packet
+	// Unmarshal decodes b, a raw body with its codec id first, as the handler got
+	// it, into v, and returns the codec's name. With true v also becomes the
+	// input's body, so that the log shows it decoded.
+	Unmarshal(b []byte, v interface{}, assignToInput ...bool) (codecName string, err error)
+}
+
+// UnknownPullCtx is what a handler of unknown pulls knows.
+type UnknownPullCtx interface {
+	PullCtx
+	// Input is the packet. Its body is nil until Unmarshal assigns it.
+	Input() *packet.Packet
+	// Unmarshal decodes b, a raw body with its codec id first, as the handler got
+	// it, into v, and returns the codec's name. With true v also becomes the
+	// input's body, so that the log shows it decoded.
+	Unmarshal(b []byte, v interface{}, assignToInput ...bool) (codecName string, err error)
+}
+
+// packetCtx is one packet received, with the reply to it, or one packet sent. It
+// implements all the contexts and is never reused.
+type packetCtx struct {
+	sess   *Session
+	in     packet.Packet
+	inHdr  packet.Header
+	out    packet.Packet
+	outHdr packet.Header
+
+	handler  *Handler
+	path     string
+	rawQuery string
+	body     *bufpool.Buffer // the raw body; nil for unknown handlers
+	raw      []byte          // the raw body of an unknown handler
+	start    time.Time       // zero unless it is measured
+
+	mu     sync.Mutex // guards the fields below
+	public goutil.Map
+	query  url.Values
+	// sealed: the handler has returned, settings come too late.
+	sealed bool
+}
+
+func newReadCtx(s *Session) *packetCtx {
+	c := &packetCtx{sess: s}
+	c.in.Header = &c.inHdr
+	return c
+}
+
+// setOutput fills in a packet of this side's own: the peer's defaults, then the
+// call's settings.
+func (c *packetCtx) setOutput(typ int32, uri string, body interface{}, settings []PacketSetting) {
+	cfg := &c.sess.peer.cfg
+	c.outHdr = packet.Header{Type: typ, Uri: uri, Gzip: int32(cfg.DefaultBodyGzipLevel)}
+	c.out = packet.Packet{
+		HeaderCodec: cfg.DefaultHeaderCodec,
+		BodyCodec:   cfg.DefaultBodyCodec,
+		Header:      &c.outHdr,
+		Body:        body,
+	}
+	applySettings(&c.out, settings)
+}
+
+func (c *packetCtx) Peer() *Peer            { return c.sess.peer }
+func (c *packetCtx) Session() *Session      { return c.sess }
+func (c *packetCtx) Ip() string             { return c.sess.RemoteIp() }
+func (c *packetCtx) Input() *packet.Packet  { return &c.in }
+func (c *packetCtx) Output() *packet.Packet { return &c.out }
+func (c *packetCtx) Uri() string            { return c.inHdr.Uri }
+func (c *packetCtx) Path() string           { return c.path }
+
+func (c *packetCtx) Public() goutil.Map {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.public == nil {
+		c.public = c.sess.copyPublic()
+	}
+	return c.public
+}
+
+func (c *packetCtx) Query() url.Values {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.query == nil {
+		c.query, _ = url.ParseQuery(c.rawQuery)
+	}
+	return c.query
+}
+
+func (c *packetCtx) SetBodyCodec(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.sealed {
+		c.out.BodyCodec = name
+	}
+}
+
+func (c *packetCtx) SetGzip(level int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.sealed {
+		c.outHdr.Gzip = int32(level)
+	}
+}
+
+func (c *packetCtx) Unmarshal(b []byte, v interface{}, assignToInput ...bool) (string, error) {
+	name, err := packet.DecodeBody(b, c.inHdr.Gzip, v, c.sess.sock.Limits())
+	if err == nil && len(assignToInput) > 0 && assignToInput[0] {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if !c.sealed {
+			c.in.Body = v
+		}
+	}
+	return name, err
+}
+
+// handle runs the rest of a pull or a push after its body has arrived: hooks,
+// decoding, handler, reply. It is the top of a goroutine.
+func (c *packetCtx) handle() {
+	defer c.sess.handlerDone()
+	pull := c.handler.pull
+	if pull {
+		c.prepareReply()
+	}
+	reply, x := c.process()
+	bufpool.Put(c.body)
+	c.body = nil
+	if pull {
+		c.reply(reply, x)
+	} else if x != nil {
+		Warnf("push %s from %s: %s", quote(c.inHdr.Uri), c.Ip(), quote(x.Error()))
+	}
+	c.logHandled(x)
+}
+
+// process ends with the reply's body or with why there is none.
+func (c *packetCtx) process() (interface{}, Xerror) {
+	h := c.handler
+	if err := h.chain.preReadBody.run(c); err != nil {
+		return nil, err.xerror()
+	}
+	var arg interface{} = &c.raw
+	if !h.unknown {
+		arg = h.newArg()
+		if x := c.decode(c.body.B, arg); x != nil {
+			return nil, x
+		}
+		c.in.Body = arg
+	}
+	if err := h.chain.postReadBody.run(c); err != nil {
+		return nil, err.xerror()
+	}
+	return c.callHandler(arg)
+}
+
+// decode decodes a raw body; no body leaves v as it is.
+func (c *packetCtx) decode(raw []byte, v interface{}) Xerror {
+	if _, err := packet.DecodeBody(raw, c.inHdr.Gzip, v, c.sess.sock.Limits()); err != nil {
+		return bodyXerror(err)
+	}
+	return nil
+}
+
+// callHandler runs the user's function; its panic becomes a 500 whose cause
+// stays here.
+func (c *packetCtx) callHandler(arg interface{}) (reply interface{}, x Xerror) {
+	defer func() {
+		if p := recover(); p != nil {
+			Errorf("handler of %s: panic: %v\n%s", c.handler.path, p, debug.Stack())
+			reply, x = nil, newXerror(StatusInternalServerError, "", fmt.Errorf("panic: %v", p))
+		}
+	}()
+	return c.handler.call(c, arg)
+}
+
+// prepareReply fills in what a reply has from its pull.
+func (c *packetCtx) prepareReply() {
+	c.outHdr.Id = c.inHdr.Id
+	c.outHdr.Type = packet.TypeReply
+	if packet.CheckGzip(c.inHdr.Gzip) == nil {
+		c.outHdr.Gzip = c.inHdr.Gzip
+	}
+	c.out = packet.Packet{Header: &c.outHdr, HeaderCodec: c.in.HeaderCodec, BodyCodec: c.in.BodyCodec}
+	if c.out.BodyCodec == "" {
+		c.out.BodyCodec = c.sess.peer.cfg.DefaultBodyCodec
+	}
+}
+
+// reply sends the one reply to a pull. It always sends something, unless the
+// connection has failed.
+func (c *packetCtx) reply(body interface{}, x Xerror) {
+	c.mu.Lock()
+	c.sealed = true
+	c.mu.Unlock()
+	c.setReply(body, x)
+	chain := c.replyChain()
+	if err := chain.preWriteReply.run(c); err != nil {
+		Warnf("reply to %s: %v", quote(c.inHdr.Uri), err)
+		c.setReply(nil, err.xerror())
+	}
+	c.out.Header = &c.outHdr
+	c.outHdr.Id, c.outHdr.Type = c.inHdr.Id, packet.TypeReply // whatever hooks made of it
+	err := c.sess.write(&c.out)
+	if err != nil && !isWriteError(err) {
+		Errorf("reply to %s: %v", quote(c.inHdr.Uri), err)
+		c.out.HeaderCodec = c.in.HeaderCodec
+		c.setReply(nil, newXerror(StatusInternalServerError, "the reply could not be encoded", err))
+		err = c.sess.write(&c.out)
+	}
+	if err != nil {
+		Debugf("reply to %s: %v", quote(c.inHdr.Uri), err)
+		return
+	}
+	if err := chain.postWriteReply.run(c); err != nil {
+		Warnf("reply to %s: %v", quote(c.inHdr.Uri), err)
+	}
+}
+
+func (c *packetCtx) replyChain() *pluginChain {
+	if c.handler != nil {
+		return c.handler.chain
+	}
+	return c.sess.peer.chain
+}
+
+// setReply sets the reply's status and body. An error has no body, and a code
+// that stands for something local to this side is translated.
+func (c *packetCtx) setReply(body interface{}, x Xerror) {
+	c.out.Body = body
+	c.outHdr.StatusCode, c.outHdr.Status = StatusOK, ""
+	if x != nil {
+		c.out.Body = nil
+		c.outHdr.Gzip = 0
+		c.outHdr.StatusCode, c.outHdr.Status = sentStatus(x)
+	}
+}
+
+// sentStatus is what an error of a handler looks like on the wire.
+func sentStatus(x Xerror) (int32, string) {
+	code, text := x.Code(), x.Text()
+	switch {
+	case code == StatusOK: // an error must not look like success
+		code = StatusInternalServerError
+	case code >= 100 && code < StatusOK: // of this side's own upstream
+		code = StatusBadGateway
+	}
+	return code, clipStatus(text)
+}
+
+// bodyXerror classifies an error of reading or decoding a body.
+func bodyXerror(err error) Xerror {
+	switch {
+	case errors.Is(err, codec.ErrUnknown):
+		return newXerror(StatusUnsupportedCodec, err.Error(), err)
+	case errors.Is(err, packet.ErrTooLarge):
+		return newXerror(StatusTooLarge, err.Error(), err)
+	}
+	return newXerror(StatusBadRequest, err.Error(), err)
+}

@@ -1,0 +1,129 @@
+package tp
+
+import (
+	"os"
+	"os/signal"
+	"sync"
+	"time"
+)
+
+// defaultShutdownTimeout holds until SetShutdown is called.
+const defaultShutdownTimeout = 30 * time.Second
+
+// grace is the process-wide state: the peers that have connections or listeners,
+// and how they are to be shut down.
+var grace = struct {
+	mu            sync.Mutex // guards the fields below
+	peers         map[*Peer]struct{}
+	timeout       time.Duration
+	firstSweep    func() error
+	beforeExiting func() error
+	// exiting is made by the Shutdown that ends the process. It is closed when
+	// that has returned, which only tests see.
+	exiting chan struct{}
+}{timeout: defaultShutdownTimeout}
+
+// osExit ends the process; tests put something else here.
+var osExit = os.Exit
+
+func exitProcess(code int) { osExit(code) }
+
+// SetShutdown says how [Shutdown] and [GraceSignal] end the process: how long
+// they wait for all peers to drain, taken as it is, with a negative value for no
+// limit and zero for no waiting; what runs before that; and what runs after it,
+// before the process exits. Either function may be nil. Without SetShutdown the
+// timeout is 30 s.
+func SetShutdown(timeout time.Duration, firstSweep, beforeExiting func() error) {
+	grace.mu.Lock()
+	defer grace.mu.Unlock()
+	grace.timeout, grace.firstSweep, grace.beforeExiting = timeout, firstSweep, beforeExiting
+}
+
+// Shutdown drains every peer of the process with [Peer.Shutdown] and then ends
+// the process: with exit code 0, or 1 if something was abandoned or one of the
+// functions of [SetShutdown] failed. A timeout given here replaces that of
+// SetShutdown. It does not return; a second call waits for the first.
+func Shutdown(timeout ...time.Duration) {
+	grace.mu.Lock()
+	if grace.exiting != nil {
+		grace.mu.Unlock()
+		waitForExit()
+		return
+	}
+	exiting := make(chan struct{})
+	defer close(exiting)
+	grace.exiting = exiting
+	limit, firstSweep, beforeExiting := grace.timeout, grace.firstSweep, grace.beforeExiting
+	peers := make([]*Peer, 0, len(grace.peers))
+	for p := range grace.peers {
+		peers = append(peers, p)
+	}
+	grace.mu.Unlock()
+	if len(timeout) > 0 {
+		limit = timeout[0]
+	}
+	Infof("shutting down %d peers", len(peers))
+	code := 0
+	check := func(what string, err error) {
+		if err != nil {
+			Errorf("%s: %v", what, err)
+			code = 1
+		}
+	}
+	if firstSweep != nil {
+		check("shutdown: first sweep", firstSweep())
+	}
+	check("shutdown", shutdownAll(peers, limit))
+	if beforeExiting != nil {
+		check("shutdown: before exiting", beforeExiting())
+	}
+	if code == 0 {
+		Infof("shut down")
+	}
+	exitProcess(code)
+}
+
+// waitForExit holds the caller while a [Shutdown] is about to end the process,
+// so that a main function whose Listen returns does not end it sooner.
+func waitForExit() {
+	grace.mu.Lock()
+	exiting := grace.exiting
+	grace.mu.Unlock()
+	if exiting != nil {
+		<-exiting
+	}
+}
+
+// GraceSignal waits for SIGINT or SIGTERM and then calls [Shutdown]; a second
+// signal ends the process at once with exit code 1. It is usually started as
+// go tp.GraceSignal(), first thing in main.
+func GraceSignal() {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, graceSignals...)
+	defer signal.Stop(signals)
+	sig := <-signals
+	Infof("received %v", sig)
+	go Shutdown()
+	sig = <-signals
+	Errorf("received %v again: exiting without waiting", sig)
+	exitProcess(1)
+}
+
+// register makes the peer known to Shutdown, until Close.
+func (p *Peer) register() {
+	grace.mu.Lock()
+	defer grace.mu.Unlock()
+	if p.draining() {
+		return
+	}
+	if grace.peers == nil {
+		grace.peers = make(map[*Peer]struct{})
+	}
+	grace.peers[p] = struct{}{}
+}
+
+func (p *Peer) unregister() {
+	grace.mu.Lock()
+	defer grace.mu.Unlock()
+	delete(grace.peers, p)
+}

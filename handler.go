@@ -1,0 +1,184 @@
+package tp
+
+import (
+	"fmt"
+	"path"
+	"reflect"
+	"unsafe"
+
+	"github.com/henrylee2cn/goutil"
+)
+
+// Handler is one registered route, as PostReg hooks see it. Its methods are safe
+// for concurrent use.
+type Handler struct {
+	path      string
+	pull      bool
+	unknown   bool
+	argType   reflect.Type
+	replyType reflect.Type
+	chain     *pluginChain
+
+	// newArg returns a pointer to a fresh argument.
+	newArg func() interface{}
+	// call runs the user's function; arg came from newArg.
+	call func(c *packetCtx, arg interface{}) (interface{}, Xerror)
+}
+
+// Name returns the route's path; an unknown handler's is its group's, followed
+// by "/*".
+func (h *Handler) Name() string { return h.path }
+
+// IsPull reports whether the route answers pulls.
+func (h *Handler) IsPull() bool { return h.pull }
+
+// IsPush reports whether the route takes pushes.
+func (h *Handler) IsPush() bool { return !h.pull }
+
+// IsUnknown reports whether it handles the URIs that nothing else does.
+func (h *Handler) IsUnknown() bool { return h.unknown }
+
+// ArgType returns the type that bodies are decoded into, without the pointer;
+// nil for an unknown handler.
+func (h *Handler) ArgType() reflect.Type { return h.argType }
+
+// ReplyType returns the type of replies; nil for a push and an unknown handler.
+func (h *Handler) ReplyType() reflect.Type { return h.replyType }
+
+var (
+	typePullCtx = reflect.TypeFor[PullCtx]()
+	typePushCtx = reflect.TypeFor[PushCtx]()
+	typeXerror  = reflect.TypeFor[Xerror]()
+)
+
+// controllerHandlers makes the routes of a controller. It panics with a sentence
+// that names what does not fit.
+func controllerHandlers(prefix string, ctrl interface{}, pull bool, chain *pluginChain) []*Handler {
+	ctxType, ctxName := typePushCtx, "tp.PushCtx"
+	if pull {
+		ctxType, ctxName = typePullCtx, "tp.PullCtx"
+	}
+	ptr := reflect.TypeOf(ctrl)
+	if ptr == nil || ptr.Kind() != reflect.Pointer || ptr.Elem().Kind() != reflect.Struct || reflect.ValueOf(ctrl).IsNil() {
+		panic(fmt.Sprintf("tp: Reg(%T): a controller is a non-nil pointer to a struct that embeds %s.", ctrl, ctxName))
+	}
+	elem := ptr.Elem()
+	if elem.Name() == "" {
+		panic(fmt.Sprintf("tp: Reg(%T): the controller's type has no name to make a path of.", ctrl))
+	}
+	offset, ok := embeddedOffset(elem, ctxType)
+	if !ok {
+		panic(fmt.Sprintf("tp: Reg(%T): the struct must embed %s, as a field without a name, directly or in an embedded struct.", ctrl, ctxName))
+	}
+	// Each call gets a copy of the controller as it is now, so that what the
+	// program put into its fields is there and no call sees another's changes.
+	proto := reflect.New(elem)
+	proto.Elem().Set(reflect.ValueOf(ctrl).Elem())
+
+	var handlers []*Handler
+	for i := range ptr.NumMethod() {
+		m := ptr.Method(i)
+		if promoted(m, ctxType) {
+			continue
+		}
+		handlers = append(handlers, methodHandler(prefix, ptr, proto, m, offset, pull, chain))
+	}
+	if len(handlers) == 0 {
+		panic(fmt.Sprintf("tp: Reg(%T): the controller has no exported method to serve.", ctrl))
+	}
+	return handlers
+}
+
+// embeddedOffset finds where in t the interface ctx is embedded, in t itself or
+// in structs embedded in it.
+func embeddedOffset(t, ctx reflect.Type) (uintptr, bool) {
+	for i := range t.NumField() {
+		f := t.Field(i)
+		if !f.Anonymous {
+			continue
+		}
+		if f.Type == ctx {
+			return f.Offset, true
+		}
+		if f.Type.Kind() == reflect.Struct {
+			if off, ok := embeddedOffset(f.Type, ctx); ok {
+				return f.Offset + off, true
+			}
+		}
+	}
+	return 0, false
+}
+
+// promoted reports whether the method is the embedded context's own.
+func promoted(m reflect.Method, ctx reflect.Type) bool {
+	own, ok := ctx.MethodByName(m.Name)
+	if !ok || own.Type.NumIn() != m.Type.NumIn()-1 || own.Type.NumOut() != m.Type.NumOut() {
+		return false
+	}
+	for i := range own.Type.NumIn() {
+		if own.Type.In(i) != m.Type.In(i+1) {
+			return false
+		}
+	}
+	for i := range own.Type.NumOut() {
+		if own.Type.Out(i) != m.Type.Out(i) {
+			return false
+		}
+	}
+	return true
+}
+
+func methodHandler(prefix string, ptr reflect.Type, proto reflect.Value, m reflect.Method, offset uintptr, pull bool, chain *pluginChain) *Handler {
+	want := "func(*Args)"
+	if pull {
+		want = "func(*Args) (Reply, tp.Xerror)"
+	}
+	misfit := func(what string) {
+		panic(fmt.Sprintf("tp: Reg(%v): method %s %s; expected %s.", ptr, m.Name, what, want))
+	}
+	t := m.Type
+	if t.NumIn() != 2 || t.In(1).Kind() != reflect.Pointer || t.IsVariadic() {
+		misfit(fmt.Sprintf("has the type %v, which does not take exactly one pointer", t))
+	}
+	if !goutil.IsExportedOrBuiltinType(t.In(1)) {
+		misfit(fmt.Sprintf("takes %v, a type that is not exported", t.In(1)))
+	}
+	h := &Handler{
+		path:    path.Join("/", prefix, goutil.SnakeString(ptr.Elem().Name()), goutil.SnakeString(m.Name)),
+		pull:    pull,
+		argType: t.In(1).Elem(),
+		chain:   chain,
+	}
+	if pull {
+		if t.NumOut() != 2 || t.Out(1) != typeXerror {
+			misfit(fmt.Sprintf("has the type %v, which does not return a reply and a tp.Xerror", t))
+		}
+		if !goutil.IsExportedOrBuiltinType(t.Out(0)) {
+			misfit(fmt.Sprintf("returns %v, a type that is not exported", t.Out(0)))
+		}
+		h.replyType = t.Out(0)
+	} else if t.NumOut() != 0 {
+		misfit(fmt.Sprintf("has the type %v, which returns something", t))
+	}
+	h.newArg = func() interface{} { return reflect.New(h.argType).Interface() }
+	fn, elem := m.Func, ptr.Elem()
+	h.call = func(c *packetCtx, arg interface{}) (interface{}, Xerror) {
+		ctrl := reflect.New(elem)
+		ctrl.Elem().Set(proto.Elem())
+		// The embedded field is exported or not, but it is ours to set: an
+		// interface of the type that embeddedOffset found at this offset.
+		at := unsafe.Add(ctrl.UnsafePointer(), offset)
+		if pull {
+			*(*PullCtx)(at) = c
+		} else {
+			*(*PushCtx)(at) = c
+		}
+		out := fn.Call([]reflect.Value{ctrl, reflect.ValueOf(arg)})
+		if !pull {
+			return nil, nil
+		}
+		x, _ := out[1].Interface().(Xerror)
+		return out[0].Interface(), x
+	}
+	return h
+}

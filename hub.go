@@ -1,0 +1,143 @@
+package tp
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+)
+
+// ErrIdTaken is what errors.Is finds when a session id belongs to another live
+// session.
+var ErrIdTaken = errors.New("tp: the session id is taken")
+
+// hub holds the live sessions of a peer by id. A session is in it from before
+// its hooks run until it closes, so that an id has one owner at any time.
+type hub struct {
+	mu   sync.RWMutex // guards the fields below and every session's id
+	byId map[string]*Session
+	// leaving holds closed sessions whose handlers still run.
+	leaving map[*Session]struct{}
+	closed  bool
+	serial  int
+}
+
+// add takes s in under its own id if given, and otherwise under one made of its
+// address: the address itself, or if that is empty or taken, with "#" and a
+// number behind it.
+func (h *hub) add(s *Session, id string, given bool) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return ErrPeerClosed
+	}
+	if h.byId == nil {
+		h.byId = make(map[string]*Session)
+	}
+	if given {
+		if id == "" {
+			return errors.New("tp: a session id is empty")
+		}
+		if h.byId[id] != nil {
+			return fmt.Errorf("%w: %q", ErrIdTaken, id)
+		}
+	} else if base := id; base == "" || h.byId[id] != nil {
+		for h.byId[id] != nil || id == base {
+			h.serial++
+			id = base + "#" + strconv.Itoa(h.serial)
+		}
+	}
+	h.byId[id] = s
+	s.id.Store(&id)
+	return nil
+}
+
+// rename gives s another id. If that belongs to another session, it is an error,
+// or with replace the other session is returned, out of the hub.
+func (h *hub) rename(s *Session, id string, replace bool) (*Session, error) {
+	if id == "" {
+		return nil, errors.New("tp: a session id is empty")
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	old := *s.id.Load()
+	if h.byId[old] != s {
+		return nil, fmt.Errorf("tp: session %q is closed", old)
+	}
+	other := h.byId[id]
+	if other == s {
+		return nil, nil
+	}
+	if other != nil && !replace {
+		return nil, fmt.Errorf("%w: %q", ErrIdTaken, id)
+	}
+	delete(h.byId, old)
+	h.byId[id] = s
+	s.id.Store(&id)
+	return other, nil
+}
+
+// remove takes s, which is closed, out, if it is still in.
+func (h *hub) remove(s *Session) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if id := *s.id.Load(); h.byId[id] == s {
+		delete(h.byId, id)
+	}
+	// The last handler to end looks at ended, set before this, after it has
+	// counted itself out: if it is not seen here it comes to left.
+	if s.running.Load() > 0 {
+		if h.leaving == nil {
+			h.leaving = make(map[*Session]struct{})
+		}
+		h.leaving[s] = struct{}{}
+	}
+}
+
+// left forgets a closed session whose last handler has ended.
+func (h *hub) left(s *Session) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if s.running.Load() == 0 {
+		delete(h.leaving, s)
+	}
+}
+
+// busy counts the handlers and the pulls in flight.
+func (h *hub) busy() (handlers, pulls int) {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	for _, s := range h.byId {
+		handlers += int(s.running.Load())
+		pulls += s.pulls.len()
+	}
+	for s := range h.leaving {
+		handlers += int(s.running.Load())
+	}
+	return handlers, pulls
+}
+
+func (h *hub) get(id string) *Session {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	return h.byId[id]
+}
+
+// all returns the sessions that were live at one moment.
+func (h *hub) all() []*Session {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	list := make([]*Session, 0, len(h.byId))
+	for _, s := range h.byId {
+		list = append(list, s)
+	}
+	return list
+}
+
+// close refuses newcomers from now on and returns who is in.
+func (h *hub) close() []*Session {
+	h.mu.Lock()
+	h.closed = true
+	h.mu.Unlock()
+	return h.all()
+}

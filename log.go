@@ -1,0 +1,171 @@
+package tp
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Log levels, on the scale of log/slog.
+const (
+	LevelTrace    = slog.Level(-8)
+	LevelDebug    = slog.LevelDebug
+	LevelInfo     = slog.LevelInfo
+	LevelNotice   = slog.Level(2)
+	LevelWarn     = slog.LevelWarn
+	LevelError    = slog.LevelError
+	LevelCritical = slog.Level(12)
+	// LevelOff is above every level.
+	LevelOff = slog.Level(1 << 20)
+)
+
+// Logger takes what the package and Infof and its kin log. Every slog.Handler is
+// one. Both methods are called from many goroutines at once.
+type Logger interface {
+	// Enabled reports whether a message of the level would be used.
+	Enabled(ctx context.Context, level slog.Level) bool
+	// Handle takes one message. Its error is ignored.
+	Handle(ctx context.Context, r slog.Record) error
+}
+
+var (
+	logLevel  atomic.Int64 // slog.Level; zero is LevelInfo
+	logTarget atomic.Pointer[Logger]
+)
+
+func init() { SetLogger(nil) }
+
+// SetLogger sends all further messages of the process to l, for example to a
+// slog.NewJSONHandler. Nil restores the default, which prints lines for people
+// to standard error, in colour on a terminal unless NO_COLOR is set. The level
+// of [SetLogLevel] still applies before l is asked.
+func SetLogger(l Logger) {
+	if l == nil {
+		l = newTextLogger(os.Stderr)
+	}
+	logTarget.Store(&l)
+}
+
+// SetLogLevel drops messages below the level; the default is LevelInfo.
+func SetLogLevel(level slog.Level) { logLevel.Store(int64(level)) }
+
+// LogLevel returns the level below which messages are dropped.
+func LogLevel() slog.Level { return slog.Level(logLevel.Load()) }
+
+func logEnabled(level slog.Level) bool {
+	return level >= LogLevel() && (*logTarget.Load()).Enabled(context.Background(), level)
+}
+
+func logf(level slog.Level, format string, args ...interface{}) {
+	if logEnabled(level) {
+		logAlways(level, fmt.Sprintf(format, args...))
+	}
+}
+
+func logAlways(level slog.Level, msg string) {
+	r := slog.NewRecord(time.Now(), level, msg, 0)
+	_ = (*logTarget.Load()).Handle(context.Background(), r)
+}
+
+// Tracef logs at LevelTrace.
+func Tracef(format string, args ...interface{}) { logf(LevelTrace, format, args...) }
+
+// Debugf logs at LevelDebug.
+func Debugf(format string, args ...interface{}) { logf(LevelDebug, format, args...) }
+
+// Infof logs at LevelInfo.
+func Infof(format string, args ...interface{}) { logf(LevelInfo, format, args...) }
+
+// Noticef logs at LevelNotice.
+func Noticef(format string, args ...interface{}) { logf(LevelNotice, format, args...) }
+
+// Warnf logs at LevelWarn.
+func Warnf(format string, args ...interface{}) { logf(LevelWarn, format, args...) }
+
+// Errorf logs at LevelError.
+func Errorf(format string, args ...interface{}) { logf(LevelError, format, args...) }
+
+// Criticalf logs at LevelCritical.
+func Criticalf(format string, args ...interface{}) { logf(LevelCritical, format, args...) }
+
+// Printf logs whatever the level is.
+func Printf(format string, args ...interface{}) {
+	logAlways(LevelInfo, fmt.Sprintf(format, args...))
+}
+
+// Panicf logs at LevelCritical, then panics with the message.
+func Panicf(format string, args ...interface{}) {
+	msg := fmt.Sprintf(format, args...)
+	logf(LevelCritical, "%s", msg)
+	panic(msg)
+}
+
+// Fatalf logs at LevelCritical, then ends the process with exit code 1.
+func Fatalf(format string, args ...interface{}) {
+	logf(LevelCritical, format, args...)
+	exitProcess(1)
+}
+
+// textLogger prints a line a message: time, level, the message as it was
+// written.
+type textLogger struct {
+	mu     sync.Mutex // one message at a time
+	out    io.Writer
+	colour bool
+}
+
+func newTextLogger(out *os.File) *textLogger {
+	l := &textLogger{out: out}
+	if fi, err := out.Stat(); err == nil && fi.Mode()&os.ModeCharDevice != 0 && os.Getenv("NO_COLOR") == "" {
+		l.colour = true
+	}
+	return l
+}
+
+func (l *textLogger) Enabled(context.Context, slog.Level) bool { return true }
+
+func (l *textLogger) Handle(_ context.Context, r slog.Record) error {
+	name, colour := levelName(r.Level)
+	var b strings.Builder
+	b.WriteString(r.Time.Format("2006-01-02 15:04:05.000 "))
+	if l.colour {
+		fmt.Fprintf(&b, "\x1b[%dm[%s]\x1b[0m ", colour, name)
+	} else {
+		fmt.Fprintf(&b, "[%s] ", name)
+	}
+	b.WriteString(strings.TrimRight(r.Message, "\n"))
+	r.Attrs(func(a slog.Attr) bool {
+		b.WriteString(" " + a.String())
+		return true
+	})
+	b.WriteByte('\n')
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, err := io.WriteString(l.out, b.String())
+	return err
+}
+
+// levelName returns the level's name and its colour as a terminal's code.
+func levelName(level slog.Level) (string, int) {
+	switch {
+	case level < LevelDebug:
+		return "TRACE", 90
+	case level < LevelInfo:
+		return "DEBUG", 36
+	case level < LevelNotice:
+		return "INFO", 32
+	case level < LevelWarn:
+		return "NOTICE", 34
+	case level < LevelError:
+		return "WARN", 33
+	case level < LevelCritical:
+		return "ERROR", 31
+	}
+	return "CRITICAL", 35
+}

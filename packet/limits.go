@@ -1,0 +1,76 @@
+package packet
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+)
+
+// Default limits, in bytes.
+const (
+	DefaultMaxHeader = 64 << 10
+	DefaultMaxBody   = 16 << 20
+)
+
+// Errors that errors.Is finds in what this package returns.
+var (
+	// ErrHeader: the frame cannot be followed, because a length is impossible or
+	// the header does not decode. The connection is of no further use.
+	ErrHeader = errors.New("bad header")
+	// ErrTooLarge: a header or body exceeds its limit.
+	ErrTooLarge = errors.New("too large")
+	// ErrGzip: the level is none, or the stream is broken.
+	ErrGzip = errors.New("bad gzip")
+)
+
+// Limits bounds what is accepted from the other side, and what is sent to it.
+// In each field 0 means the default and a negative number no limit but the
+// format's own of 4 GiB.
+type Limits struct {
+	// Header bounds HeaderLength.
+	Header int64
+	// Body bounds BodyLength, as it stands on the wire.
+	Body int64
+	// Inflated bounds a body after decompression.
+	Inflated int64
+}
+
+func limit(n, def int64) int64 {
+	switch {
+	case n == 0:
+		return def
+	case n < 0 || n > math.MaxUint32:
+		return math.MaxUint32
+	}
+	return n
+}
+
+func (l Limits) header() int64   { return limit(l.Header, DefaultMaxHeader) }
+func (l Limits) body() int64     { return limit(l.Body, DefaultMaxBody) }
+func (l Limits) inflated() int64 { return limit(l.Inflated, DefaultMaxBody) }
+
+// HeaderLength reads the four bytes that begin a frame. It returns how many
+// bytes follow for the header and its codec id, at least 1, or an error that
+// wraps [ErrHeader], and [ErrTooLarge] where that is the reason.
+func (l Limits) HeaderLength(b []byte) (int64, error) {
+	n := int64(binary.BigEndian.Uint32(b))
+	if n == 0 {
+		return 0, fmt.Errorf("packet: %w: header length 0, the least is 1", ErrHeader)
+	}
+	if n > l.header() {
+		return 0, fmt.Errorf("packet: %w: %w: header length %d exceeds limit %d", ErrHeader, ErrTooLarge, n, l.header())
+	}
+	return n, nil
+}
+
+// BodyLength reads the four bytes that follow the header. It returns how many
+// bytes follow for the body and its codec id; past the limit it returns that
+// number with an error that wraps [ErrTooLarge], and the frame can be skipped.
+func (l Limits) BodyLength(b []byte) (int64, error) {
+	n := int64(binary.BigEndian.Uint32(b))
+	if n > l.body() {
+		return n, fmt.Errorf("packet: %w: body length %d exceeds limit %d", ErrTooLarge, n, l.body())
+	}
+	return n, nil
+}

@@ -1,0 +1,79 @@
+// Package packet is the unit that crosses a connection, and its exact bytes.
+//
+// A frame on the wire, all numbers big-endian:
+//
+//	HeaderLength uint32 | HeaderCodecId uint8 | Header | BodyLength uint32 | BodyCodecId uint8 | Body
+//
+// The package works on byte slices alone and does no I/O: [Append] makes a
+// frame, [Parse] reads one, and the smaller functions beside them let a reader
+// take a frame apart as its bytes arrive. Package socket does that over a
+// net.Conn.
+package packet
+
+import "github.com/henrylee2cn/teleport/codec"
+
+// Packet types, the values of Header.Type.
+const (
+	TypePull  int32 = 1 // a request that waits for a reply
+	TypeReply int32 = 2 // the answer to a pull, carrying the pull's id
+	TypePush  int32 = 3 // one way
+)
+
+// Packet is one message. Its fields may be read and set freely by whoever owns
+// it; it is not safe for concurrent use.
+type Packet struct {
+	// HeaderCodec is the name of the header's codec; empty stands for protobuf.
+	HeaderCodec string `json:"header_codec"`
+	// BodyCodec is the name of the body's codec; empty stands for json.
+	BodyCodec string `json:"body_codec"`
+	// Header says what the packet is. It must not be nil in a packet that is sent.
+	Header *Header `json:"header"`
+	// Body is the value to encode, or the pointer that was decoded into. A nil
+	// Body is sent as no body at all, and a [RawBody] as the bytes it holds.
+	Body interface{} `json:"body"`
+	// HeaderLength counts the header and its codec id, in bytes on the wire. It
+	// is set when the packet is encoded or decoded, like the two below.
+	HeaderLength int64 `json:"header_length"`
+	// BodyLength counts the body, compressed if it was, and its codec id.
+	BodyLength int64 `json:"body_length"`
+	// Length is HeaderLength + BodyLength.
+	Length int64 `json:"length"`
+}
+
+// Header is what routes a packet.
+type Header struct {
+	// Id tells the packets in flight of one sender on one session apart. A reply
+	// carries its pull's id.
+	Id string
+	// Type is TypePull, TypeReply or TypePush.
+	Type int32
+	// Uri is the path, and optionally ?query, that a pull or a push goes to.
+	Uri string
+	// Gzip is the level that the body was compressed with: 1 to 9, -1 the
+	// default level, -2 Huffman coding only, 0 not compressed.
+	Gzip int32
+	// StatusCode is a reply's outcome: 200 is OK and every other value, 0 too,
+	// an error.
+	StatusCode int32
+	// Status is a reply's status text.
+	Status string
+}
+
+// RawBody is a body exactly as it stands on the wire: its codec id first, then
+// the encoded bytes, compressed if the header's Gzip says so. As the Body of a
+// packet it is sent untouched; a *RawBody takes a received body untouched. Empty
+// means no body.
+type RawBody []byte
+
+// Codec returns the name of the codec that made the body, or an error that
+// wraps [codec.ErrUnknown]. No body has the name "".
+func (b RawBody) Codec() (string, error) {
+	if len(b) == 0 {
+		return "", nil
+	}
+	c, err := codec.GetById(b[0])
+	if err != nil {
+		return "", err
+	}
+	return c.Name(), nil
+}

@@ -1,0 +1,454 @@
+package tp
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/henrylee2cn/teleport/packet"
+	"github.com/henrylee2cn/teleport/socket"
+)
+
+// ErrPeerClosed is what errors.Is finds when a peer that is closed, or shutting
+// down, is asked for a new connection.
+var ErrPeerClosed = errors.New("tp: the peer is closed")
+
+// Peer is one end of any number of connections: a server, a client or both.
+// Make it with [NewPeer]. All methods are safe for concurrent use.
+type Peer struct {
+	// PullRouter and PushRouter lead to the handlers of what the other sides
+	// send. Fill them before the first connection, or at any time.
+	PullRouter *PullRouter
+	PushRouter *PushRouter
+
+	cfg         PeerConfig
+	chain       *pluginChain
+	packetLevel slog.Level // at which packets are logged
+	hub         hub
+
+	// loadTLS reads the files once; both results are nil without TLS.
+	loadTLS func() (*tlsPair, error)
+
+	mu        sync.Mutex // guards the fields below
+	state     peerState
+	listeners map[net.Listener]struct{}
+	accepting map[net.Conn]struct{} // connections in their TLS handshake
+	// drain is state != peerServing, to be read without mu.
+	drain atomic.Bool
+	// closing is closed when no new connections are wanted any more, closed when
+	// Close or Shutdown is through.
+	closing, closed chan struct{}
+	// quiet is signalled, while the peer drains, when something may have ended.
+	quiet chan struct{}
+}
+
+// peerState never goes back.
+type peerState uint8
+
+const (
+	peerServing peerState = iota
+	peerDraining
+	peerClosed
+)
+
+type tlsPair struct{ server, client *tls.Config }
+
+// NewPeer makes a peer; nil stands for the zero PeerConfig, which is copied. It
+// panics with a sentence that names the field if the configuration is wrong, and
+// if two plugins have one name. TLS files are read at the first Listen, Serve or
+// Dial, which return the error.
+func NewPeer(cfg *PeerConfig, plugins ...Plugin) *Peer {
+	if cfg == nil {
+		cfg = new(PeerConfig)
+	}
+	p := &Peer{
+		cfg:         cfg.withDefaults(),
+		chain:       new(pluginChain).with(plugins),
+		packetLevel: LevelDebug,
+		closing:     make(chan struct{}),
+		closed:      make(chan struct{}),
+		quiet:       make(chan struct{}, 1),
+	}
+	p.cfg.check()
+	if p.cfg.PrintBody {
+		p.packetLevel = LevelInfo
+	}
+	p.loadTLS = sync.OnceValues(func() (*tlsPair, error) {
+		server, client, err := p.cfg.tlsConfigs()
+		return &tlsPair{server, client}, err
+	})
+	p.PullRouter = &PullRouter{newGroup(p.chain)}
+	p.PushRouter = &PushRouter{newGroup(p.chain)}
+	return p
+}
+
+// Listen serves all of PeerConfig.ListenAddrs until Close or Shutdown is
+// through, and then returns nil. Any other end is an error, which is logged too,
+// because programs that call Listen last tend to drop it. If one address cannot
+// be served none is.
+func (p *Peer) Listen() error {
+	err := p.listen()
+	if err != nil {
+		Errorf("%v", err)
+	}
+	return err
+}
+
+func (p *Peer) listen() error {
+	if len(p.cfg.ListenAddrs) == 0 {
+		return errors.New("tp: listen: PeerConfig.ListenAddrs is empty")
+	}
+	if _, err := p.loadTLS(); err != nil {
+		return err
+	}
+	var lns []net.Listener
+	closeAll := func() {
+		for _, ln := range lns {
+			_ = ln.Close()
+		}
+	}
+	for _, addr := range p.cfg.ListenAddrs {
+		network, address := splitAddr(addr)
+		ln, err := net.Listen(network, address)
+		if err != nil {
+			closeAll()
+			return fmt.Errorf("tp: %w", err)
+		}
+		lns = append(lns, ln)
+	}
+	errs := make(chan error, len(lns))
+	for _, ln := range lns {
+		Infof("listening on %s", ln.Addr())
+		go func() {
+			err := p.Serve(ln)
+			if err != nil {
+				closeAll()
+			}
+			errs <- err
+		}()
+	}
+	var first error
+	for range lns {
+		if err := <-errs; first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+// Serve accepts connections from ln, over TLS if the peer is configured for it,
+// until Close or Shutdown is through, and then returns nil. It closes ln.
+func (p *Peer) Serve(ln net.Listener) error {
+	defer func() { _ = ln.Close() }()
+	pair, err := p.loadTLS()
+	if err != nil {
+		return err
+	}
+	if !p.addListener(ln) {
+		return ErrPeerClosed
+	}
+	defer p.removeListener(ln)
+	var delay time.Duration
+	for {
+		conn, err := ln.Accept()
+		if err == nil {
+			delay = 0
+			go p.accept(conn, pair.server)
+			continue
+		}
+		select {
+		case <-p.closing:
+			<-p.closed
+			waitForExit()
+			return nil
+		default:
+		}
+		var temp interface{ Temporary() bool }
+		if !errors.As(err, &temp) || !temp.Temporary() {
+			return fmt.Errorf("tp: accept: %w", err)
+		}
+		delay = min(max(2*delay, 5*time.Millisecond), time.Second)
+		Warnf("accept on %s: %v; again in %v", ln.Addr(), err, delay)
+		select {
+		case <-time.After(delay):
+		case <-p.closing:
+		}
+	}
+}
+
+// accept takes one connection through its handshakes, off the accept loop.
+func (p *Peer) accept(conn net.Conn, cfg *tls.Config) {
+	if cfg != nil {
+		if !p.trackAccepting(conn) {
+			_ = conn.Close()
+			return
+		}
+		tc := tls.Server(conn, cfg)
+		ctx, cancel := context.WithTimeout(context.Background(), handshakeTimeout)
+		err := tc.HandshakeContext(ctx)
+		cancel()
+		p.untrackAccepting(conn)
+		if err != nil {
+			Infof("TLS handshake with %s: %v", conn.RemoteAddr(), quote(err.Error()))
+			_ = conn.Close()
+			return
+		}
+		conn = tc
+	}
+	if _, err := p.ServeConn(conn); err != nil {
+		Infof("connection from %s refused: %v", conn.RemoteAddr(), quote(err.Error()))
+	}
+}
+
+// Dial connects to "host:port", or "unix:/path", and returns the session once
+// the PostDial hooks have passed. Its id is the one given, which must be free,
+// or else the address of the other side, with "#" and a number behind it if that
+// is taken. The whole takes PeerConfig.DefaultDialTimeout at most.
+func (p *Peer) Dial(addr string, id ...string) (*Session, error) {
+	ctx := context.Background()
+	if d := p.cfg.DefaultDialTimeout; d > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, d)
+		defer cancel()
+	}
+	return p.DialContext(ctx, addr, id...)
+}
+
+// DialContext is Dial, bounded by ctx alone. Once the session has been returned
+// ctx means nothing to it.
+func (p *Peer) DialContext(ctx context.Context, addr string, id ...string) (*Session, error) {
+	pair, err := p.loadTLS()
+	if err != nil {
+		return nil, err
+	}
+	if p.draining() {
+		return nil, fmt.Errorf("tp: dial %s: %w", addr, ErrPeerClosed)
+	}
+	network, address := splitAddr(addr)
+	var conn net.Conn
+	if pair.client != nil {
+		conn, err = (&tls.Dialer{Config: pair.client}).DialContext(ctx, network, address)
+	} else {
+		conn, err = new(net.Dialer).DialContext(ctx, network, address)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("tp: dial %s: %w", addr, err)
+	}
+	sess, err := p.newSession(ctx, conn, p.chain.postDial, id)
+	if err != nil {
+		return nil, fmt.Errorf("tp: dial %s: %w", addr, err)
+	}
+	return sess, nil
+}
+
+// ServeConn makes a session of a connection that was accepted elsewhere, as it
+// is, without TLS of its own. It runs the PostAccept hooks and returns the
+// session, which is then read from; an error closes conn. The id is as for
+// [Peer.Dial].
+func (p *Peer) ServeConn(conn net.Conn, id ...string) (*Session, error) {
+	return p.newSession(context.Background(), conn, p.chain.postAccept, id)
+}
+
+// newSession runs the hooks and starts the session.
+func (p *Peer) newSession(ctx context.Context, conn net.Conn, hs hooks[ForeSession], id []string) (*Session, error) {
+	s := &Session{peer: p, sock: socket.New(conn, socket.Options{
+		ReadTimeout:  p.cfg.DefaultReadTimeout,
+		WriteTimeout: p.cfg.DefaultWriteTimeout,
+	})}
+	addr, given := conn.RemoteAddr().String(), len(id) > 0
+	if given {
+		addr = id[0]
+	}
+	if err := p.hub.add(s, addr, given); err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	p.register()
+	if err := s.handshake(ctx, hs); err != nil {
+		return nil, err
+	}
+	go s.readLoop()
+	return s, nil
+}
+
+// handshake runs the hooks, for at most 10 s, and opens the session. On an error
+// the session is closed, but in such a way that what a hook has sent arrives.
+func (s *Session) handshake(ctx context.Context, hs hooks[ForeSession]) error {
+	var err error
+	if len(hs) > 0 {
+		ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+		defer cancel()
+		stop := context.AfterFunc(ctx, func() { _ = s.shut(fmt.Errorf("tp: the handshake took too long: %w", ctx.Err())) })
+		fore := &foreSession{Session: s}
+		if he := hs.run(fore); he != nil {
+			err = he
+		}
+		fore.over.Store(true)
+		if !stop() && err == nil {
+			err = ctx.Err()
+		}
+	}
+	if err == nil && s.open() {
+		return nil
+	}
+	if err == nil {
+		err = errors.New("closed during the handshake")
+	}
+	s.linger()
+	_ = s.shut(err)
+	return err
+}
+
+// lingerTime is how long a connection that ends in good order is kept for the
+// other side to read what was sent: closing it with unread input would make the
+// kernel throw that away.
+const lingerTime = time.Second
+
+// linger ends the output and passes over the input until the other side ends.
+// It is for sessions without a read loop.
+func (s *Session) linger() {
+	if !s.sock.CloseWrite(lingerTime) {
+		return
+	}
+	timer := time.AfterFunc(lingerTime, func() { _ = s.sock.Close() })
+	defer timer.Stop()
+	var p packet.Packet
+	for s.sock.ReadHeader(&p) == nil {
+	}
+}
+
+// GetSession returns the live session with the id.
+func (p *Peer) GetSession(id string) (*Session, bool) {
+	if s := p.hub.get(id); s != nil && s.isOpen() {
+		return s, true
+	}
+	return nil, false
+}
+
+// RangeSession calls fn for the sessions that were live when it was called,
+// until fn returns false.
+func (p *Peer) RangeSession(fn func(sess *Session) bool) {
+	for _, s := range p.hub.all() {
+		if s.isOpen() && !fn(s) {
+			return
+		}
+	}
+}
+
+// CountSession returns how many sessions are live.
+func (p *Peer) CountSession() int {
+	n := 0
+	p.RangeSession(func(*Session) bool { n++; return true })
+	return n
+}
+
+// Addrs returns the addresses that the peer listens on now, for ports that the
+// system has chosen.
+func (p *Peer) Addrs() []net.Addr {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var addrs []net.Addr
+	for ln := range p.listeners {
+		addrs = append(addrs, ln.Addr())
+	}
+	return addrs
+}
+
+// Close ends the peer at once: listeners and sessions are closed, pulls in
+// flight complete with StatusConnClosed, no handler is waited for. It may be
+// called more than once and from anywhere.
+func (p *Peer) Close() error {
+	err := p.stopAccepting()
+	p.setState(peerClosed)
+	for _, s := range p.hub.close() {
+		if e := s.Close(); e != nil && err == nil {
+			err = e
+		}
+	}
+	p.mu.Lock()
+	for conn := range p.accepting {
+		_ = conn.Close()
+	}
+	select {
+	case <-p.closed:
+	default:
+		close(p.closed)
+	}
+	p.mu.Unlock()
+	p.unregister()
+	return err
+}
+
+func (p *Peer) addListener(ln net.Listener) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.state != peerServing {
+		return false
+	}
+	if p.listeners == nil {
+		p.listeners = make(map[net.Listener]struct{})
+	}
+	p.listeners[ln] = struct{}{}
+	p.register()
+	return true
+}
+
+func (p *Peer) removeListener(ln net.Listener) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.listeners, ln)
+}
+
+func (p *Peer) trackAccepting(conn net.Conn) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.state == peerClosed {
+		return false
+	}
+	if p.accepting == nil {
+		p.accepting = make(map[net.Conn]struct{})
+	}
+	p.accepting[conn] = struct{}{}
+	return true
+}
+
+func (p *Peer) untrackAccepting(conn net.Conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.accepting, conn)
+}
+
+// stopAccepting closes the listeners.
+func (p *Peer) stopAccepting() error {
+	p.setState(peerDraining)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-p.closing:
+	default:
+		close(p.closing)
+	}
+	var err error
+	for ln := range p.listeners {
+		if e := ln.Close(); e != nil && !errors.Is(e, net.ErrClosed) && !errors.Is(e, os.ErrClosed) && err == nil {
+			err = e
+		}
+	}
+	return err
+}
+
+func (p *Peer) setState(state peerState) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if state > p.state {
+		p.state = state
+		p.drain.Store(true)
+	}
+}

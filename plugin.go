@@ -1,0 +1,281 @@
+package tp
+
+import (
+	"fmt"
+	"runtime/debug"
+)
+
+// A Plugin is a named set of hooks. Beside Name it implements any of the hook
+// interfaces below; which ones is looked at once, when the plugin is added. A
+// plugin is added to a peer, a group, a registration or an unknown handler, and
+// within that chain its name is unique.
+//
+// Hooks run in the order: the peer's plugins, the groups' from outside in, the
+// registration's, each in the order given. The first error ends the chain, and a
+// panic counts as an error whose text stays on this side. Hooks are called from
+// many goroutines at once.
+//
+// A hook's error reaches the other side, or the caller, with the status code of
+// that error where it is an [Xerror], and otherwise as StatusFailedPlugin with
+// the error's text.
+type Plugin interface {
+	Name() string
+}
+
+// PostRegPlugin is called when a route is registered; an error is a panic there.
+type PostRegPlugin interface {
+	Plugin
+	PostReg(*Handler) error
+}
+
+// PostDialPlugin is called on a connection that this peer has dialled, before
+// anything else is read from it. It has 10 s. An error closes the connection
+// and is returned by Dial.
+type PostDialPlugin interface {
+	Plugin
+	PostDial(ForeSession) error
+}
+
+// PostAcceptPlugin is called on a connection that was accepted or given to
+// ServeConn, before anything else is read from it. It has 10 s. An error closes
+// the connection.
+type PostAcceptPlugin interface {
+	Plugin
+	PostAccept(ForeSession) error
+}
+
+// PreWritePullPlugin is called before a pull is encoded; on an error it is not
+// sent.
+type PreWritePullPlugin interface {
+	Plugin
+	PreWritePull(WriteCtx) error
+}
+
+// PostWritePullPlugin is called after a pull was sent; an error is logged.
+type PostWritePullPlugin interface {
+	Plugin
+	PostWritePull(WriteCtx) error
+}
+
+// PreWritePushPlugin is called before a push is encoded; on an error it is not
+// sent.
+type PreWritePushPlugin interface {
+	Plugin
+	PreWritePush(WriteCtx) error
+}
+
+// PostWritePushPlugin is called after a push was sent; an error is logged.
+type PostWritePushPlugin interface {
+	Plugin
+	PostWritePush(WriteCtx) error
+}
+
+// PreWriteReplyPlugin is called before a reply is encoded; on an error the reply
+// is the error, without a body.
+type PreWriteReplyPlugin interface {
+	Plugin
+	PreWriteReply(WriteCtx) error
+}
+
+// PostWriteReplyPlugin is called after a reply was sent; an error is logged.
+type PostWriteReplyPlugin interface {
+	Plugin
+	PostWriteReply(WriteCtx) error
+}
+
+// PreReadHeaderPlugin is called before each packet is awaited. It runs on the
+// session's reading goroutine and only from the peer's plugins; an error closes
+// the session.
+type PreReadHeaderPlugin interface {
+	Plugin
+	PreReadHeader(ReadCtx) error
+}
+
+// PostReadHeaderPlugin is called when a header has been read, and may rewrite
+// Input().Header.Uri. It runs on the session's reading goroutine, before
+// routing; therefore every such hook of a router, of all its groups and
+// registrations, is called for every packet of that router. After an error the
+// body is skipped; a pull is answered with the error, a push is dropped, and a
+// reply fails its pull.
+type PostReadHeaderPlugin interface {
+	Plugin
+	PostReadHeader(ReadCtx) error
+}
+
+// PreReadBodyPlugin is called before the body is decoded. An error does as that
+// of PostReadHeader.
+type PreReadBodyPlugin interface {
+	Plugin
+	PreReadBody(ReadCtx) error
+}
+
+// PostReadBodyPlugin is called after the body was decoded, before the handler.
+// An error does as that of PostReadHeader.
+type PostReadBodyPlugin interface {
+	Plugin
+	PostReadBody(ReadCtx) error
+}
+
+// hook is one plugin's method.
+type hook[C any] struct {
+	plugin Plugin
+	point  string
+	call   func(C) error
+}
+
+type hooks[C any] []hook[C]
+
+// run calls the hooks in order up to the first error.
+func (hs hooks[C]) run(c C) *hookError {
+	for i := range hs {
+		if err := hs[i].safely(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *hook[C]) safely(c C) (err *hookError) {
+	defer func() {
+		if p := recover(); p != nil {
+			Errorf("plugin %s: panic in %s: %v\n%s", h.plugin.Name(), h.point, p, debug.Stack())
+			err = &hookError{h.plugin.Name(), h.point, nil}
+		}
+	}()
+	if e := h.call(c); e != nil {
+		return &hookError{h.plugin.Name(), h.point, e}
+	}
+	return nil
+}
+
+// hookError is the failure of a hook; err is nil after a panic.
+type hookError struct {
+	plugin, point string
+	err           error
+}
+
+func (e *hookError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("plugin %s: panic in %s", e.plugin, e.point)
+	}
+	return fmt.Sprintf("plugin %s: %s: %v", e.plugin, e.point, e.err)
+}
+
+func (e *hookError) Unwrap() error { return e.err }
+
+// xerror is what the other side, or the caller, is told.
+func (e *hookError) xerror() Xerror {
+	if e.err == nil {
+		return newXerror(StatusFailedPlugin, "", e)
+	}
+	if x, ok := e.err.(Xerror); ok {
+		return x
+	}
+	return newXerror(StatusFailedPlugin, e.err.Error(), e)
+}
+
+// pluginChain is the plugins in force at one place, sorted by hook. It is not
+// changed after it was made.
+type pluginChain struct {
+	all []Plugin
+
+	postReg        hooks[*Handler]
+	postDial       hooks[ForeSession]
+	postAccept     hooks[ForeSession]
+	preWritePull   hooks[WriteCtx]
+	postWritePull  hooks[WriteCtx]
+	preWritePush   hooks[WriteCtx]
+	postWritePush  hooks[WriteCtx]
+	preWriteReply  hooks[WriteCtx]
+	postWriteReply hooks[WriteCtx]
+	preReadHeader  hooks[ReadCtx]
+	postReadHeader hooks[ReadCtx]
+	preReadBody    hooks[ReadCtx]
+	postReadBody   hooks[ReadCtx]
+}
+
+// with returns the chain with further plugins at its end. It panics on a nil
+// plugin and on a name that the chain has already.
+func (c *pluginChain) with(plugins []Plugin) *pluginChain {
+	if len(plugins) == 0 {
+		return c
+	}
+	next := new(pluginChain)
+	for _, p := range append(c.all[:len(c.all):len(c.all)], plugins...) {
+		if p == nil {
+			panic("tp: a plugin is nil.")
+		}
+		for _, other := range next.all {
+			if other.Name() == p.Name() {
+				panic(fmt.Sprintf("tp: plugin %q is there twice in one chain of plugins (%T and %T).", p.Name(), other, p))
+			}
+		}
+		next.add(p)
+	}
+	return next
+}
+
+func (c *pluginChain) add(p Plugin) {
+	c.all = append(c.all, p)
+	if h, ok := p.(PostRegPlugin); ok {
+		c.postReg = append(c.postReg, hook[*Handler]{p, "PostReg", h.PostReg})
+	}
+	if h, ok := p.(PostDialPlugin); ok {
+		c.postDial = append(c.postDial, hook[ForeSession]{p, "PostDial", h.PostDial})
+	}
+	if h, ok := p.(PostAcceptPlugin); ok {
+		c.postAccept = append(c.postAccept, hook[ForeSession]{p, "PostAccept", h.PostAccept})
+	}
+	if h, ok := p.(PreWritePullPlugin); ok {
+		c.preWritePull = append(c.preWritePull, hook[WriteCtx]{p, "PreWritePull", h.PreWritePull})
+	}
+	if h, ok := p.(PostWritePullPlugin); ok {
+		c.postWritePull = append(c.postWritePull, hook[WriteCtx]{p, "PostWritePull", h.PostWritePull})
+	}
+	if h, ok := p.(PreWritePushPlugin); ok {
+		c.preWritePush = append(c.preWritePush, hook[WriteCtx]{p, "PreWritePush", h.PreWritePush})
+	}
+	if h, ok := p.(PostWritePushPlugin); ok {
+		c.postWritePush = append(c.postWritePush, hook[WriteCtx]{p, "PostWritePush", h.PostWritePush})
+	}
+	if h, ok := p.(PreWriteReplyPlugin); ok {
+		c.preWriteReply = append(c.preWriteReply, hook[WriteCtx]{p, "PreWriteReply", h.PreWriteReply})
+	}
+	if h, ok := p.(PostWriteReplyPlugin); ok {
+		c.postWriteReply = append(c.postWriteReply, hook[WriteCtx]{p, "PostWriteReply", h.PostWriteReply})
+	}
+	if h, ok := p.(PreReadHeaderPlugin); ok {
+		c.preReadHeader = append(c.preReadHeader, hook[ReadCtx]{p, "PreReadHeader", h.PreReadHeader})
+	}
+	if h, ok := p.(PostReadHeaderPlugin); ok {
+		c.postReadHeader = append(c.postReadHeader, hook[ReadCtx]{p, "PostReadHeader", h.PostReadHeader})
+	}
+	if h, ok := p.(PreReadBodyPlugin); ok {
+		c.preReadBody = append(c.preReadBody, hook[ReadCtx]{p, "PreReadBody", h.PreReadBody})
+	}
+	if h, ok := p.(PostReadBodyPlugin); ok {
+		c.postReadBody = append(c.postReadBody, hook[ReadCtx]{p, "PostReadBody", h.PostReadBody})
+	}
+}
+
+// merge adds the hooks of more that are not among hs yet. Two hooks are the
+// same if they belong to the same plugin value.
+func (hs hooks[C]) merge(more hooks[C]) hooks[C] {
+next:
+	for _, h := range more {
+		for i := range hs {
+			if samePlugin(hs[i].plugin, h.plugin) {
+				continue next
+			}
+		}
+		hs = append(hs[:len(hs):len(hs)], h)
+	}
+	return hs
+}
+
+// samePlugin compares plugin values; values that cannot be compared, such as
+// structs with maps, are never the same.
+func samePlugin(a, b Plugin) (same bool) {
+	defer func() { _ = recover() }()
+	return a == b
+}

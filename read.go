@@ -1,0 +1,197 @@
+package tp
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"runtime/debug"
+	"strconv"
+
+	"github.com/henrylee2cn/teleport/internal/bufpool"
+	"github.com/henrylee2cn/teleport/packet"
+	"github.com/henrylee2cn/teleport/socket"
+)
+
+// readLoop reads packets until the connection ends. It never waits for a
+// handler. It is started once by the peer, after the handshake, and ends with
+// the session.
+func (s *Session) readLoop() {
+	var err error
+	defer func() {
+		if p := recover(); p != nil { // a defect here must not end the process
+			Criticalf("session %s: reading panicked: %v\n%s", quote(s.Id()), p, debug.Stack())
+			err = fmt.Errorf("reading panicked")
+		}
+		if errors.Is(err, socket.ErrClosed) {
+			err = errClosedHere
+		}
+		_ = s.shut(err)
+	}()
+	for err == nil {
+		err = s.readPacket()
+	}
+}
+
+// readPacket reads one packet and hands it on. An error ends the session.
+func (s *Session) readPacket() error {
+	c := newReadCtx(s)
+	if err := s.peer.chain.preReadHeader.run(c); err != nil {
+		Warnf("session %s: %v", quote(s.Id()), err)
+		return err
+	}
+	if err := s.sock.ReadHeader(&c.in); err != nil {
+		if !errors.Is(err, io.EOF) && errors.Is(err, packet.ErrHeader) {
+			Warnf("session %s from %s: %v", quote(s.Id()), s.RemoteIp(), err)
+		}
+		return err
+	}
+	c.start = s.peer.startTime()
+	switch c.inHdr.Type {
+	case packet.TypePull:
+		return s.readCall(c, &s.peer.PullRouter.group)
+	case packet.TypePush:
+		return s.readCall(c, &s.peer.PushRouter.group)
+	case packet.TypeReply:
+		return s.readReply(c)
+	}
+	// An answer to what this side does not know is a reply, and a reply is never
+	// answered: two peers cannot keep each other busy.
+	s.sock.SkipBody()
+	Debugf("session %s: packet of unknown type %d dropped", quote(s.Id()), c.inHdr.Type)
+	if c.inHdr.Id != "" {
+		s.refuse(c, newXerror(StatusUnsupportedType, fmt.Sprintf("unsupported type %d", c.inHdr.Type), nil))
+	}
+	return nil
+}
+
+// readCall routes a pull or a push, reads its body and hands it to a goroutine
+// of its own.
+func (s *Session) readCall(c *packetCtx, root *group) error {
+	// Counted first and checked second, while Shutdown does it the other way
+	// round: one of the two sees the other.
+	s.running.Add(1)
+	if s.peer.draining() && c.inHdr.Type == packet.TypePull {
+		return s.reject(c, newXerror(StatusServiceUnavailable, "shutting down, the pull was not run", nil))
+	}
+	table := root.routes.table.Load()
+	if err := table.postReadHeader.run(c); err != nil {
+		Debugf("%s %s from %s: %v", c.kind(), quote(c.inHdr.Uri), c.Ip(), err)
+		return s.reject(c, err.xerror())
+	}
+	var err error
+	if c.path, c.rawQuery, err = splitURI(c.inHdr.Uri); err != nil {
+		return s.reject(c, newXerror(StatusBadRequest, err.Error(), err))
+	}
+	if c.handler = table.find(c.path); c.handler == nil {
+		return s.reject(c, newXerror(StatusNotFound, "", nil))
+	}
+	var raw []byte
+	if c.handler.unknown {
+		c.raw, err = s.sock.ReadBody(nil)
+		raw = c.raw
+	} else {
+		c.body = bufpool.Get()
+		c.body.B, err = s.sock.ReadBody(c.body.B)
+		raw = c.body.B
+	}
+	if err != nil {
+		if socket.Fatal(err) {
+			s.handlerDone()
+			return err
+		}
+		return s.reject(c, bodyXerror(err))
+	}
+	c.in.BodyCodec, _ = packet.RawBody(raw).Codec()
+	go c.handle()
+	return nil
+}
+
+// kind names the packet in logs.
+func (c *packetCtx) kind() string {
+	if c.inHdr.Type == packet.TypePull {
+		return "pull"
+	}
+	return "push"
+}
+
+// reject ends a counted pull or push before its handler: the pull is answered
+// and the push logged. The session lives on.
+func (s *Session) reject(c *packetCtx, x Xerror) error {
+	s.sock.SkipBody()
+	if c.inHdr.Type == packet.TypePush {
+		Warnf("push %s from %s dropped: %s", quote(c.inHdr.Uri), c.Ip(), quote(x.Error()))
+		s.handlerDone()
+		return nil
+	}
+	go func() {
+		defer s.handlerDone()
+		s.refuseNow(c, x)
+	}()
+	return nil
+}
+
+// refuse answers a packet that no handler is for. The reply is written on
+// another goroutine, for the reading one must not wait for the other side to
+// read.
+func (s *Session) refuse(c *packetCtx, x Xerror) {
+	s.running.Add(1)
+	go func() {
+		defer s.handlerDone()
+		s.refuseNow(c, x)
+	}()
+}
+
+func (s *Session) refuseNow(c *packetCtx, x Xerror) {
+	c.prepareReply()
+	c.reply(nil, x)
+	c.logHandled(x)
+}
+
+// readReply hands a reply to the pull that waits for it.
+func (s *Session) readReply(c *packetCtx) error {
+	s.running.Add(1) // so that Shutdown waits for the body too
+	defer s.handlerDone()
+	id, err := strconv.ParseUint(c.inHdr.Id, 10, 64)
+	var cmd *PullCmd
+	if err == nil {
+		cmd = s.takePull(id)
+	}
+	if cmd == nil {
+		s.sock.SkipBody()
+		Debugf("session %s: reply %s to no pull in flight dropped", quote(s.Id()), quote(c.inHdr.Id))
+		return nil
+	}
+	cmd.ctx.takeInput(c)
+	if err := s.peer.chain.postReadHeader.run(&cmd.ctx); err != nil {
+		s.sock.SkipBody()
+		cmd.settle(err.xerror())
+		return nil
+	}
+	cmd.body = bufpool.Get()
+	cmd.body.B, err = s.sock.ReadBody(cmd.body.B)
+	switch {
+	case err == nil:
+		cmd.ctx.in.BodyCodec, _ = packet.RawBody(cmd.body.B).Codec()
+		cmd.settle(nil)
+	case socket.Fatal(err):
+		cmd.settle(newXerror(StatusConnClosed, "connection closed in the middle of the reply: "+err.Error(), err))
+		return err
+	default:
+		cmd.settle(bodyXerror(err))
+	}
+	return nil
+}
+
+// takeInput makes the packet that c has read c's pull's own, with what
+// PreReadHeader hooks have stored.
+func (c *packetCtx) takeInput(from *packetCtx) {
+	c.in, c.inHdr = from.in, from.inHdr
+	c.in.Header = &c.inHdr
+	if from.public != nil {
+		public := c.Public()
+		from.public.Range(func(k, v interface{}) bool {
+			public.Store(k, v)
+			return true
+		})
+	}
+}

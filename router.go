@@ -1,0 +1,197 @@
+package tp
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/url"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+)
+
+// PullRouter registers what answers pulls, at the root or in a group. Routes may
+// be added while the peer serves. All methods are safe for concurrent use.
+//
+// A route's path is the group's, the controller's type name and the method's
+// name, the names in snake case: method TestUnknown of type Home in the group
+// "group" serves /group/home/test_unknown.
+type PullRouter struct{ group }
+
+// Group returns a router whose paths begin with this one's and prefix, and whose
+// handlers have further plugins.
+func (r *PullRouter) Group(prefix string, plugins ...Plugin) *PullRouter {
+	return &PullRouter{r.sub(prefix, plugins)}
+}
+
+// Reg registers every exported method of a controller, which is a pointer to a
+// struct that embeds [PullCtx]. Each method must be a
+// func(*Args) (Reply, [Xerror]). Each call gets a copy of the controller as it
+// was when it was registered. It panics if something does not fit or a path is
+// taken.
+func (r *PullRouter) Reg(ctrl interface{}, plugins ...Plugin) {
+	r.add(controllerHandlers(r.prefix, ctrl, true, r.chain.with(plugins)))
+}
+
+// SetUnknown sets what answers the pulls under this router's path that have no
+// route, unless a group further inside has an unknown handler too. The body is
+// the handler's own: the codec id first, compressed if it was. A handler that
+// was set before is replaced.
+func (r *PullRouter) SetUnknown(fn func(ctx UnknownPullCtx, body *[]byte) (interface{}, Xerror), plugins ...Plugin) {
+	if fn == nil {
+		panic("tp: PullRouter.SetUnknown: the handler is nil.")
+	}
+	r.setUnknown(true, plugins, func(c *packetCtx, arg interface{}) (interface{}, Xerror) {
+		return fn(c, arg.(*[]byte))
+	})
+}
+
+// PushRouter registers what takes pushes, as [PullRouter] does for pulls.
+type PushRouter struct{ group }
+
+// Group returns a router whose paths begin with this one's and prefix, and whose
+// handlers have further plugins.
+func (r *PushRouter) Group(prefix string, plugins ...Plugin) *PushRouter {
+	return &PushRouter{r.sub(prefix, plugins)}
+}
+
+// Reg registers every exported method of a controller, which is a pointer to a
+// struct that embeds [PushCtx]. Each method must be a func(*Args). For the rest
+// see [PullRouter.Reg].
+func (r *PushRouter) Reg(ctrl interface{}, plugins ...Plugin) {
+	r.add(controllerHandlers(r.prefix, ctrl, false, r.chain.with(plugins)))
+}
+
+// SetUnknown sets what takes the pushes under this router's path that have no
+// route. For the rest see [PullRouter.SetUnknown].
+func (r *PushRouter) SetUnknown(fn func(ctx UnknownPushCtx, body *[]byte), plugins ...Plugin) {
+	if fn == nil {
+		panic("tp: PushRouter.SetUnknown: the handler is nil.")
+	}
+	r.setUnknown(false, plugins, func(c *packetCtx, arg interface{}) (interface{}, Xerror) {
+		fn(c, arg.(*[]byte))
+		return nil, nil
+	})
+}
+
+// group is one place in a tree of routes.
+type group struct {
+	routes *routes
+	prefix string // canonical path; "/" at the root
+	chain  *pluginChain
+}
+
+func newGroup(chain *pluginChain) group {
+	r := new(routes)
+	r.table.Store(&routeTable{postReadHeader: chain.postReadHeader})
+	return group{routes: r, prefix: "/", chain: chain}
+}
+
+func (g *group) sub(prefix string, plugins []Plugin) group {
+	p := path.Join("/", g.prefix, prefix)
+	if _, _, err := splitURI(p); err != nil || strings.ContainsAny(p, "?%") {
+		panic(fmt.Sprintf("tp: Group(%q): the prefix cannot stand in a path.", prefix))
+	}
+	return group{routes: g.routes, prefix: p, chain: g.chain.with(plugins)}
+}
+
+func (g *group) add(handlers []*Handler) {
+	g.routes.update(func(t *routeTable) {
+		for _, h := range handlers {
+			if _, ok := t.handlers[h.path]; ok {
+				panic(fmt.Sprintf("tp: the route %s is registered twice.", h.path))
+			}
+			t.handlers[h.path] = h
+			t.admit(h)
+		}
+	})
+}
+
+func (g *group) setUnknown(pull bool, plugins []Plugin, call func(*packetCtx, interface{}) (interface{}, Xerror)) {
+	h := &Handler{
+		path:    path.Join(g.prefix, "*"),
+		pull:    pull,
+		unknown: true,
+		chain:   g.chain.with(plugins),
+		call:    call,
+	}
+	under := strings.TrimSuffix(g.prefix, "/") + "/"
+	g.routes.update(func(t *routeTable) {
+		t.unknown = slices.DeleteFunc(t.unknown, func(u unknownRoute) bool { return u.under == under })
+		t.unknown = append(t.unknown, unknownRoute{under, h})
+		slices.SortFunc(t.unknown, func(a, b unknownRoute) int { return cmp.Compare(len(b.under), len(a.under)) })
+		t.admit(h)
+	})
+}
+
+// routes is the table of one tree, replaced as a whole by whoever registers and
+// read without a lock.
+type routes struct {
+	mu    sync.Mutex // one update at a time
+	table atomic.Pointer[routeTable]
+}
+
+func (r *routes) update(change func(*routeTable)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	old := r.table.Load()
+	next := &routeTable{
+		handlers:       maps.Clone(old.handlers),
+		unknown:        slices.Clone(old.unknown),
+		postReadHeader: old.postReadHeader,
+	}
+	if next.handlers == nil {
+		next.handlers = make(map[string]*Handler)
+	}
+	change(next)
+	r.table.Store(next)
+}
+
+type routeTable struct {
+	handlers       map[string]*Handler
+	unknown        []unknownRoute // the longest prefix first
+	postReadHeader hooks[ReadCtx] // of the peer and of everything registered
+}
+
+type unknownRoute struct {
+	under   string // the group's path with a slash at its end
+	handler *Handler
+}
+
+// admit runs the hooks of registration and takes over those of PostReadHeader.
+func (t *routeTable) admit(h *Handler) {
+	if err := h.chain.postReg.run(h); err != nil {
+		panic(fmt.Sprintf("tp: the route %s is refused: %v.", h.path, err))
+	}
+	t.postReadHeader = t.postReadHeader.merge(h.chain.postReadHeader)
+}
+
+// find returns what handles the path, nil if nothing does.
+func (t *routeTable) find(p string) *Handler {
+	if h := t.handlers[p]; h != nil {
+		return h
+	}
+	for _, u := range t.unknown {
+		if strings.HasPrefix(p, u.under) || p == u.under[:len(u.under)-1] {
+			return u.handler
+		}
+	}
+	return nil
+}
+
+// splitURI takes a URI apart into the path that is routed, unescaped, and the
+// raw query.
+func splitURI(uri string) (p, rawQuery string, err error) {
+	p, rawQuery, _ = strings.Cut(uri, "?")
+	if p == "" || p[0] != '/' {
+		return "", "", fmt.Errorf("the URI %q does not begin with a slash", quote(uri))
+	}
+	if strings.IndexByte(p, '%') >= 0 {
+		if p, err = url.PathUnescape(p); err != nil {
+			return "", "", fmt.Errorf("the URI %q: %w", quote(uri), err)
+		}
+	}
+	return p, rawQuery, nil
+}

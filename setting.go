@@ -1,0 +1,53 @@
+package tp
+
+import "github.com/henrylee2cn/teleport/packet"
+
+// A PacketSetting changes one thing about one packet that is sent, against the
+// peer's defaults. The zero value changes nothing.
+type PacketSetting struct {
+	kind  settingKind
+	name  string
+	level int32
+}
+
+type settingKind uint8
+
+const (
+	settingNone settingKind = iota
+	settingHeaderCodec
+	settingBodyCodec
+	settingGzip
+)
+
+// WithHeaderCodec encodes the packet's header, and its reply's, with the named
+// codec.
+func WithHeaderCodec(name string) PacketSetting {
+	return PacketSetting{kind: settingHeaderCodec, name: name}
+}
+
+// WithBodyCodec encodes the packet's body, and its reply's unless the handler
+// chooses another, with the named codec.
+func WithBodyCodec(name string) PacketSetting {
+	return PacketSetting{kind: settingBodyCodec, name: name}
+}
+
+// WithGzip compresses the packet's body, and its reply's unless the handler
+// chooses another level: 1 to 9, -1 for the default level, -2 for Huffman
+// coding only, 0 for none. With a [packet.RawBody] nothing is compressed and the
+// level only says what the bytes are.
+func WithGzip(level int) PacketSetting {
+	return PacketSetting{kind: settingGzip, level: int32(level)}
+}
+
+func applySettings(p *packet.Packet, settings []PacketSetting) {
+	for _, s := range settings {
+		switch s.kind {
+		case settingHeaderCodec:
+			p.HeaderCodec = s.name
+		case settingBodyCodec:
+			p.BodyCodec = s.name
+		case settingGzip:
+			p.Header.Gzip = s.level
+		}
+	}
+}

@@ -1,0 +1,109 @@
+package tp
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// Shutdown ends the peer in good order. It closes the listeners, answers new
+// pulls from the other sides with StatusServiceUnavailable, waits for running
+// handlers and for this side's own pulls, and closes the sessions when their
+// replies are sent. Handlers that still run may go on pulling; what else this
+// side wants to pull is refused.
+//
+// If ctx ends first, the rest is closed as by [Peer.Close], and the error, which
+// wraps ctx's, says how much was abandoned.
+func (p *Peer) Shutdown(ctx context.Context) error {
+	err := p.stopAccepting()
+	for {
+		handlers, pulls := p.hub.busy()
+		if handlers == 0 && pulls == 0 {
+			break
+		}
+		select {
+		case <-p.quiet:
+			continue
+		case <-p.closed: // by another call
+			return err
+		case <-ctx.Done():
+		}
+		if handlers, pulls = p.hub.busy(); handlers == 0 && pulls == 0 {
+			break
+		}
+		_ = p.Close()
+		return fmt.Errorf("tp: shutdown: abandoned %d running handlers and %d pulls: %w", handlers, pulls, ctx.Err())
+	}
+	p.finishSessions(ctx)
+	if e := p.Close(); err == nil {
+		err = e
+	}
+	return err
+}
+
+// finishSessions flushes every session and lets the other sides end them, for at
+// most a second.
+func (p *Peer) finishSessions(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, lingerTime)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, s := range p.hub.all() {
+		wg.Go(func() {
+			if s.sock.CloseWrite(lingerTime) {
+				select {
+				case <-s.Done():
+				case <-ctx.Done():
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// draining reports whether Shutdown or Close has begun.
+func (p *Peer) draining() bool { return p.drain.Load() }
+
+// refusesPulls reports whether a new pull of this side's own comes too late. A
+// handler that runs may need it.
+func (p *Peer) refusesPulls() bool {
+	if !p.draining() {
+		return false
+	}
+	handlers, _ := p.hub.busy()
+	return handlers == 0
+}
+
+// activity tells a Shutdown under way to look again.
+func (p *Peer) activity() {
+	if !p.draining() {
+		return
+	}
+	select {
+	case p.quiet <- struct{}{}:
+	default:
+	}
+}
+
+// shutdownAll shuts peers down at once, each with all of the time.
+func shutdownAll(peers []*Peer, timeout time.Duration) error {
+	ctx := context.Background()
+	if timeout >= 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
+	}
+	errs := make([]error, len(peers))
+	var wg sync.WaitGroup
+	for i, p := range peers {
+		wg.Go(func() { errs[i] = p.Shutdown(ctx) })
+	}
+	wg.Wait()
+	var first error
+	for _, err := range errs {
+		if err != nil && first == nil {
+			first = err
+		}
+	}
+	return first
+}

@@ -1,0 +1,257 @@
+// Package socket exchanges packets over a net.Conn: buffered reads, writes that
+// gather into few system calls, timeouts and limits. It knows nothing of calls
+// or routes and is usable alone:
+//
+//	s := socket.New(conn, socket.Options{})
+//	err := s.WritePacket(&packet.Packet{Header: &packet.Header{Type: packet.TypePush, Uri: "/a"}, Body: "hello"})
+//
+// # Invariants
+//
+//   - A packet is encoded before any of it is queued; what fails to encode costs
+//     the connection nothing.
+//   - Packets leave in the order in which WritePacket was called.
+//   - The first failed write, which may have sent a part of a packet, ends the
+//     socket: the connection is closed and every later write fails.
+package socket
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"github.com/henrylee2cn/teleport/internal/bufpool"
+	"github.com/henrylee2cn/teleport/packet"
+)
+
+// ErrClosed is returned by operations on a socket that this side has closed.
+var ErrClosed = errors.New("socket: closed")
+
+// flushOnClose is how long Close waits for packets already accepted by
+// WritePacket to reach the kernel.
+const flushOnClose = time.Second
+
+// Options configures a Socket. The zero value is ready to use.
+type Options struct {
+	// Limits bounds packets in both directions; its zero value is safe.
+	Limits packet.Limits
+	// ReadTimeout is the longest silence while a packet is awaited or read; zero
+	// means none.
+	ReadTimeout time.Duration
+	// WriteTimeout is the longest that one write to the connection may take; zero
+	// means no bound.
+	WriteTimeout time.Duration
+}
+
+// Socket is a connection that carries packets. One goroutine at a time may
+// read; every other method is safe for concurrent use, during a read too.
+type Socket struct {
+	conn   net.Conn
+	limits packet.Limits
+	r      reader
+	w      writer
+	closed atomic.Bool
+}
+
+// New wraps conn, which belongs to the Socket from then on.
+func New(conn net.Conn, o Options) *Socket {
+	s := &Socket{conn: conn, limits: o.Limits}
+	s.r.init(conn, o.ReadTimeout)
+	s.w.init(conn, o.WriteTimeout)
+	return s
+}
+
+// WritePacket encodes p, sets its lengths, and hands it to the connection. When
+// it returns nil the packet is written or is next in line behind a write under
+// way; an error of that later write ends the socket. Errors of encoding (see
+// [packet.Append]) leave the socket usable, all others end it: [*WriteError]
+// tells them apart.
+func (s *Socket) WritePacket(p *packet.Packet) error {
+	f, err := s.Encode(p)
+	if err != nil {
+		return err
+	}
+	return s.WriteFrame(f)
+}
+
+// A Frame is an encoded packet that waits to be written. It is used once: by
+// WriteFrame or by Drop.
+type Frame struct{ buf *bufpool.Buffer }
+
+// Drop gives up a frame that will not be written.
+func (f Frame) Drop() { bufpool.Put(f.buf) }
+
+// Encode is the first half of WritePacket, for who has something to do between
+// encoding, which may fail, and sending. It sets p's lengths and does not touch
+// the connection.
+func (s *Socket) Encode(p *packet.Packet) (Frame, error) {
+	buf := bufpool.Get()
+	var err error
+	if buf.B, err = packet.Append(buf.B, p, s.limits); err != nil {
+		bufpool.Put(buf)
+		return Frame{}, err
+	}
+	return Frame{buf}, nil
+}
+
+// WriteFrame is the second half of WritePacket. Its error is a [*WriteError].
+func (s *Socket) WriteFrame(f Frame) error {
+	if s.closed.Load() {
+		f.Drop()
+		return &WriteError{ErrClosed}
+	}
+	return s.w.write(f.buf)
+}
+
+// A WriteError is a failure of the connection, as opposed to one of encoding.
+// The packet may have been sent in part, unless Err is [ErrClosed].
+type WriteError struct{ Err error }
+
+func (e *WriteError) Error() string { return "socket: write: " + e.Err.Error() }
+
+// Unwrap returns the connection's error.
+func (e *WriteError) Unwrap() error { return e.Err }
+
+// ReadPacket reads one packet into p, the body into what newBody returns for
+// the header that was read; a nil newBody, or nil from it, skips the body.
+//
+// io.EOF means that the other side ended between two packets. An error that
+// [Fatal] reports as false concerns only this packet's body: it has been read
+// past, p.Header is set, and the next packet can be read.
+func (s *Socket) ReadPacket(p *packet.Packet, newBody func(*packet.Header) interface{}) error {
+	if err := s.ReadHeader(p); err != nil {
+		return err
+	}
+	buf := bufpool.Get()
+	defer bufpool.Put(buf)
+	var err error
+	if buf.B, err = s.ReadBody(buf.B); err != nil {
+		return err
+	}
+	return p.ParseBody(buf.B, newBody, s.limits)
+}
+
+// ReadHeader reads the next packet as far as its body, which it skips if the
+// last packet's is still unread. p's header, header codec and lengths are set,
+// its body is not.
+func (s *Socket) ReadHeader(p *packet.Packet) error {
+	p.Body, p.BodyCodec, p.BodyLength = nil, "", 0
+	if err := s.r.skip(); err != nil {
+		return err
+	}
+	b, err := s.r.peek(packet.LengthSize, true)
+	if err != nil {
+		return err
+	}
+	hlen, err := s.limits.HeaderLength(b)
+	if err != nil {
+		return &frameError{err}
+	}
+	b, err = s.r.peek(int(packet.LengthSize+hlen+packet.LengthSize), false)
+	if err != nil {
+		return err
+	}
+	bodyAt := packet.LengthSize + hlen
+	if err := p.ParseHeader(b[packet.LengthSize:bodyAt]); err != nil {
+		return &frameError{err}
+	}
+	blen, tooLarge := s.limits.BodyLength(b[bodyAt:])
+	s.r.discard(len(b))
+	s.r.body, s.r.tooLarge = blen, tooLarge
+	p.BodyLength = blen
+	p.Length = p.HeaderLength + p.BodyLength
+	return nil
+}
+
+// ReadBody appends to dst the body of the packet whose header was read last,
+// its codec id first, as it stands on the wire. A body over the limit is not
+// read but skipped before the next packet; the error wraps packet.ErrTooLarge.
+func (s *Socket) ReadBody(dst []byte) ([]byte, error) {
+	if s.r.tooLarge != nil {
+		return dst, s.r.tooLarge
+	}
+	return s.r.readBody(dst)
+}
+
+// SkipBody drops the body of the packet whose header was read last. It does not
+// wait for it: the bytes are passed over before the next header.
+func (s *Socket) SkipBody() { s.r.tooLarge = nil }
+
+// frameError marks a frame that cannot be followed.
+type frameError struct{ err error }
+
+func (e *frameError) Error() string { return e.err.Error() }
+func (e *frameError) Unwrap() error { return e.err }
+
+// Fatal reports whether an error of ReadPacket, ReadHeader or ReadBody ends the
+// connection. Errors that concern one body only do not.
+func Fatal(err error) bool {
+	if err == nil {
+		return false
+	}
+	var fe *frameError
+	var ne net.Error
+	return errors.As(err, &fe) || errors.As(err, &ne) ||
+		errors.Is(err, errRead) || errors.Is(err, io.EOF) || errors.Is(err, ErrClosed)
+}
+
+// Conn returns the underlying connection, for addresses, TLS state and options.
+// Reading from it or writing to it breaks the framing.
+func (s *Socket) Conn() net.Conn { return s.conn }
+
+// LocalAddr returns the address of this end.
+func (s *Socket) LocalAddr() net.Addr { return s.conn.LocalAddr() }
+
+// RemoteAddr returns the address of the other end.
+func (s *Socket) RemoteAddr() net.Addr { return s.conn.RemoteAddr() }
+
+// Limits returns the limits that the socket was made with.
+func (s *Socket) Limits() packet.Limits { return s.limits }
+
+// ReadTimeout returns the longest silence while a packet is awaited; zero means
+// none.
+func (s *Socket) ReadTimeout() time.Duration { return time.Duration(s.r.timeout.Load()) }
+
+// SetReadTimeout changes the longest silence; a read under way is given the new
+// time from now.
+func (s *Socket) SetReadTimeout(d time.Duration) { s.r.setTimeout(d) }
+
+// WriteTimeout returns the longest that one write may take; zero means no bound.
+func (s *Socket) WriteTimeout() time.Duration { return time.Duration(s.w.timeout.Load()) }
+
+// SetWriteTimeout changes the longest that one write may take, from the next
+// write on.
+func (s *Socket) SetWriteTimeout(d time.Duration) { s.w.timeout.Store(int64(max(d, 0))) }
+
+// Close ends the socket. Packets that WritePacket has accepted are given up to a
+// second to leave; a Read or Write under way then fails. It may be called more
+// than once and from anywhere; only the first call does anything.
+func (s *Socket) Close() error {
+	if s.closed.Swap(true) {
+		return nil
+	}
+	s.w.drain(flushOnClose)
+	err := s.conn.Close()
+	s.w.fail(ErrClosed)
+	return err
+}
+
+// CloseWrite waits until everything that WritePacket has accepted is written,
+// for at most the given time, and tells the other side that nothing more comes.
+// Reading goes on. It reports false where the connection cannot be half-closed
+// or did not take the output in time.
+func (s *Socket) CloseWrite(wait time.Duration) bool {
+	if !s.w.drain(wait) {
+		return false
+	}
+	half, ok := s.conn.(interface{ CloseWrite() error })
+	s.w.fail(ErrClosed)
+	return ok && half.CloseWrite() == nil
+}
+
+// String names the two ends, for logs.
+func (s *Socket) String() string {
+	return fmt.Sprintf("%v<->%v", s.LocalAddr(), s.RemoteAddr())
+}

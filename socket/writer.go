@@ -1,0 +1,172 @@
+package socket
+
+import (
+	"net"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/henrylee2cn/teleport/internal/bufpool"
+)
+
+const (
+	// gather is the size up to which small frames are put together in one write.
+	gather = 64 << 10
+	// ownFrame is the size from which a frame is written from its own buffer
+	// instead of being copied behind another.
+	ownFrame = 16 << 10
+	// maxQueued is how many bytes may wait before writers have to wait too.
+	maxQueued = 8 << 20
+)
+
+// writer gathers frames. Whoever queues a frame while nobody flushes becomes
+// the flusher and writes until nothing is queued; everyone else queues and goes
+// on. Before its first write the flusher yields the processor once, so that
+// goroutines which are about to queue something do it first: under load that
+// makes one system call out of many, and alone it costs nothing.
+type writer struct {
+	conn    net.Conn
+	timeout atomic.Int64 // time.Duration; 0 none
+	armed   bool         // a write deadline is set on conn; the flusher's
+
+	mu       sync.Mutex // guards the fields below
+	cond     *sync.Cond // made when first waited on; see waitLocked
+	queue    []*bufpool.Buffer
+	spare    []*bufpool.Buffer // the queue's other half, while it is not in use
+	queued   int               // bytes in queue and under way
+	flushing bool
+	err      error
+}
+
+func (w *writer) init(conn net.Conn, timeout time.Duration) {
+	w.conn = conn
+	w.timeout.Store(int64(max(timeout, 0)))
+	w.armed = true // clears a deadline that a former owner of conn left
+}
+
+// write takes the frame in buf, and buf itself.
+func (w *writer) write(buf *bufpool.Buffer) error {
+	w.mu.Lock()
+	for w.err == nil && w.queued >= maxQueued {
+		w.waitLocked()
+	}
+	if w.err != nil {
+		err := w.err
+		w.mu.Unlock()
+		bufpool.Put(buf)
+		return &WriteError{err}
+	}
+	w.queued += len(buf.B)
+	if last := len(w.queue) - 1; last >= 0 && len(buf.B) < ownFrame && len(w.queue[last].B)+len(buf.B) <= gather {
+		w.queue[last].B = append(w.queue[last].B, buf.B...)
+		bufpool.Put(buf)
+	} else {
+		w.queue = append(w.queue, buf)
+	}
+	if w.flushing {
+		w.mu.Unlock()
+		return nil
+	}
+	w.flushing = true
+	w.mu.Unlock()
+	return w.flush()
+}
+
+// flush writes until nothing is queued. It returns the error that ended the
+// socket, if one did.
+func (w *writer) flush() error {
+	runtime.Gosched()
+	for {
+		w.mu.Lock()
+		if len(w.queue) == 0 || w.err != nil {
+			w.flushing = false
+			err := w.err
+			w.wakeLocked()
+			w.mu.Unlock()
+			if err != nil {
+				return &WriteError{err}
+			}
+			return nil
+		}
+		queue := w.queue
+		w.queue, w.spare = w.spare[:0], nil
+		w.mu.Unlock()
+
+		n, err := w.writeAll(queue)
+		for i, buf := range queue {
+			bufpool.Put(buf)
+			queue[i] = nil
+		}
+		if err != nil {
+			w.conn.Close() // a part may have been sent
+		}
+		w.mu.Lock()
+		w.queued -= n
+		w.spare = queue[:0]
+		if err != nil && w.err == nil {
+			w.err = err
+		}
+		w.wakeLocked()
+		w.mu.Unlock()
+	}
+}
+
+func (w *writer) writeAll(queue []*bufpool.Buffer) (n int, err error) {
+	if d := time.Duration(w.timeout.Load()); d > 0 || w.armed {
+		w.armed = d > 0
+		w.conn.SetWriteDeadline(deadline(d))
+	}
+	for _, buf := range queue {
+		n += len(buf.B)
+		if err == nil {
+			_, err = w.conn.Write(buf.B)
+		}
+	}
+	return n, err
+}
+
+// drain waits until nothing is queued or under way, for at most d, and reports
+// whether that came true.
+func (w *writer) drain(d time.Duration) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.flushing || w.err != nil {
+		return w.err == nil
+	}
+	late := false
+	timer := time.AfterFunc(d, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		late = true
+		w.wakeLocked()
+	})
+	defer timer.Stop()
+	for w.flushing && w.err == nil && !late {
+		w.waitLocked()
+	}
+	return !w.flushing && w.err == nil
+}
+
+// fail makes every later write return err.
+func (w *writer) fail(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err == nil {
+		w.err = err
+	}
+	w.wakeLocked()
+}
+
+func (w *writer) waitLocked() {
+	if w.cond == nil {
+		w.cond = sync.NewCond(&w.mu)
+	}
+	w.cond.Wait()
+}
+
+func (w *writer) wakeLocked() {
+	if w.cond != nil {
+		w.cond.Broadcast()
+	}
+}

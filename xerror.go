@@ -1,0 +1,125 @@
+package tp
+
+import (
+	"encoding/json"
+	"strconv"
+
+	jsoniter "github.com/json-iterator/go"
+)
+
+// Status codes. Those below 200 are made on this side and never sent; services
+// may use any other code as they like.
+const (
+	StatusWriteFailed         int32 = 100 // the packet could not be written
+	StatusConnClosed          int32 = 101 // the connection ended before the reply
+	StatusDeadlineExceeded    int32 = 102 // the caller's deadline passed
+	StatusCanceled            int32 = 103 // the caller gave up
+	StatusOK                  int32 = 200
+	StatusBadRequest          int32 = 400 // a URI or body that cannot be understood
+	StatusUnauthorized        int32 = 401
+	StatusNotFound            int32 = 404 // no handler for the URI
+	StatusUnsupportedType     int32 = 410 // a packet type that the peer does not know
+	StatusTooLarge            int32 = 413 // a body over the receiver's limit
+	StatusUnsupportedCodec    int32 = 415 // a body codec that the peer does not know
+	StatusFailedPlugin        int32 = 424 // a plugin's hook refused the packet
+	StatusOverloaded          int32 = 429
+	StatusInternalServerError int32 = 500 // a handler's panic, or a reply that does not encode
+	StatusNotImplemented      int32 = 501
+	StatusBadGateway          int32 = 502 // a proxy's upstream failed
+	StatusServiceUnavailable  int32 = 503 // the peer is shutting down
+	StatusGatewayTimeout      int32 = 504
+)
+
+var statusTexts = map[int32]string{
+	StatusWriteFailed:         "write failed",
+	StatusConnClosed:          "connection closed",
+	StatusDeadlineExceeded:    "deadline exceeded",
+	StatusCanceled:            "canceled",
+	StatusOK:                  "OK",
+	StatusBadRequest:          "bad request",
+	StatusUnauthorized:        "unauthorized",
+	StatusNotFound:            "not found",
+	StatusUnsupportedType:     "unsupported type",
+	StatusTooLarge:            "too large",
+	StatusUnsupportedCodec:    "unsupported codec",
+	StatusFailedPlugin:        "failed plugin",
+	StatusOverloaded:          "overloaded",
+	StatusInternalServerError: "internal server error",
+	StatusNotImplemented:      "not implemented",
+	StatusBadGateway:          "bad gateway",
+	StatusServiceUnavailable:  "service unavailable",
+	StatusGatewayTimeout:      "gateway timeout",
+}
+
+// StatusText returns the usual text of a status code, or "" for a code that has
+// none.
+func StatusText(code int32) string { return statusTexts[code] }
+
+// Xerror is the failure of a call: a status code with a text. Nil means success.
+// Every code is an error, 0 included; only a nil Xerror is not.
+//
+// An Xerror made on this side wraps what caused it, for errors.Is and errors.As.
+// It encodes to JSON as {"code":404,"text":"not found"}.
+type Xerror interface {
+	// Code is the status code.
+	Code() int32
+	// Text is the status text.
+	Text() string
+	// Error is the code and the text, for people.
+	Error() string
+}
+
+// NewXerror returns an Xerror with the code and the text.
+func NewXerror(code int32, text string) Xerror {
+	return &xerror{code: code, text: text}
+}
+
+type xerror struct {
+	code  int32
+	text  string
+	cause error
+}
+
+// newXerror makes the Xerror for code: the detail, or the usual text where there
+// is none, wrapping cause.
+func newXerror(code int32, detail string, cause error) *xerror {
+	if detail == "" {
+		detail = StatusText(code)
+	}
+	return &xerror{code: code, text: detail, cause: cause}
+}
+
+func (x *xerror) Code() int32  { return x.code }
+func (x *xerror) Text() string { return x.text }
+
+func (x *xerror) Error() string {
+	if x.text == "" {
+		return strconv.Itoa(int(x.code))
+	}
+	return strconv.Itoa(int(x.code)) + " " + x.text
+}
+
+func (x *xerror) Unwrap() error { return x.cause }
+
+type xerrorJSON struct {
+	Code int32  `json:"code"`
+	Text string `json:"text"`
+}
+
+var (
+	_ json.Marshaler   = (*xerror)(nil)
+	_ json.Unmarshaler = (*xerror)(nil)
+)
+
+func (x *xerror) MarshalJSON() ([]byte, error) {
+	return jsoniter.Marshal(xerrorJSON{x.code, x.text})
+}
+
+func (x *xerror) UnmarshalJSON(b []byte) error {
+	var v xerrorJSON
+	if err := jsoniter.Unmarshal(b, &v); err != nil {
+		return err
+	}
+	*x = xerror{code: v.Code, text: v.Text}
+	return nil
+}
