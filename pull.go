@@ -23,12 +23,9 @@ type PullCmd struct {
 	id    uint64
 	reply interface{}
 	body  *bufpool.Buffer // the reply's raw body until it is decoded
-	wake  chan struct{}   // Pull waits on it, or
-	done  chan *PullCmd   // GoPull delivers on it
+	done  chan *PullCmd   // GoPull delivers on it; nil for Pull,
+	wait  sync.WaitGroup  // which waits here
 }
-
-// wakers are the channels that Pull waits on, empty and of capacity 1.
-var wakers = sync.Pool{New: func() any { return make(chan struct{}, 1) }}
 
 func newPullCmd(s *Session, uri string, args, reply interface{}, settings []PacketSetting) *PullCmd {
 	cmd := &PullCmd{reply: reply}
@@ -104,7 +101,7 @@ func (cmd *PullCmd) launch() {
 func (cmd *PullCmd) settle(x Xerror) {
 	cmd.Xerror = x
 	if cmd.done == nil {
-		cmd.wake <- struct{}{}
+		cmd.wait.Done()
 		return
 	}
 	go func() {

@@ -73,6 +73,9 @@ func (s *Session) readCall(c *packetCtx, root *group) error {
 	if s.peer.draining() && c.inHdr.Type == packet.TypePull {
 		return s.reject(c, newXerror(StatusServiceUnavailable, "shutting down, the pull was not run", nil))
 	}
+	if err := packet.CheckGzip(c.inHdr.Gzip); err != nil {
+		return s.reject(c, newXerror(StatusBadRequest, err.Error(), err))
+	}
 	table := root.routes.table.Load()
 	if err := table.postReadHeader.run(c); err != nil {
 		Debugf("%s %s from %s: %v", c.kind(), quote(c.inHdr.Uri), c.Ip(), err)

@@ -123,10 +123,9 @@ func (s *Session) SetWriteTimeout(d time.Duration) { s.sock.SetWriteTimeout(d) }
 // is nil on success. Args and reply belong to the call until it returns.
 func (s *Session) Pull(uri string, args, reply interface{}, setting ...PacketSetting) *PullCmd {
 	cmd := newPullCmd(s, uri, args, reply, setting)
-	cmd.wake = wakers.Get().(chan struct{})
+	cmd.wait.Add(1)
 	cmd.launch()
-	<-cmd.wake
-	wakers.Put(cmd.wake)
+	cmd.wait.Wait()
 	cmd.finish()
 	return cmd
 }

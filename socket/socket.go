@@ -139,11 +139,11 @@ func (s *Socket) ReadPacket(p *packet.Packet, newBody func(*packet.Header) inter
 func (s *Socket) ReadHeader(p *packet.Packet) error {
 	p.Body, p.BodyCodec, p.BodyLength = nil, "", 0
 	if err := s.r.skip(); err != nil {
-		return err
+		return s.readFailure(err)
 	}
 	b, err := s.r.peek(packet.LengthSize, true)
 	if err != nil {
-		return err
+		return s.readFailure(err)
 	}
 	hlen, err := s.limits.HeaderLength(b)
 	if err != nil {
@@ -151,7 +151,7 @@ func (s *Socket) ReadHeader(p *packet.Packet) error {
 	}
 	b, err = s.r.peek(int(packet.LengthSize+hlen+packet.LengthSize), false)
 	if err != nil {
-		return err
+		return s.readFailure(err)
 	}
 	bodyAt := packet.LengthSize + hlen
 	if err := p.ParseHeader(b[packet.LengthSize:bodyAt]); err != nil {
@@ -172,7 +172,22 @@ func (s *Socket) ReadBody(dst []byte) ([]byte, error) {
 	if s.r.tooLarge != nil {
 		return dst, s.r.tooLarge
 	}
-	return s.r.readBody(dst)
+	dst, err := s.r.readBody(dst)
+	if err != nil {
+		err = s.readFailure(err)
+	}
+	return dst, err
+}
+
+// readFailure says why a read failed: where this side has closed the connection,
+// the reason for that.
+func (s *Socket) readFailure(err error) error {
+	if errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) {
+		if reason := s.w.failure(); reason != nil {
+			return fmt.Errorf("%w: %w", errRead, reason)
+		}
+	}
+	return err
 }
 
 // SkipBody drops the body of the packet whose header was read last. It does not
@@ -233,9 +248,8 @@ func (s *Socket) Close() error {
 		return nil
 	}
 	s.w.drain(flushOnClose)
-	err := s.conn.Close()
 	s.w.fail(ErrClosed)
-	return err
+	return s.conn.Close()
 }
 
 // CloseWrite waits until everything that WritePacket has accepted is written,

@@ -98,9 +98,6 @@ func (w *writer) flush() error {
 			bufpool.Put(buf)
 			queue[i] = nil
 		}
-		if err != nil {
-			w.conn.Close() // a part may have been sent
-		}
 		w.mu.Lock()
 		w.queued -= n
 		w.spare = queue[:0]
@@ -109,6 +106,9 @@ func (w *writer) flush() error {
 		}
 		w.wakeLocked()
 		w.mu.Unlock()
+		if err != nil {
+			_ = w.conn.Close() // a part may have been sent
+		}
 	}
 }
 
@@ -156,6 +156,13 @@ func (w *writer) fail(err error) {
 		w.err = err
 	}
 	w.wakeLocked()
+}
+
+// failure returns the error that ended the socket, nil if none did.
+func (w *writer) failure() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.err
 }
 
 func (w *writer) waitLocked() {

@@ -1,0 +1,144 @@
+package tp
+
+import (
+	"net"
+	"os"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/henrylee2cn/teleport/internal/pipe"
+)
+
+func TestMain(m *testing.M) {
+	if program := os.Getenv("TP_TEST_PROGRAM"); program != "" {
+		testPrograms[program]()
+		return
+	}
+	SetLogLevel(LevelOff)
+	goleak.VerifyTestMain(m)
+}
+
+// testPrograms are run by tests in a process of their own.
+var testPrograms = map[string]func(){}
+
+// newTestPeer makes a peer that is closed at the test's end.
+func newTestPeer(t testing.TB, cfg *PeerConfig, plugins ...Plugin) *Peer {
+	t.Helper()
+	p := NewPeer(cfg, plugins...)
+	t.Cleanup(func() { _ = p.Close() })
+	return p
+}
+
+// serve lets p listen on a free port and returns the address.
+func serve(t testing.TB, p *Peer) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = p.Serve(ln)
+	}()
+	t.Cleanup(func() { _ = p.Close(); <-done })
+	return ln.Addr().String()
+}
+
+// dial connects two peers over TCP and returns the dialler's session.
+func dial(t testing.TB, from, to *Peer) *Session {
+	t.Helper()
+	sess, err := from.Dial(serve(t, to))
+	require.NoError(t, err)
+	return sess
+}
+
+// connect joins two peers by an in-memory connection and returns both sessions.
+func connect(t testing.TB, a, b *Peer, o pipe.Options) (*Session, *Session) {
+	t.Helper()
+	ca, cb := pipe.New(o)
+	type result struct {
+		sess *Session
+		err  error
+	}
+	got := make(chan result, 1)
+	go func() {
+		s, err := b.ServeConn(cb)
+		got <- result{s, err}
+	}()
+	sa, err := a.ServeConn(ca)
+	require.NoError(t, err)
+	r := <-got
+	require.NoError(t, r.err)
+	return sa, r.sess
+}
+
+// testPlugin is a plugin with any of the hooks.
+type testPlugin struct {
+	name string
+	on   map[string]func(ctx interface{}) error
+}
+
+func hookPlugin(name, point string, f func(ctx interface{}) error) *testPlugin {
+	return &testPlugin{name, map[string]func(interface{}) error{point: f}}
+}
+
+func (p *testPlugin) call(point string, ctx interface{}) error {
+	if f := p.on[point]; f != nil {
+		return f(ctx)
+	}
+	return nil
+}
+
+func (p *testPlugin) Name() string                    { return p.name }
+func (p *testPlugin) PostReg(h *Handler) error        { return p.call("PostReg", h) }
+func (p *testPlugin) PostDial(s ForeSession) error    { return p.call("PostDial", s) }
+func (p *testPlugin) PostAccept(s ForeSession) error  { return p.call("PostAccept", s) }
+func (p *testPlugin) PreWritePull(c WriteCtx) error   { return p.call("PreWritePull", c) }
+func (p *testPlugin) PostWritePull(c WriteCtx) error  { return p.call("PostWritePull", c) }
+func (p *testPlugin) PreWritePush(c WriteCtx) error   { return p.call("PreWritePush", c) }
+func (p *testPlugin) PostWritePush(c WriteCtx) error  { return p.call("PostWritePush", c) }
+func (p *testPlugin) PreWriteReply(c WriteCtx) error  { return p.call("PreWriteReply", c) }
+func (p *testPlugin) PostWriteReply(c WriteCtx) error { return p.call("PostWriteReply", c) }
+func (p *testPlugin) PreReadHeader(c ReadCtx) error   { return p.call("PreReadHeader", c) }
+func (p *testPlugin) PostReadHeader(c ReadCtx) error  { return p.call("PostReadHeader", c) }
+func (p *testPlugin) PreReadBody(c ReadCtx) error     { return p.call("PreReadBody", c) }
+func (p *testPlugin) PostReadBody(c ReadCtx) error    { return p.call("PostReadBody", c) }
+
+// fn is a controller whose one method is a function of the test's.
+type Fn struct {
+	PullCtx
+	F func(ctx PullCtx, args interface{}) (interface{}, Xerror)
+}
+
+func (f *Fn) Call(args *interface{}) (interface{}, Xerror) { return f.F(f.PullCtx, *args) }
+
+// FnPush is Fn for pushes.
+type FnPush struct {
+	PushCtx
+	F func(ctx PushCtx, args interface{})
+}
+
+func (f *FnPush) Call(args *interface{}) { f.F(f.PushCtx, *args) }
+
+// pullFn serves f at /fn/call.
+func pullFn(p *Peer, f func(ctx PullCtx, args interface{}) (interface{}, Xerror), plugins ...Plugin) {
+	p.PullRouter.Reg(&Fn{F: f}, plugins...)
+}
+
+// pushFn serves f at /fn_push/call.
+func pushFn(p *Peer, f func(ctx PushCtx, args interface{}), plugins ...Plugin) {
+	p.PushRouter.Reg(&FnPush{F: f}, plugins...)
+}
+
+// echo answers with what it was sent.
+func echo(_ PullCtx, args interface{}) (interface{}, Xerror) { return args, nil }
+
+// requireAlive shows that the session still answers; the other side serves echo.
+func requireAlive(t testing.TB, sess *Session) {
+	t.Helper()
+	var got interface{}
+	cmd := sess.Pull("/fn/call", "alive", &got)
+	require.Nil(t, cmd.Xerror, "%v", cmd.Xerror)
+	require.Equal(t, "alive", got)
+}

@@ -1,0 +1,104 @@
+// Package proxy forwards what a peer has no handler for to another peer. Bodies
+// pass through as they stand on the wire: neither decoded nor decompressed,
+// whatever their codec.
+package proxy
+
+import (
+	"errors"
+
+	tp "github.com/henrylee2cn/teleport"
+	"github.com/henrylee2cn/teleport/packet"
+)
+
+// Proxy is a pair of unknown handlers. Make it with [New] and set it on a router
+// or a group:
+//
+//	p := proxy.New(pick)
+//	peer.PullRouter.SetUnknown(p.Pull)
+//	peer.PushRouter.SetUnknown(p.Push)
+//
+// It is safe for concurrent use.
+type Proxy struct {
+	pick func(ctx tp.UnknownPushCtx) (*tp.Session, error)
+}
+
+// New returns a proxy that asks pick for the upstream session of each packet.
+// Pick may look at the packet's path, query and session; it is called from many
+// goroutines at once. Its error means that there is no upstream: a pull is
+// answered with the error's status where it is a tp.Xerror, otherwise with
+// tp.StatusBadGateway, and a push is dropped and logged. It panics if pick is
+// nil.
+func New(pick func(ctx tp.UnknownPushCtx) (*tp.Session, error)) *Proxy {
+	if pick == nil {
+		panic("proxy: New: pick is nil.")
+	}
+	return &Proxy{pick}
+}
+
+// To returns a proxy with one upstream for everything.
+func To(upstream *tp.Session) *Proxy {
+	return New(func(tp.UnknownPushCtx) (*tp.Session, error) { return upstream, nil })
+}
+
+var errNoSession = errors.New("no upstream session")
+
+func (p *Proxy) upstream(ctx tp.UnknownPushCtx) (*tp.Session, tp.Xerror) {
+	sess, err := p.pick(ctx)
+	if err == nil && sess == nil {
+		err = errNoSession
+	}
+	if err == nil {
+		return sess, nil
+	}
+	var x tp.Xerror
+	if errors.As(err, &x) {
+		return nil, x
+	}
+	tp.Warnf("proxy: no upstream for %q: %v", ctx.Path(), err)
+	return nil, tp.NewXerror(tp.StatusBadGateway, "bad gateway: no upstream")
+}
+
+// Pull forwards a pull and returns the upstream's reply, status included. If the
+// upstream did not answer, the status is tp.StatusBadGateway. The pull's header
+// codec is used towards the upstream too.
+func (p *Proxy) Pull(ctx tp.UnknownPullCtx, body *[]byte) (interface{}, tp.Xerror) {
+	sess, x := p.upstream(ctx)
+	if x != nil {
+		return nil, x
+	}
+	var reply packet.RawBody
+	cmd := sess.Pull(ctx.Uri(), packet.RawBody(*body), &reply, settings(ctx)...)
+	if x := cmd.Xerror; x != nil {
+		if answered(cmd) {
+			return nil, x
+		}
+		tp.Warnf("proxy: pull %q from upstream %s: %v", ctx.Path(), sess.RemoteIp(), x)
+		return nil, tp.NewXerror(tp.StatusBadGateway, "bad gateway: "+tp.StatusText(x.Code()))
+	}
+	ctx.SetGzip(int(cmd.Input().Header.Gzip))
+	return reply, nil
+}
+
+// Push forwards a push. If it cannot be sent that is logged.
+func (p *Proxy) Push(ctx tp.UnknownPushCtx, body *[]byte) {
+	sess, x := p.upstream(ctx)
+	if x == nil {
+		x = sess.Push(ctx.Uri(), packet.RawBody(*body), settings(ctx)...)
+	}
+	if x != nil {
+		tp.Warnf("proxy: push %q dropped: %v", ctx.Path(), x)
+	}
+}
+
+// settings make the packet to the upstream what the packet received is.
+func settings(ctx tp.UnknownPushCtx) []tp.PacketSetting {
+	in := ctx.Input()
+	return []tp.PacketSetting{tp.WithHeaderCodec(in.HeaderCodec), tp.WithGzip(int(in.Header.Gzip))}
+}
+
+// answered reports whether the error is the status that the upstream replied
+// with, and not a failure to get a reply.
+func answered(cmd *tp.PullCmd) bool {
+	h := cmd.Input().Header
+	return h.Type == packet.TypeReply && h.StatusCode != tp.StatusOK && h.StatusCode == cmd.Xerror.Code()
+}
