@@ -343,7 +343,7 @@ func TestUnknownTypesAreAnsweredOnceAndNeverAgain(t *testing.T) {
 	pullFn(b, echo)
 	sa, sb := connect(t, a, b, pipe.Options{})
 	for i, typ := range []int32{0, -1, 4, 9, math.MaxInt32} {
-		require.NoError(t, sa.sock.WritePacket(&packet.Packet{Header: &packet.Header{Id: fmt.Sprint(i), Type: typ, Uri: "/fn/call"}, Body: 1}))
+		require.NoError(t, sa.sock.WritePacket(&packet.Packet{Header: &packet.Header{Id: fmt.Sprintf("odd-%d", i), Type: typ, Uri: "/fn/call"}, Body: 1}))
 		require.NoError(t, sa.sock.WritePacket(&packet.Packet{Header: &packet.Header{Type: typ, Uri: "/fn/call"}}))
 	}
 	requireAlive(t, sa)

@@ -1,0 +1,237 @@
+package tp
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/henrylee2cn/teleport/internal/pipe"
+	"github.com/henrylee2cn/teleport/packet"
+)
+
+// capture is a Logger that keeps what it is given.
+type capture struct {
+	mu    sync.Mutex
+	lines []string
+	more  chan string
+}
+
+func (c *capture) Enabled(context.Context, slog.Level) bool { return true }
+
+func (c *capture) Handle(_ context.Context, r slog.Record) error {
+	name, _ := levelName(r.Level)
+	line := name + " " + r.Message
+	c.mu.Lock()
+	c.lines = append(c.lines, line)
+	c.mu.Unlock()
+	c.more <- line
+	return errors.New("ignored")
+}
+
+// next waits for a line that contains all of want.
+func (c *capture) next(t *testing.T, want ...string) string {
+	t.Helper()
+next:
+	for line := range c.more {
+		for _, w := range want {
+			if !strings.Contains(line, w) {
+				continue next
+			}
+		}
+		return line
+	}
+	return ""
+}
+
+func captureLog(t *testing.T, level slog.Level) *capture {
+	c := &capture{more: make(chan string, 10000)}
+	old := LogLevel()
+	SetLogger(c)
+	SetLogLevel(level)
+	t.Cleanup(func() { SetLogLevel(old); SetLogger(nil) })
+	return c
+}
+
+func TestTextLogIsAsAPersonReadsIt(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	require.NoError(t, err)
+	defer f.Close()
+	l := newTextLogger(f)
+	SetLogger(l)
+	SetLogLevel(LevelTrace)
+	defer func() { SetLogger(nil); SetLogLevel(LevelOff) }()
+	Tracef("a %d", 1)
+	Debugf("a\nb\n")
+	Infof("plain")
+	Noticef("n")
+	Warnf("w")
+	Errorf("e")
+	Criticalf("c")
+	Printf("p")
+	SetLogLevel(LevelError)
+	Warnf("not this")
+	Printf("but this")
+	r := slog.NewRecord(time.Now(), LevelError, "attrs", 0)
+	r.Add("k", "v")
+	require.NoError(t, l.Handle(context.Background(), r))
+	b, err := os.ReadFile(f.Name())
+	require.NoError(t, err)
+	stamp := regexp.MustCompile(`(?m)^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} `)
+	require.Equal(t, `[TRACE] a 1
+[DEBUG] a
+b
+[INFO] plain
+[NOTICE] n
+[WARN] w
+[ERROR] e
+[CRITICAL] c
+[INFO] p
+[INFO] but this
+[ERROR] attrs k=v
+`, stamp.ReplaceAllString(string(b), ""))
+
+	var buf bytes.Buffer
+	l = &textLogger{out: &buf, colour: true}
+	require.NoError(t, l.Handle(context.Background(), slog.NewRecord(time.Now(), LevelWarn, "x", 0)))
+	require.Contains(t, buf.String(), "\x1b[33m[WARN]\x1b[0m x\n")
+}
+
+func TestSlogHandlerInItsPlace(t *testing.T) {
+	var buf bytes.Buffer
+	SetLogger(slog.NewJSONHandler(&buf, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	SetLogLevel(LevelTrace)
+	defer func() { SetLogger(nil); SetLogLevel(LevelOff) }()
+	Infof("no")
+	Warnf("yes %q", "x")
+	require.Equal(t, 1, strings.Count(buf.String(), "\n"))
+	require.Contains(t, buf.String(), `"msg":"yes \"x\""`)
+}
+
+func TestPanicfAndFatalf(t *testing.T) {
+	c := captureLog(t, LevelInfo)
+	require.PanicsWithValue(t, "bad 1", func() { Panicf("bad %d", 1) })
+	require.Equal(t, "CRITICAL bad 1", <-c.more)
+	var code int
+	osExit = func(c int) { code = c }
+	defer func() { osExit = os.Exit }()
+	Fatalf("worse %d", 2)
+	require.Equal(t, "CRITICAL worse 2", <-c.more)
+	require.Equal(t, 1, code)
+}
+
+func TestPrintBody(t *testing.T) {
+	srv, cli := newTestPeer(t, &PeerConfig{PrintBody: true}), newTestPeer(t, &PeerConfig{PrintBody: true})
+	pullFn(srv, echo)
+	pushFn(srv, func(PushCtx, interface{}) {})
+	c := captureLog(t, LevelInfo)
+	_, sess := connect(t, srv, cli, pipe.Options{})
+	sess.Pull("/fn/call", "two\nlines", new(string))
+	handle := c.next(t, "pull-handle", "/fn/call")
+	require.Regexp(t, `^INFO pull-handle pipe-\d+-\w /fn/call 200 OK in \S+; received \d+ bytes: "two\\nlines"; sent \d+ bytes: two\\nlines$`, handle)
+	launch := c.next(t, "pull-launch")
+	require.Contains(t, launch, `received`)
+
+	sess.Pull("/nowhere\n", strings.Repeat("x", 5000), nil)
+	line := c.next(t, "pull-launch", "404 not found", `/nowhere\n`)
+	require.Less(t, len(line), 4096)
+	require.NotContains(t, line, "\n")
+	require.Contains(t, line, "xxx...")
+
+	require.Nil(t, sess.Push("/fn_push/call", []byte("\x1b[31m\x00\xff")))
+	c.next(t, "push-launch", `\x1b[31m\x00\xff`)
+	c.next(t, "push-handle", "/fn_push/call")
+	require.Nil(t, sess.Push("/nowhere", 1))
+	c.next(t, "WARN push /nowhere", "dropped: 404 not found")
+}
+
+func TestPacketsAreLoggedAtDebugWithoutBodies(t *testing.T) {
+	srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
+	pullFn(srv, echo)
+	c := captureLog(t, LevelDebug)
+	_, sess := connect(t, srv, cli, pipe.Options{})
+	sess.Pull("/fn/call", "a secret", nil)
+	require.NotContains(t, c.next(t, "DEBUG pull-handle"), "secret")
+	require.NoError(t, sess.Close())
+	c.next(t, "DEBUG session", "ended: EOF")
+}
+
+func TestSlowOperationAlarm(t *testing.T) {
+	srv, cli := newTestPeer(t, &PeerConfig{SlowCometDuration: 1}), newTestPeer(t, &PeerConfig{SlowCometDuration: time.Hour})
+	pullFn(srv, echo)
+	c := captureLog(t, LevelInfo)
+	_, sess := connect(t, srv, cli, pipe.Options{})
+	requireAlive(t, sess)
+	require.Contains(t, <-c.more, "WARN slow pull-handle")
+	require.Empty(t, c.more)
+}
+
+func TestLogIsNotBuiltWhenItsLevelIsOff(t *testing.T) {
+	srv, cli := newTestPeer(t, &PeerConfig{PrintBody: true}), newTestPeer(t, nil)
+	printed := false
+	_, sess := connect(t, srv, cli, pipe.Options{})
+	pullFn(srv, func(PullCtx, interface{}) (interface{}, Xerror) { return &printer{&printed}, nil })
+	require.Nil(t, sess.Pull("/fn/call", nil, nil).Xerror)
+	require.False(t, printed)
+	c := captureLog(t, LevelInfo)
+	require.Nil(t, sess.Pull("/fn/call", nil, nil).Xerror)
+	c.next(t, "pull-handle", "printing panicked: no")
+}
+
+type printer struct{ printed *bool }
+
+func (p *printer) String() string               { *p.printed = true; panic("no") }
+func (p *printer) MarshalJSON() ([]byte, error) { return []byte("1"), nil }
+
+func TestEscape(t *testing.T) {
+	for in, want := range map[string]string{
+		"":                     "",
+		"plain text é 日本":      "plain text é 日本",
+		"a\nb\r\t\x00\x1b\x7f": `a\nb\r\t\x00\x1b\x7f`,
+		"\xff\xc3":             `\xff\xc3`,
+		"\ufffd":               "\ufffd",
+		"\u2028\U000e0001":     `\u2028\U000e0001`,
+	} {
+		require.Equal(t, want, escape(in, 100))
+	}
+	for n := range 40 {
+		for _, unit := range []string{"x", "é", "\n", "\xff", "\U000e0001"} {
+			got := escape(strings.Repeat(unit, n), 20)
+			require.LessOrEqual(t, len(got), 20)
+			require.True(t, utf8.ValidString(got))
+			whole := escape(strings.Repeat(unit, n), 1000)
+			if len(whole) <= 20 {
+				require.Equal(t, whole, got)
+			} else {
+				require.True(t, strings.HasSuffix(got, "..."))
+			}
+		}
+	}
+}
+
+func TestPrintBodyOfEveryKind(t *testing.T) {
+	s, b, r := "s\n", []byte("b\n"), packet.RawBody("r\n")
+	for _, v := range []interface{}{s, &s} {
+		require.Equal(t, `s\n`, printBody(v))
+	}
+	for _, v := range []interface{}{b, &b} {
+		require.Equal(t, `b\n`, printBody(v))
+	}
+	for _, v := range []interface{}{r, &r} {
+		require.Equal(t, `r\n`, printBody(v))
+	}
+	require.Equal(t, "(not decoded)", printBody(nil))
+	require.Equal(t, `{"A":1}`, printBody(struct{ A int }{1}))
+	require.Contains(t, printBody(make(chan int)), "0x")
+	require.Len(t, printBody(bytes.Repeat([]byte("x"), 1<<20)), maxPrinted)
+}

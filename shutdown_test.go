@@ -1,0 +1,390 @@
+package tp
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/henrylee2cn/teleport/internal/pipe"
+)
+
+func TestShutdownLosesNoReply(t *testing.T) {
+	const n = 200
+	srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
+	var started sync.WaitGroup
+	started.Add(n)
+	release := make(chan struct{})
+	pullFn(srv, func(_ PullCtx, args interface{}) (interface{}, Xerror) {
+		started.Done()
+		<-release
+		return args, nil
+	})
+	pushed := make(chan struct{}, 1)
+	pushFn(srv, func(PushCtx, interface{}) { pushed <- struct{}{} })
+	addr := serve(t, srv)
+	var sessions []*Session
+	done := make(chan *PullCmd, n)
+	for i := range n {
+		if i%20 == 0 {
+			s, err := cli.Dial(addr)
+			require.NoError(t, err)
+			sessions = append(sessions, s)
+		}
+		sessions[i/20].GoPull("/fn/call", i, new(int), done)
+	}
+	started.Wait()
+
+	over := make(chan error)
+	go func() { over <- srv.Shutdown(context.Background()) }()
+	<-srv.closing
+	_, err := net.Dial("tcp", addr)
+	require.Error(t, err, "no new connections")
+	_, err = srv.Dial(addr)
+	require.ErrorIs(t, err, ErrPeerClosed)
+	cmd := sessions[0].Pull("/fn/call", 1, nil)
+	require.Equal(t, StatusServiceUnavailable, cmd.Xerror.Code())
+	require.Nil(t, sessions[0].Push("/fn_push/call", 1))
+	<-pushed // pushes are still taken
+	select {
+	case err := <-over:
+		t.Fatalf("Shutdown returned with handlers running: %v", err)
+	default:
+	}
+	close(release)
+	for range n {
+		cmd := <-done
+		require.Nil(t, cmd.Xerror, "%v", cmd.Xerror)
+		require.Equal(t, cmd.Output().Body, *cmd.reply.(*int))
+	}
+	require.NoError(t, <-over)
+	for _, s := range sessions {
+		<-s.Done()
+	}
+	require.NoError(t, srv.Shutdown(context.Background()), "again")
+	require.Zero(t, srv.hubSize())
+}
+
+func TestHandlersMayPullWhileTheirPeerShutsDown(t *testing.T) {
+	srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
+	started, release := make(chan struct{}), make(chan struct{})
+	pullFn(srv, func(ctx PullCtx, args interface{}) (interface{}, Xerror) {
+		close(started)
+		<-release
+		var back interface{}
+		cmd := ctx.Session().Pull("/fn/call", args, &back)
+		return back, cmd.Xerror
+	})
+	pullFn(cli, echo)
+	here, sess := connect(t, srv, cli, pipe.Options{})
+	cmd := sess.GoPull("/fn/call", "x", new(string), nil)
+	<-started
+	over := make(chan error)
+	go func() { over <- srv.Shutdown(context.Background()) }()
+	<-srv.closing
+	close(release)
+	<-cmd.Done()
+	require.Nil(t, cmd.Xerror, "%v", cmd.Xerror)
+	require.NoError(t, <-over)
+	require.Equal(t, StatusConnClosed, here.Pull("/fn/call", 1, nil).Xerror.Code())
+}
+
+func TestShutdownWaitsForOwnPullsAndRefusesNewOnes(t *testing.T) {
+	srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
+	started, release := make(chan struct{}), make(chan struct{})
+	pullFn(srv, func(_ PullCtx, args interface{}) (interface{}, Xerror) {
+		close(started)
+		<-release
+		return args, nil
+	})
+	_, sess := connect(t, srv, cli, pipe.Options{})
+	cmd := sess.GoPull("/fn/call", "x", new(string), nil)
+	<-started
+	over := make(chan error)
+	go func() { over <- cli.Shutdown(context.Background()) }()
+	<-cli.closing
+	late := sess.Pull("/fn/call", 1, nil)
+	require.Equal(t, StatusServiceUnavailable, late.Xerror.Code())
+	close(release)
+	<-cmd.Done()
+	require.Nil(t, cmd.Xerror)
+	require.NoError(t, <-over)
+}
+
+func TestShutdownEndsWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv, cli := NewPeer(nil), NewPeer(nil)
+		defer cli.Close()
+		release := make(chan struct{})
+		pullFn(srv, func(PullCtx, interface{}) (interface{}, Xerror) {
+			<-release
+			return nil, nil
+		})
+		here, sess := connect(t, srv, cli, pipe.Options{})
+		for range 3 {
+			sess.GoPull("/fn/call", 1, nil, nil)
+		}
+		here.GoPull("/nobody/answers", 1, nil, nil)
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		start := time.Now()
+		err := srv.Shutdown(ctx)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.ErrorContains(t, err, "abandoned 3 running handlers and 0 pulls")
+		require.Equal(t, 5*time.Second, time.Since(start))
+		<-sess.Done()
+		close(release)
+		synctest.Wait()
+		require.Zero(t, srv.hubSize())
+	})
+}
+
+// The other side neither reads nor closes: the drain ends all the same.
+func TestShutdownWithAPeerThatIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := NewPeer(nil)
+		ca, cb := pipe.New(pipe.Options{Buffer: 10})
+		defer cb.Close()
+		sess, err := p.ServeConn(ca)
+		require.NoError(t, err)
+		go sess.Push("/a", strings.Repeat("x", 1000))
+		synctest.Wait()
+		start := time.Now()
+		require.NoError(t, p.Shutdown(context.Background()))
+		require.LessOrEqual(t, time.Since(start), 3*time.Second)
+		<-sess.Done()
+	})
+}
+
+func TestShutdownWaitsForPushesOfClosedSessions(t *testing.T) {
+	srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
+	started, release := make(chan struct{}), make(chan struct{})
+	var finished atomic.Bool
+	pushFn(srv, func(PushCtx, interface{}) {
+		close(started)
+		<-release
+		finished.Store(true)
+	})
+	here, sess := connect(t, srv, cli, pipe.Options{})
+	require.Nil(t, sess.Push("/fn_push/call", 1))
+	<-started
+	require.NoError(t, sess.Close())
+	<-here.Done()
+	over := make(chan error)
+	go func() { over <- srv.Shutdown(context.Background()) }()
+	<-srv.closing
+	close(release)
+	require.NoError(t, <-over)
+	require.True(t, finished.Load())
+	require.Zero(t, srv.hubSize())
+}
+
+func TestCloseEndsAShutdownUnderWay(t *testing.T) {
+	srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
+	started, release := make(chan struct{}), make(chan struct{})
+	defer close(release)
+	pullFn(srv, func(PullCtx, interface{}) (interface{}, Xerror) {
+		close(started)
+		<-release
+		return nil, nil
+	})
+	_, sess := connect(t, srv, cli, pipe.Options{})
+	cmd := sess.GoPull("/fn/call", 1, nil, nil)
+	<-started
+	over := make(chan error)
+	go func() { over <- srv.Shutdown(context.Background()) }()
+	<-srv.closing
+	require.NoError(t, srv.Close())
+	require.NoError(t, <-over)
+	require.Equal(t, StatusConnClosed, (<-cmd.Done()).Xerror.Code())
+}
+
+func TestListenReturnsWhenShutdownIsThrough(t *testing.T) {
+	srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
+	started, release := make(chan struct{}), make(chan struct{})
+	pullFn(srv, func(_ PullCtx, args interface{}) (interface{}, Xerror) {
+		close(started)
+		<-release
+		return args, nil
+	})
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Serve(ln) }()
+	sess, err := cli.Dial(ln.Addr().String())
+	require.NoError(t, err)
+	cmd := sess.GoPull("/fn/call", 1, nil, nil)
+	<-started
+	over := make(chan error)
+	go func() { over <- srv.Shutdown(context.Background()) }()
+	<-srv.closing
+	require.Empty(t, ended)
+	close(release)
+	require.Nil(t, (<-cmd.Done()).Xerror)
+	require.NoError(t, <-over)
+	require.NoError(t, <-ended)
+}
+
+func init() {
+	// A server as the document's: Listen is the last thing in main, and its
+	// handler takes until a line comes in on standard input.
+	testPrograms["server"] = func() {
+		go GraceSignal()
+		limit, err := time.ParseDuration(os.Getenv("TP_TEST_LIMIT"))
+		if err != nil {
+			panic(err)
+		}
+		SetShutdown(limit, func() error {
+			fmt.Println("first sweep")
+			if os.Getenv("TP_TEST_SWEEP") != "" {
+				return errors.New("sweep failed")
+			}
+			return nil
+		}, func() error { fmt.Println("before exiting"); return nil })
+		p := NewPeer(nil)
+		pullFn(p, func(_ PullCtx, args interface{}) (interface{}, Xerror) {
+			if args == "wait" {
+				fmt.Println("handling")
+				_, _ = bufio.NewReader(os.Stdin).ReadString('\n')
+			}
+			return args, nil
+		})
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			panic(err)
+		}
+		fmt.Println(ln.Addr())
+		_ = p.Serve(ln)
+		fmt.Println("main returns") // never, for the process is shutting down
+	}
+}
+
+type program struct {
+	t   *testing.T
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Reader
+	err strings.Builder
+}
+
+func startProgram(t *testing.T, name string, env ...string) *program {
+	t.Helper()
+	p := &program{t: t, cmd: exec.Command(os.Args[0])}
+	p.cmd.Env = append(append(os.Environ(), "TP_TEST_PROGRAM="+name), env...)
+	var err error
+	p.in, err = p.cmd.StdinPipe()
+	require.NoError(t, err)
+	out, err := p.cmd.StdoutPipe()
+	require.NoError(t, err)
+	p.out = bufio.NewReader(out)
+	p.cmd.Stderr = &p.err
+	require.NoError(t, p.cmd.Start())
+	t.Cleanup(func() { _ = p.cmd.Process.Kill(); _ = p.cmd.Wait() })
+	return p
+}
+
+func (p *program) line() string {
+	s, err := p.out.ReadString('\n')
+	if err != nil {
+		return err.Error()
+	}
+	return strings.TrimSpace(s)
+}
+
+func (p *program) exitCode() int {
+	_ = p.cmd.Wait()
+	return p.cmd.ProcessState.ExitCode()
+}
+
+func TestSignalDrainsAndExits(t *testing.T) {
+	for _, sig := range []os.Signal{syscall.SIGTERM, os.Interrupt} {
+		p := startProgram(t, "server", "TP_TEST_LIMIT=-1s")
+		cli := newTestPeer(t, nil)
+		sess, err := cli.Dial(p.line())
+		require.NoError(t, err)
+		cmd := sess.GoPull("/fn/call", "wait", new(string), nil)
+		require.Equal(t, "handling", p.line())
+		require.NoError(t, p.cmd.Process.Signal(sig))
+		require.Equal(t, "first sweep", p.line())
+		// The handler still runs; now it may end.
+		_, err = io.WriteString(p.in, "go on\n")
+		require.NoError(t, err)
+		<-cmd.Done()
+		require.Nil(t, cmd.Xerror, "the reply of a drain: %v", cmd.Xerror)
+		require.Equal(t, "before exiting", p.line())
+		require.Equal(t, "EOF", p.line())
+		require.Zero(t, p.exitCode(), p.err.String())
+	}
+}
+
+func TestSecondSignalExitsAtOnce(t *testing.T) {
+	p := startProgram(t, "server", "TP_TEST_LIMIT=-1s")
+	cli := newTestPeer(t, nil)
+	sess, err := cli.Dial(p.line())
+	require.NoError(t, err)
+	cmd := sess.GoPull("/fn/call", "wait", nil, nil)
+	require.Equal(t, "handling", p.line())
+	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
+	require.Equal(t, "first sweep", p.line())
+	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
+	require.Equal(t, StatusConnClosed, (<-cmd.Done()).Xerror.Code())
+	require.Equal(t, "EOF", p.line())
+	require.Equal(t, 1, p.exitCode())
+	require.Contains(t, p.err.String(), "again")
+}
+
+func TestShutdownReportsWhatItAbandoned(t *testing.T) {
+	p := startProgram(t, "server", "TP_TEST_LIMIT=10ms", "TP_TEST_SWEEP=1")
+	cli := newTestPeer(t, nil)
+	sess, err := cli.Dial(p.line())
+	require.NoError(t, err)
+	cmd := sess.GoPull("/fn/call", "wait", nil, nil)
+	require.Equal(t, "handling", p.line())
+	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
+	require.Equal(t, StatusConnClosed, (<-cmd.Done()).Xerror.Code())
+	require.Equal(t, "first sweep", p.line())
+	require.Equal(t, "before exiting", p.line())
+	require.Equal(t, 1, p.exitCode())
+	require.Contains(t, p.err.String(), "abandoned 1 running handlers")
+	require.Contains(t, p.err.String(), "sweep failed")
+}
+
+func TestShutdownOfTheProcess(t *testing.T) {
+	codes := make(chan int, 2)
+	osExit = func(code int) { codes <- code }
+	defer func() {
+		osExit = os.Exit
+		grace.mu.Lock()
+		grace.exiting = nil
+		grace.mu.Unlock()
+		SetShutdown(defaultShutdownTimeout, nil, nil)
+	}()
+	srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
+	pullFn(srv, echo)
+	sess := dial(t, cli, srv)
+	requireAlive(t, sess)
+	SetShutdown(time.Minute, nil, nil)
+	Shutdown(time.Minute)
+	require.Zero(t, <-codes)
+	<-sess.Done()
+	Shutdown() // only the first one does anything
+	require.Empty(t, codes)
+	grace.mu.Lock()
+	defer grace.mu.Unlock()
+	require.NotContains(t, grace.peers, srv)
+	require.NotContains(t, grace.peers, cli)
+}
