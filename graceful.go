@@ -97,9 +97,15 @@ func waitForExit() {
 // GraceSignal waits for SIGINT or SIGTERM and then calls [Shutdown]; a second
 // signal ends the process at once with exit code 1. It is usually started as
 // go tp.GraceSignal(), first thing in main.
-func GraceSignal() {
+func GraceSignal() { awaitSignals(notifySignals()) }
+
+func notifySignals() chan os.Signal {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, graceSignals...)
+	return signals
+}
+
+func awaitSignals(signals chan os.Signal) {
 	defer signal.Stop(signals)
 	sig := <-signals
 	Infof("received %v", sig)

@@ -243,7 +243,7 @@ func init() {
 	// A server as the document's: Listen is the last thing in main, and its
 	// handler takes until a line comes in on standard input.
 	testPrograms["server"] = func() {
-		go GraceSignal()
+		go awaitSignals(notifySignals()) // GraceSignal, but surely in time for the test's signal
 		limit, err := time.ParseDuration(os.Getenv("TP_TEST_LIMIT"))
 		if err != nil {
 			panic(err)

@@ -1,0 +1,39 @@
+# Every target goes through all modules of the repository.
+MODULES := $(sort $(dir $(shell git ls-files 'go.mod' '*/go.mod')))
+GOBIN   := $(CURDIR)/bin
+STATICCHECK := $(GOBIN)/staticcheck
+FUZZTIME ?= 60s
+
+.PHONY: help test race lint bench fuzz cross cover
+
+help:   ## print the targets
+	@grep -E '^[a-z]+: ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/'
+
+test:   ## run the tests
+	@for m in $(MODULES); do (cd $$m && go test ./...) || exit 1; done
+
+race:   ## run the tests under the race detector
+	@for m in $(MODULES); do (cd $$m && go test -race ./...) || exit 1; done
+
+lint: $(STATICCHECK)   ## gofmt, go vet, staticcheck
+	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "not gofmt-ed"; exit 1; }
+	@for m in $(MODULES); do (cd $$m && go vet ./... && $(STATICCHECK) ./...) || exit 1; done
+
+$(STATICCHECK):
+	GOBIN=$(GOBIN) go install honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+bench:   ## run the micro benchmarks
+	@for m in $(MODULES); do (cd $$m && go test -run '^$$' -bench . -benchmem ./...) || exit 1; done
+
+fuzz:   ## fuzz every target for FUZZTIME each (60s)
+	@for pkg in $$(go list ./...); do \
+	  for f in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
+	    echo "$$pkg $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
+	  done; done
+
+cross:   ## build for the other platforms
+	@for m in $(MODULES); do for p in windows/amd64 darwin/arm64 linux/386; do \
+	  (cd $$m && GOOS=$${p%/*} GOARCH=$${p#*/} go vet ./...) || exit 1; done; done
+
+cover:   ## print each package's coverage
+	@go test -cover . ./codec ./packet ./socket ./plugin/...
