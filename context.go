@@ -134,6 +134,24 @@ func (c *packetCtx) setOutput(typ int32, uri string, body interface{}, settings 
 	applySettings(&c.out, settings)
 }
 
+// fixOutput is called after hooks, which may have put another header in, or
+// changed what must not change.
+func (c *packetCtx) fixOutput(id string, typ int32) {
+	if h := c.out.Header; h != nil && h != &c.outHdr {
+		c.outHdr = *h
+	}
+	c.out.Header = &c.outHdr
+	c.outHdr.Id, c.outHdr.Type = id, typ
+}
+
+// fixInput is fixOutput for a header that was read.
+func (c *packetCtx) fixInput() {
+	if h := c.in.Header; h != nil && h != &c.inHdr {
+		c.inHdr = *h
+	}
+	c.in.Header = &c.inHdr
+}
+
 func (c *packetCtx) Peer() *Peer            { return c.sess.peer }
 func (c *packetCtx) Session() *Session      { return c.sess }
 func (c *packetCtx) Ip() string             { return c.sess.RemoteIp() }
@@ -196,7 +214,14 @@ func (c *packetCtx) handle() {
 	if pull {
 		c.prepareReply()
 	}
+	processed := false
+	defer func() {
+		if pull && !processed { // the handler has called runtime.Goexit
+			c.reply(nil, newXerror(StatusInternalServerError, "", nil))
+		}
+	}()
 	reply, x := c.process()
+	processed = true
 	bufpool.Put(c.body)
 	c.body = nil
 	if pull {
@@ -272,8 +297,7 @@ func (c *packetCtx) reply(body interface{}, x Xerror) {
 		Warnf("reply to %s: %v", quote(c.inHdr.Uri), err)
 		c.setReply(nil, err.xerror())
 	}
-	c.out.Header = &c.outHdr
-	c.outHdr.Id, c.outHdr.Type = c.inHdr.Id, packet.TypeReply // whatever hooks made of it
+	c.fixOutput(c.inHdr.Id, packet.TypeReply)
 	err := c.sess.write(&c.out)
 	if err != nil && !isWriteError(err) {
 		Errorf("reply to %s: %v", quote(c.inHdr.Uri), err)

@@ -100,8 +100,14 @@ func (c *packetCtx) logPushed() {
 	c.logPacket("push-launch", c.outHdr.Uri, "", nil, &c.out)
 }
 
-// printBody renders a body for people: one line, escaped, at most 1 KiB.
-func printBody(v interface{}) string {
+// printBody renders a body for people: one line, escaped, at most 1 KiB. A panic
+// of the body's own methods is kept out of the log's way.
+func printBody(v interface{}) (s string) {
+	defer func() {
+		if p := recover(); p != nil {
+			s = escape(fmt.Sprintf("(printing panicked: %v)", p), maxPrinted)
+		}
+	}()
 	switch b := v.(type) {
 	case nil:
 		return "(not decoded)"
@@ -118,25 +124,13 @@ func printBody(v interface{}) string {
 	case *packet.RawBody:
 		return escapeBytes(*b)
 	case fmt.Stringer: // protobuf messages among others
-		return escape(safely(func() string { return b.String() }), maxPrinted)
+		return escape(b.String(), maxPrinted)
 	}
-	return escape(safely(func() string {
-		s, err := jsoniter.MarshalToString(v)
-		if err != nil {
-			return fmt.Sprintf("%+v", v)
-		}
-		return s
-	}), maxPrinted)
-}
-
-// safely keeps a panic of a user's method out of the log's way.
-func safely(f func() string) (s string) {
-	defer func() {
-		if p := recover(); p != nil {
-			s = fmt.Sprintf("(printing panicked: %v)", p)
-		}
-	}()
-	return f()
+	s, err := jsoniter.MarshalToString(v)
+	if err != nil {
+		s = fmt.Sprintf("%+v", v)
+	}
+	return escape(s, maxPrinted)
 }
 
 func escapeBytes(b []byte) string {

@@ -212,9 +212,15 @@ func TestHooksMayChangeWhatIsSent(t *testing.T) {
 		return nil
 	}))
 	cli := newTestPeer(t, nil, hookPlugin("redirect", "PreWritePull", func(ctx interface{}) error {
-		ctx.(WriteCtx).Output().Header.Uri = "/fn/call"
+		ctx.(WriteCtx).Output().Header = &packet.Header{Uri: "/elsewhere"} // without id and type
 		return nil
 	}))
+	srv.PullRouter.Group("g", hookPlugin("back", "PostReadHeader", func(ctx interface{}) error {
+		h := *ctx.(ReadCtx).Input().Header
+		h.Uri = "/fn/call"
+		ctx.(ReadCtx).Input().Header = &h
+		return nil
+	})).SetUnknown(func(UnknownPullCtx, *[]byte) (interface{}, Xerror) { return nil, nil })
 	pullFn(srv, func(_ PullCtx, args interface{}) (interface{}, Xerror) { return fmt.Sprint(args), nil })
 	_, sess := connect(t, srv, cli, pipe.Options{})
 	var got string

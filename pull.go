@@ -61,11 +61,13 @@ func (cmd *PullCmd) launch() {
 	s := c.sess
 	chain := s.peer.chain
 	cmd.id = s.pulls.newId()
-	c.outHdr.Id = strconv.FormatUint(cmd.id, 10)
+	id := strconv.FormatUint(cmd.id, 10)
+	c.outHdr.Id = id
 	if err := chain.preWritePull.run(c); err != nil {
 		cmd.settle(err.xerror())
 		return
 	}
+	c.fixOutput(id, packet.TypePull)
 	frame, err := s.sock.Encode(&c.out)
 	if err != nil {
 		cmd.settle(sendXerror(err))

@@ -39,6 +39,7 @@ func (s *Session) readPacket() error {
 		Warnf("session %s: %v", quote(s.Id()), err)
 		return err
 	}
+	c.in.Header = &c.inHdr
 	if err := s.sock.ReadHeader(&c.in); err != nil {
 		if !errors.Is(err, io.EOF) && errors.Is(err, packet.ErrHeader) {
 			Warnf("session %s from %s: %v", quote(s.Id()), s.RemoteIp(), err)
@@ -81,6 +82,7 @@ func (s *Session) readCall(c *packetCtx, root *group) error {
 		Debugf("%s %s from %s: %v", c.kind(), quote(c.inHdr.Uri), c.Ip(), err)
 		return s.reject(c, err.xerror())
 	}
+	c.fixInput()
 	var err error
 	if c.path, c.rawQuery, err = splitURI(c.inHdr.Uri); err != nil {
 		return s.reject(c, newXerror(StatusBadRequest, err.Error(), err))
@@ -170,6 +172,7 @@ func (s *Session) readReply(c *packetCtx) error {
 		cmd.settle(err.xerror())
 		return nil
 	}
+	cmd.ctx.fixInput()
 	cmd.body = bufpool.Get()
 	cmd.body.B, err = s.sock.ReadBody(cmd.body.B)
 	switch {

@@ -155,6 +155,7 @@ func (s *Session) Push(uri string, args interface{}, setting ...PacketSetting) X
 	if err := chain.preWritePush.run(c); err != nil {
 		return err.xerror()
 	}
+	c.fixOutput(c.outHdr.Id, packet.TypePush)
 	if err := s.write(&c.out); err != nil {
 		return sendXerror(err)
 	}

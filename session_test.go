@@ -201,11 +201,13 @@ func TestPanicOfHandlerIsA500(t *testing.T) {
 		switch args {
 		case "panic":
 			panic("a secret")
-		case "nil map":
-			var m map[string]int
-			m["a"] = 1
+		case "nil pointer":
+			var f *Fn
+			f.F(nil, nil)
 		case "error":
 			panic(io.ErrShortWrite)
+		case "exit":
+			runtime.Goexit()
 		}
 		return args, nil
 	})
@@ -217,7 +219,7 @@ func TestPanicOfHandlerIsA500(t *testing.T) {
 	srv.PullRouter.SetUnknown(func(UnknownPullCtx, *[]byte) (interface{}, Xerror) { panic("unknown") })
 	sess := dial(t, cli, srv)
 	for _, uri := range []string{"/fn/call", "/elsewhere"} {
-		for _, args := range []string{"panic", "nil map", "error"} {
+		for _, args := range []string{"panic", "nil pointer", "error", "exit"} {
 			cmd := sess.Pull(uri, args, nil)
 			require.Equal(t, "500 internal server error", cmd.Xerror.Error())
 		}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -75,7 +76,9 @@ func TestShutdownLosesNoReply(t *testing.T) {
 		<-s.Done()
 	}
 	require.NoError(t, srv.Shutdown(context.Background()), "again")
-	require.Zero(t, srv.hubSize())
+	for srv.hubSize() > 0 { // the sessions' own goroutines take them out
+		runtime.Gosched()
+	}
 }
 
 func TestHandlersMayPullWhileTheirPeerShutsDown(t *testing.T) {
@@ -190,7 +193,9 @@ func TestShutdownWaitsForPushesOfClosedSessions(t *testing.T) {
 	close(release)
 	require.NoError(t, <-over)
 	require.True(t, finished.Load())
-	require.Zero(t, srv.hubSize())
+	for srv.hubSize() > 0 {
+		runtime.Gosched()
+	}
 }
 
 func TestCloseEndsAShutdownUnderWay(t *testing.T) {
