@@ -51,10 +51,12 @@ func TestHookErrorsAndPanics(t *testing.T) {
 					want = map[string]string{"error": refused, "panic": "424 failed plugin", "status": "401 who?"}[how]
 				}
 				var on atomic.Bool
+				var failed atomic.Int32
 				bad := hookPlugin("bad", c.point, func(interface{}) error {
 					if !on.Load() {
 						return nil
 					}
+					failed.Add(1)
 					switch how {
 					case "panic":
 						panic("secret")
@@ -82,6 +84,9 @@ func TestHookErrorsAndPanics(t *testing.T) {
 				}
 				x := sess.Push("/fn_push/call", "first")
 				require.Equal(t, c.pushSent, x == nil, "%v", x)
+				for c.side == "server" && !c.pushHandled && failed.Load() < 2 { // of the pull and of the push
+					runtime.Gosched()
+				}
 				on.Store(false)
 				requireAlive(t, sess)
 				require.Nil(t, sess.Push("/fn_push/call", "second"))
