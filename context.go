@@ -298,19 +298,35 @@ func (c *packetCtx) reply(body interface{}, x Xerror) {
 		c.setReply(nil, err.xerror())
 	}
 	c.fixOutput(c.inHdr.Id, packet.TypeReply)
-	err := c.sess.write(&c.out)
-	if err != nil && !isWriteError(err) {
-		Errorf("reply to %s: %v", quote(c.inHdr.Uri), err)
-		c.out.HeaderCodec = c.in.HeaderCodec
-		c.setReply(nil, newXerror(StatusInternalServerError, "the reply could not be encoded", err))
-		err = c.sess.write(&c.out)
-	}
-	if err != nil {
+	if err := c.writeReply(); err != nil {
 		Debugf("reply to %s: %v", quote(c.inHdr.Uri), err)
 		return
 	}
 	if err := chain.postWriteReply.run(c); err != nil {
 		Warnf("reply to %s: %v", quote(c.inHdr.Uri), err)
+	}
+}
+
+// writeReply sends the reply, or, if that does not encode, what does: an error
+// without a body, without a text, and at last the session's end, so that nobody
+// waits for a reply that cannot be.
+func (c *packetCtx) writeReply() error {
+	for {
+		err := c.sess.write(&c.out)
+		if err == nil || isWriteError(err) {
+			return err
+		}
+		Errorf("reply to %s: %s", quote(c.inHdr.Uri), quote(err.Error()))
+		c.out.HeaderCodec = c.in.HeaderCodec
+		switch {
+		case c.outHdr.StatusCode == StatusOK:
+			c.setReply(nil, newXerror(StatusInternalServerError, "the reply could not be encoded", err))
+		case c.outHdr.Status != "" || c.outHdr.Uri != "":
+			c.outHdr.Status, c.outHdr.Uri = "", ""
+		default:
+			_ = c.sess.shut(fmt.Errorf("a pull cannot be answered: %w", err))
+			return err
+		}
 	}
 }
 

@@ -61,7 +61,7 @@ func (cmd *PullCmd) launch() {
 	s := c.sess
 	chain := s.peer.chain
 	cmd.id = s.pulls.newId()
-	id := strconv.FormatUint(cmd.id, 10)
+	id := formatPullId(cmd.id)
 	c.outHdr.Id = id
 	if err := chain.preWritePull.run(c); err != nil {
 		cmd.settle(err.xerror())
@@ -198,6 +198,18 @@ func (t *pullTable) close() []*PullCmd {
 	}
 	t.byId = nil
 	return cmds
+}
+
+// formatPullId and parsePullId turn a pull's number into its id on the wire and
+// back. No two ids are the same number.
+func formatPullId(n uint64) string { return strconv.FormatUint(n, 10) }
+
+func parsePullId(id string) (uint64, bool) {
+	if id == "" || id[0] == '0' || id[0] == '+' {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(id, 10, 64)
+	return n, err == nil
 }
 
 // sendXerror is why a packet could not be sent.

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"runtime/debug"
-	"strconv"
 
 	"github.com/henrylee2cn/teleport/internal/bufpool"
 	"github.com/henrylee2cn/teleport/packet"
@@ -156,9 +155,8 @@ func (s *Session) refuseNow(c *packetCtx, x Xerror) {
 func (s *Session) readReply(c *packetCtx) error {
 	s.running.Add(1) // so that Shutdown waits for the body too
 	defer s.handlerDone()
-	id, err := strconv.ParseUint(c.inHdr.Id, 10, 64)
 	var cmd *PullCmd
-	if err == nil {
+	if id, ok := parsePullId(c.inHdr.Id); ok {
 		cmd = s.takePull(id)
 	}
 	if cmd == nil {
@@ -174,6 +172,7 @@ func (s *Session) readReply(c *packetCtx) error {
 	}
 	cmd.ctx.fixInput()
 	cmd.body = bufpool.Get()
+	var err error
 	cmd.body.B, err = s.sock.ReadBody(cmd.body.B)
 	switch {
 	case err == nil:
