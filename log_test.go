@@ -8,8 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -22,36 +22,35 @@ import (
 
 // capture is a Logger that keeps what it is given.
 type capture struct {
-	mu    sync.Mutex
-	lines []string
-	more  chan string
+	more chan string
+	kept []string // received and not asked for yet
 }
 
 func (c *capture) Enabled(context.Context, slog.Level) bool { return true }
 
 func (c *capture) Handle(_ context.Context, r slog.Record) error {
 	name, _ := levelName(r.Level)
-	line := name + " " + r.Message
-	c.mu.Lock()
-	c.lines = append(c.lines, line)
-	c.mu.Unlock()
-	c.more <- line
+	c.more <- name + " " + r.Message
 	return errors.New("ignored")
 }
 
-// next waits for a line that contains all of want.
+// next waits for a line that contains all of want. Others are kept for later:
+// two sides log in any order.
 func (c *capture) next(t *testing.T, want ...string) string {
 	t.Helper()
-next:
-	for line := range c.more {
-		for _, w := range want {
-			if !strings.Contains(line, w) {
-				continue next
-			}
+	for i := 0; ; i++ {
+		if i == len(c.kept) {
+			c.kept = append(c.kept, <-c.more)
 		}
-		return line
+		line, all := c.kept[i], true
+		for _, w := range want {
+			all = all && strings.Contains(line, w)
+		}
+		if all {
+			c.kept = slices.Delete(c.kept, i, i+1)
+			return line
+		}
 	}
-	return ""
 }
 
 func captureLog(t *testing.T, level slog.Level) *capture {
