@@ -160,6 +160,7 @@ func Parse(b []byte, p *Packet, newBody func(*Header) interface{}, lim Limits) (
 		return 0, short("body length")
 	}
 	blen, tooLarge := lim.BodyLength(b[bodyAt:])
+	p.Body, p.BodyCodec, p.BodyLength, p.Length = nil, "", blen, hlen+blen
 	end := bodyAt + LengthSize + blen
 	if int64(len(b)) < end {
 		if tooLarge != nil {
@@ -177,6 +178,9 @@ func Parse(b []byte, p *Packet, newBody func(*Header) interface{}, lim Limits) (
 // id and the header, without the length before them. A p.Header that is there is
 // overwritten. The error wraps [ErrHeader].
 func (p *Packet) ParseHeader(b []byte) error {
+	if len(b) == 0 {
+		return fmt.Errorf("packet: %w: no codec id", ErrHeader)
+	}
 	c, err := codec.GetById(b[0])
 	if err != nil {
 		return fmt.Errorf("packet: %w: %w", ErrHeader, err)

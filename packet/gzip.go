@@ -63,6 +63,9 @@ func appendGunzip(dst, src []byte, max int64) ([]byte, error) {
 	in := bytes.NewReader(src)
 	defer in.Reset(nil) // the pool must not hold on to src
 	if err := zr.Reset(in); err != nil {
+		if err == io.EOF { // a stream of no bytes is a broken one, not an end
+			err = io.ErrUnexpectedEOF
+		}
 		return dst, fmt.Errorf("packet: %w: %w", ErrGzip, err)
 	}
 	start := int64(len(dst))

@@ -1,6 +1,7 @@
 package packet
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"unicode/utf8"
@@ -38,9 +39,14 @@ const (
 // protobuf are written as PROTOCOL says; another registered codec is handed the
 // *Header itself. On an error dst comes back as it was.
 func AppendHeader(dst []byte, c codec.Codec, h *Header) ([]byte, error) {
+	for _, s := range [...]string{h.Id, h.Uri, h.Status} {
+		if !utf8.ValidString(s) {
+			return dst, fmt.Errorf("packet: encoding header: %w in %q", errUTF8, s)
+		}
+	}
 	switch c.Id() {
 	case codec.IdProtobuf:
-		return appendProtoHeader(dst, h)
+		return appendProtoHeader(dst, h), nil
 	case codec.IdJSON:
 		b, err := headerJSON.Marshal((*wireJSON)(h))
 		if err != nil {
@@ -60,7 +66,7 @@ func DecodeHeader(id byte, b []byte, h *Header) error {
 	case codec.IdProtobuf:
 		err = decodeProtoHeader(b, h)
 	case codec.IdJSON:
-		err = headerJSON.Unmarshal(b, (*wireJSON)(h))
+		err = decodeJSONHeader(b, h)
 	default:
 		var c codec.Codec
 		if c, err = codec.GetById(id); err == nil {
@@ -94,20 +100,43 @@ func CheckHeaderCodec(name string) error {
 	return nil
 }
 
-var errUTF8 = errors.New("invalid UTF-8")
+var (
+	errUTF8        = errors.New("invalid UTF-8")
+	errFieldNumber = errors.New("invalid field number")
+)
 
-func appendProtoHeader(dst []byte, h *Header) ([]byte, error) {
-	for _, s := range [...]string{h.Id, h.Uri, h.Status} {
-		if !utf8.ValidString(s) {
-			return dst, fmt.Errorf("packet: encoding header: %w in %q", errUTF8, s)
+// decodeJSONHeader passes over fields that it does not know, and over numbers in
+// them that no Go type holds: the fast decoder refuses those, the other does not.
+func decodeJSONHeader(b []byte, h *Header) error {
+	if !utf8.Valid(b) {
+		return errUTF8
+	}
+	fast := headerJSON.Unmarshal(b, (*wireJSON)(h))
+	if fast == nil {
+		return nil
+	}
+	*h = Header{}
+	var fields map[string]json.RawMessage
+	if json.Unmarshal(b, &fields) != nil {
+		return fast
+	}
+	for name, to := range map[string]interface{}{
+		"id": &h.Id, "type": &h.Type, "uri": &h.Uri, "gzip": &h.Gzip, "status_code": &h.StatusCode, "status": &h.Status,
+	} {
+		if v, ok := fields[name]; ok && json.Unmarshal(v, to) != nil {
+			return fast
 		}
 	}
+	return nil
+}
+
+func appendProtoHeader(dst []byte, h *Header) []byte {
 	dst = appendString(dst, fieldId, h.Id)
 	dst = appendInt32(dst, fieldType, h.Type)
 	dst = appendString(dst, fieldUri, h.Uri)
 	dst = appendInt32(dst, fieldGzip, h.Gzip)
 	dst = appendInt32(dst, fieldStatusCode, h.StatusCode)
-	return appendString(dst, fieldStatus, h.Status), nil
+	return appendString(dst, fieldStatus, h.Status)
 }
 
 func appendString(dst []byte, num protowire.Number, s string) []byte {
@@ -134,6 +163,9 @@ func decodeProtoHeader(b []byte, h *Header) error {
 		num, typ, n := protowire.ConsumeTag(b[at:])
 		if n < 0 {
 			return protowire.ParseError(n)
+		}
+		if num > protowire.MaxValidNumber { // ConsumeTag lets these pass
+			return errFieldNumber
 		}
 		at += n
 		switch {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -18,8 +19,12 @@ const (
 	maxAhead = 64 << 10
 )
 
-// errRead marks an error of the connection while reading.
-var errRead = errors.New("socket: read")
+var (
+	// errRead marks an error of the connection while reading.
+	errRead = errors.New("socket: read")
+	// errSkipped is what ReadBody returns after SkipBody.
+	errSkipped = errors.New("socket: the body was skipped")
+)
 
 // reader buffers what arrives. Only the reading goroutine touches it, except
 // for timeout and setTimeout.
@@ -27,13 +32,14 @@ type reader struct {
 	conn    net.Conn
 	timeout atomic.Int64 // time.Duration; 0 none
 	armed   bool         // a read deadline is set on conn
+	setting sync.Mutex   // makes one step of reading or writing timeout and setting conn's deadline
 
 	buf  []byte
 	r, w int  // buf[r:w] has been read and not consumed
 	full bool // the last read filled buf: a larger one saves system calls
 
-	body     int64 // bytes of the current packet's body still to be consumed
-	tooLarge error // why the current body must not be read
+	body    int64 // bytes of the current packet's body still to be consumed
+	refused error // why the current body must not be read
 }
 
 func (r *reader) init(conn net.Conn, timeout time.Duration) {
@@ -44,6 +50,8 @@ func (r *reader) init(conn net.Conn, timeout time.Duration) {
 
 func (r *reader) setTimeout(d time.Duration) {
 	d = max(d, 0)
+	r.setting.Lock()
+	defer r.setting.Unlock()
 	r.timeout.Store(int64(d))
 	r.conn.SetReadDeadline(deadline(d)) // wakes the read under way, if any
 }
@@ -57,9 +65,12 @@ func deadline(d time.Duration) time.Time {
 
 // fill reads once from the connection into p.
 func (r *reader) fill(p []byte) (int, error) {
-	if d := time.Duration(r.timeout.Load()); d > 0 || r.armed {
+	if r.armed || r.timeout.Load() > 0 {
+		r.setting.Lock()
+		d := time.Duration(r.timeout.Load())
 		r.armed = d > 0
 		r.conn.SetReadDeadline(deadline(d))
+		r.setting.Unlock()
 	}
 	for range 100 {
 		n, err := r.conn.Read(p)
@@ -134,7 +145,7 @@ func (r *reader) readBody(dst []byte) ([]byte, error) {
 
 // skip drops what is left of the current body.
 func (r *reader) skip() error {
-	r.tooLarge = nil
+	r.refused = nil
 	n := int(min(r.body, int64(r.w-r.r)))
 	r.r += n
 	r.body -= int64(n)

@@ -159,7 +159,7 @@ func (s *Socket) ReadHeader(p *packet.Packet) error {
 	}
 	blen, tooLarge := s.limits.BodyLength(b[bodyAt:])
 	s.r.discard(len(b))
-	s.r.body, s.r.tooLarge = blen, tooLarge
+	s.r.body, s.r.refused = blen, tooLarge
 	p.BodyLength = blen
 	p.Length = p.HeaderLength + p.BodyLength
 	return nil
@@ -169,8 +169,8 @@ func (s *Socket) ReadHeader(p *packet.Packet) error {
 // its codec id first, as it stands on the wire. A body over the limit is not
 // read but skipped before the next packet; the error wraps packet.ErrTooLarge.
 func (s *Socket) ReadBody(dst []byte) ([]byte, error) {
-	if s.r.tooLarge != nil {
-		return dst, s.r.tooLarge
+	if s.r.refused != nil {
+		return dst, s.r.refused
 	}
 	dst, err := s.r.readBody(dst)
 	if err != nil {
@@ -192,7 +192,7 @@ func (s *Socket) readFailure(err error) error {
 
 // SkipBody drops the body of the packet whose header was read last. It does not
 // wait for it: the bytes are passed over before the next header.
-func (s *Socket) SkipBody() { s.r.tooLarge = nil }
+func (s *Socket) SkipBody() { s.r.refused = errSkipped }
 
 // frameError marks a frame that cannot be followed.
 type frameError struct{ err error }
@@ -206,10 +206,10 @@ func Fatal(err error) bool {
 	if err == nil {
 		return false
 	}
+	// What a codec returns may wrap io.EOF or be a net.Error without concerning
+	// the connection.
 	var fe *frameError
-	var ne net.Error
-	return errors.As(err, &fe) || errors.As(err, &ne) ||
-		errors.Is(err, errRead) || errors.Is(err, io.EOF) || errors.Is(err, ErrClosed)
+	return err == io.EOF || errors.As(err, &fe) || errors.Is(err, errRead) || errors.Is(err, ErrClosed)
 }
 
 // Conn returns the underlying connection, for addresses, TLS state and options.
@@ -247,21 +247,21 @@ func (s *Socket) Close() error {
 	if s.closed.Swap(true) {
 		return nil
 	}
-	s.w.drain(flushOnClose)
+	s.w.drain(flushOnClose, ErrClosed)
 	s.w.fail(ErrClosed)
 	return s.conn.Close()
 }
 
-// CloseWrite waits until everything that WritePacket has accepted is written,
-// for at most the given time, and tells the other side that nothing more comes.
-// Reading goes on. It reports false where the connection cannot be half-closed
-// or did not take the output in time.
+// CloseWrite refuses further packets with [ErrClosed], waits until everything
+// that WritePacket has accepted is written, for at most the given time, and
+// tells the other side that nothing more comes. Reading goes on. It reports
+// false where the connection cannot be half-closed or did not take the output in
+// time.
 func (s *Socket) CloseWrite(wait time.Duration) bool {
-	if !s.w.drain(wait) {
+	if !s.w.drain(wait, ErrClosed) {
 		return false
 	}
 	half, ok := s.conn.(interface{ CloseWrite() error })
-	s.w.fail(ErrClosed)
 	return ok && half.CloseWrite() == nil
 }
 

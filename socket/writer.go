@@ -36,7 +36,8 @@ type writer struct {
 	spare    []*bufpool.Buffer // the queue's other half, while it is not in use
 	queued   int               // bytes in queue and under way
 	flushing bool
-	err      error
+	refuse   error // what new frames are refused with; queued ones are still written
+	err      error // ended the socket: nothing more is written
 }
 
 func (w *writer) init(conn net.Conn, timeout time.Duration) {
@@ -48,11 +49,11 @@ func (w *writer) init(conn net.Conn, timeout time.Duration) {
 // write takes the frame in buf, and buf itself.
 func (w *writer) write(buf *bufpool.Buffer) error {
 	w.mu.Lock()
-	for w.err == nil && w.queued >= maxQueued {
+	for w.refuse == nil && w.queued >= maxQueued {
 		w.waitLocked()
 	}
-	if w.err != nil {
-		err := w.err
+	if w.refuse != nil {
+		err := w.refuse
 		w.mu.Unlock()
 		bufpool.Put(buf)
 		return &WriteError{err}
@@ -73,19 +74,26 @@ func (w *writer) write(buf *bufpool.Buffer) error {
 	return w.flush()
 }
 
-// flush writes until nothing is queued. It returns the error that ended the
-// socket, if one did.
+// flush writes until nothing is queued. The error it returns is that of the
+// first round, which holds the caller's own frame. One of a later round ends the
+// socket too, but the caller's frame was written by then.
 func (w *writer) flush() error {
 	runtime.Gosched()
-	for {
+	var own error
+	for first := true; ; first = false {
 		w.mu.Lock()
 		if len(w.queue) == 0 || w.err != nil {
+			if first {
+				own = w.err // nothing of the frame was sent
+			}
 			w.flushing = false
-			err := w.err
+			if w.err != nil {
+				w.queue, w.spare = nil, nil // will never be written
+			}
 			w.wakeLocked()
 			w.mu.Unlock()
-			if err != nil {
-				return &WriteError{err}
+			if own != nil {
+				return &WriteError{own}
 			}
 			return nil
 		}
@@ -98,11 +106,14 @@ func (w *writer) flush() error {
 			bufpool.Put(buf)
 			queue[i] = nil
 		}
+		if first {
+			own = err
+		}
 		w.mu.Lock()
 		w.queued -= n
 		w.spare = queue[:0]
-		if err != nil && w.err == nil {
-			w.err = err
+		if err != nil {
+			w.failLocked(err)
 		}
 		w.wakeLocked()
 		w.mu.Unlock()
@@ -113,49 +124,62 @@ func (w *writer) flush() error {
 }
 
 func (w *writer) writeAll(queue []*bufpool.Buffer) (n int, err error) {
-	if d := time.Duration(w.timeout.Load()); d > 0 || w.armed {
-		w.armed = d > 0
-		w.conn.SetWriteDeadline(deadline(d))
-	}
 	for _, buf := range queue {
 		n += len(buf.B)
-		if err == nil {
-			_, err = w.conn.Write(buf.B)
+		if err != nil {
+			continue
 		}
+		if d := time.Duration(w.timeout.Load()); d > 0 || w.armed {
+			w.armed = d > 0
+			w.conn.SetWriteDeadline(deadline(d))
+		}
+		_, err = w.conn.Write(buf.B)
 	}
 	return n, err
 }
 
-// drain waits until nothing is queued or under way, for at most d, and reports
-// whether that came true.
-func (w *writer) drain(d time.Duration) bool {
+// drain refuses new frames with the error refuse and waits until nothing is
+// queued or under way, for at most d. It reports whether that came true.
+func (w *writer) drain(d time.Duration, refuse error) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !w.flushing || w.err != nil {
-		return w.err == nil
+	if w.refuse == nil {
+		w.refuse = refuse
 	}
-	late := false
-	timer := time.AfterFunc(d, func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		late = true
-		w.wakeLocked()
-	})
-	defer timer.Stop()
-	for w.flushing && w.err == nil && !late {
-		w.waitLocked()
+	w.wakeLocked()
+	if w.flushing && w.err == nil {
+		late := false
+		timer := time.AfterFunc(d, func() {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			late = true
+			w.wakeLocked()
+		})
+		defer timer.Stop()
+		for w.flushing && w.err == nil && !late {
+			w.waitLocked()
+		}
 	}
 	return !w.flushing && w.err == nil
 }
 
-// fail makes every later write return err.
+// fail ends the socket: every later write returns err, and what is queued is
+// given up.
 func (w *writer) fail(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.failLocked(err)
+	w.wakeLocked()
+}
+
+// failLocked keeps the first error of each kind.
+func (w *writer) failLocked(err error) {
 	if w.err == nil {
 		w.err = err
 	}
-	w.wakeLocked()
+	if w.refuse == nil {
+		w.refuse = err
+	}
 }
 
 // failure returns the error that ended the socket, nil if none did.

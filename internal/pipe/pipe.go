@@ -20,9 +20,9 @@ type Options struct {
 	Buffer int
 	// Chunk bounds what one Read returns; 0 means no bound.
 	Chunk int
-	// CutAfter ends both directions, as a killed peer does, once this many bytes
-	// have been written by the first end; 0 means never, and a negative number
-	// before the first byte.
+	// CutAfter kills the first end when it writes more than this many bytes: they
+	// still reach the other end, then both directions are over. 0 means never,
+	// and a negative number at the first byte.
 	CutAfter int
 }
 
@@ -36,7 +36,7 @@ func New(o Options) (net.Conn, net.Conn) {
 	a := &conn{in: ba, out: ab, local: addr(fmt.Sprintf("pipe-%d-a", n)), remote: addr(fmt.Sprintf("pipe-%d-b", n))}
 	b := &conn{in: ab, out: ba, local: a.remote, remote: a.local}
 	if o.CutAfter != 0 {
-		ab.budget, ab.cut = max(o.CutAfter, 0), func() { a.Close(); b.Close() }
+		ab.budget, ab.cut = max(o.CutAfter, 0), a.Close
 	}
 	return a, b
 }
@@ -60,7 +60,7 @@ type stream struct {
 	dead       bool
 	rd, wd     deadline
 	budget     int
-	cut        func()
+	cut        func() error
 	cutPending bool
 }
 
@@ -136,7 +136,7 @@ func (s *stream) write(p []byte) (n int, err error) {
 		s.cutPending = false
 		s.mu.Unlock()
 		if cut {
-			s.cut()
+			_ = s.cut()
 			err = io.ErrClosedPipe
 		}
 	}()
