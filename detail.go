@@ -29,7 +29,8 @@ func (p *Peer) startTime() time.Time {
 }
 
 // logPacket logs what happened to a packet: as slow, or at the level of packets.
-func (c *packetCtx) logPacket(what, uri, status string, in, out *packet.Packet) {
+// A code of 0 with no text is left out, as pushes have none.
+func (c *packetCtx) logPacket(what, uri string, code int32, status string, in, out *packet.Packet) {
 	if c.start.IsZero() {
 		return
 	}
@@ -45,8 +46,8 @@ func (c *packetCtx) logPacket(what, uri, status string, in, out *packet.Packet) 
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s %s %s", what, c.Ip(), quote(uri))
-	if status != "" {
-		b.WriteString(" " + status)
+	if code != 0 || status != "" {
+		b.WriteString(" " + statusString(code, status))
 	}
 	fmt.Fprintf(&b, " in %v", cost.Round(time.Microsecond))
 	p.describe(&b, "received", in)
@@ -75,29 +76,30 @@ func statusString(code int32, text string) string {
 
 // logHandled logs a pull or a push that this side was sent.
 func (c *packetCtx) logHandled(x Xerror) {
-	if c.inHdr.Type == packet.TypePush {
-		status := ""
-		if x != nil {
-			status = quote(x.Error())
-		}
-		c.logPacket("push-handle", c.inHdr.Uri, status, &c.in, nil)
+	if c.inHdr.Type != packet.TypePush {
+		c.logPacket("pull-handle", c.inHdr.Uri, c.outHdr.StatusCode, c.outHdr.Status, &c.in, &c.out)
 		return
 	}
-	c.logPacket("pull-handle", c.inHdr.Uri, statusString(c.outHdr.StatusCode, c.outHdr.Status), &c.in, &c.out)
+	var code int32
+	var text string
+	if x != nil {
+		code, text = x.Code(), x.Text()
+	}
+	c.logPacket("push-handle", c.inHdr.Uri, code, text, &c.in, nil)
 }
 
 // logPulled logs a pull that this side has made.
 func (cmd *PullCmd) logPulled() {
-	status := "200 OK"
+	code, text := StatusOK, ""
 	if x := cmd.Xerror; x != nil {
-		status = statusString(x.Code(), x.Text())
+		code, text = x.Code(), x.Text()
 	}
-	cmd.ctx.logPacket("pull-launch", cmd.ctx.outHdr.Uri, status, &cmd.ctx.in, &cmd.ctx.out)
+	cmd.ctx.logPacket("pull-launch", cmd.ctx.outHdr.Uri, code, text, &cmd.ctx.in, &cmd.ctx.out)
 }
 
 // logPushed logs a push that this side has sent.
 func (c *packetCtx) logPushed() {
-	c.logPacket("push-launch", c.outHdr.Uri, "", nil, &c.out)
+	c.logPacket("push-launch", c.outHdr.Uri, 0, "", nil, &c.out)
 }
 
 // printBody renders a body for people: one line, escaped, at most 1 KiB. A panic

@@ -3,7 +3,6 @@ package tp
 import (
 	"errors"
 	"fmt"
-	"io"
 	"runtime/debug"
 
 	"github.com/henrylee2cn/teleport/internal/bufpool"
@@ -26,33 +25,42 @@ func (s *Session) readLoop() {
 		}
 		_ = s.shut(err)
 	}()
+	in := packet.Packet{Header: new(packet.Header)}
 	for err == nil {
-		err = s.readPacket()
+		err = s.readPacket(&in)
 	}
 }
 
-// readPacket reads one packet and hands it on. An error ends the session.
-func (s *Session) readPacket() error {
-	c := newReadCtx(s)
-	if err := s.peer.chain.preReadHeader.run(c); err != nil {
-		Warnf("session %s: %v", quote(s.Id()), err)
-		return err
+// readPacket reads one packet and hands it on; in is where its header is read
+// into until it is known whose it is. An error ends the session.
+func (s *Session) readPacket(in *packet.Packet) error {
+	var c *packetCtx
+	if hooks := s.peer.chain.preReadHeader; len(hooks) > 0 {
+		c = newReadCtx(s)
+		if err := hooks.run(c); err != nil {
+			Warnf("session %s: %v", quote(s.Id()), err)
+			return err
+		}
 	}
-	c.in.Header = &c.inHdr
-	if err := s.sock.ReadHeader(&c.in); err != nil {
-		if !errors.Is(err, io.EOF) && errors.Is(err, packet.ErrHeader) {
+	if err := s.sock.ReadHeader(in); err != nil {
+		if errors.Is(err, packet.ErrHeader) {
 			Warnf("session %s from %s: %v", quote(s.Id()), s.RemoteIp(), err)
 		}
 		return err
 	}
+	if in.Header.Type == packet.TypeReply {
+		return s.readReply(c, in)
+	}
+	if c == nil {
+		c = newReadCtx(s)
+	}
+	c.setInput(in)
 	c.start = s.peer.startTime()
 	switch c.inHdr.Type {
 	case packet.TypePull:
 		return s.readCall(c, &s.peer.PullRouter.group)
 	case packet.TypePush:
 		return s.readCall(c, &s.peer.PushRouter.group)
-	case packet.TypeReply:
-		return s.readReply(c)
 	}
 	// An answer to what this side does not know is a reply, and a reply is never
 	// answered: two peers cannot keep each other busy.
@@ -151,20 +159,24 @@ func (s *Session) refuseNow(c *packetCtx, x Xerror) {
 	c.logHandled(x)
 }
 
-// readReply hands a reply to the pull that waits for it.
-func (s *Session) readReply(c *packetCtx) error {
+// readReply hands a reply to the pull that waits for it. The context c is that
+// of PreReadHeader hooks; nil if there are none.
+func (s *Session) readReply(c *packetCtx, in *packet.Packet) error {
 	s.running.Add(1) // so that Shutdown waits for the body too
 	defer s.handlerDone()
 	var cmd *PullCmd
-	if id, ok := parsePullId(c.inHdr.Id); ok {
+	if id, ok := parsePullId(in.Header.Id); ok {
 		cmd = s.takePull(id)
 	}
 	if cmd == nil {
 		s.sock.SkipBody()
-		Debugf("session %s: reply %s to no pull in flight dropped", quote(s.Id()), quote(c.inHdr.Id))
+		Debugf("session %s: reply %s to no pull in flight dropped", quote(s.Id()), quote(in.Header.Id))
 		return nil
 	}
-	cmd.ctx.takeInput(c)
+	cmd.ctx.setInput(in)
+	if c != nil {
+		cmd.ctx.addPublic(c)
+	}
 	if err := s.peer.chain.postReadHeader.run(&cmd.ctx); err != nil {
 		s.sock.SkipBody()
 		cmd.settle(err.xerror())
@@ -187,11 +199,14 @@ func (s *Session) readReply(c *packetCtx) error {
 	return nil
 }
 
-// takeInput makes the packet that c has read c's pull's own, with what
-// PreReadHeader hooks have stored.
-func (c *packetCtx) takeInput(from *packetCtx) {
-	c.in, c.inHdr = from.in, from.inHdr
+// setInput makes a packet whose header has been read the context's own.
+func (c *packetCtx) setInput(in *packet.Packet) {
+	c.in, c.inHdr = *in, *in.Header
 	c.in.Header = &c.inHdr
+}
+
+// addPublic adds what hooks have stored in another context.
+func (c *packetCtx) addPublic(from *packetCtx) {
 	if from.public != nil {
 		public := c.Public()
 		from.public.Range(func(k, v interface{}) bool {

@@ -183,6 +183,19 @@ func TestInflatedLimit(t *testing.T) {
 	}
 }
 
+// What inflates to just the limit may be sent, as it may be received.
+func TestInflatedLimitOfWhatIsSent(t *testing.T) {
+	p := gzipped(5, strings.Repeat("x", 1000))
+	p.BodyCodec = "string"
+	_, err := packet.Append(nil, p, packet.Limits{Inflated: 1000})
+	require.NoError(t, err)
+	_, err = packet.Append(nil, p, packet.Limits{Inflated: 999})
+	require.ErrorIs(t, err, packet.ErrTooLarge)
+	p.Header.Gzip = 0
+	_, err = packet.Append(nil, p, packet.Limits{Inflated: 999})
+	require.NoError(t, err, "there is nothing to inflate")
+}
+
 // zeros is a stream of many small members, which together inflate to that many
 // KiB of zeros.
 func zeros(t testing.TB, kib int) []byte {

@@ -163,6 +163,7 @@ func TestQueuedPackets(t *testing.T) {
 		for read := 0; read < len(want); writes++ {
 			chunk := <-g.entered
 			g.result <- nil
+			require.LessOrEqual(t, len(chunk), 64<<10)
 			for len(chunk) > 0 { // whole packets in every write
 				var p packet.Packet
 				n, err := packet.Parse(chunk, &p, nil, packet.Limits{})
