@@ -290,14 +290,16 @@ func TestFailedMarshalDoesNotPoisonTheNext(t *testing.T) {
 				_, err = c.Marshal(failing{})
 				assert.Error(t, err)
 
-				// dst must not have become anybody else's memory.
 				good, err := codec.Append(c, nil, after{"a", "b", []int{1, 2}})
 				assert.NoError(t, err)
 				assert.Equal(t, string(want), string(good))
-				assert.Equal(t, "mine", string(out[:min(4, len(out))]))
 				marshaled, err := c.Marshal(after{"a", "b", []int{1, 2}})
 				assert.NoError(t, err)
 				assert.Equal(t, string(want), string(marshaled))
+
+				// Neither has become anybody else's memory.
+				assert.Equal(t, "mine", string(out[:min(4, len(out))]))
+				assert.Equal(t, string(want), string(good))
 			}
 		})
 	}
