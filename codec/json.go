@@ -10,8 +10,9 @@ const (
 	IdJSON   = 'j'
 )
 
-// jsonAPI follows encoding/json but for two things that only cost time on a
-// wire: HTML characters are not escaped, and map keys are not sorted.
+// jsonAPI follows encoding/json but for what only costs time on a wire: HTML
+// characters are not escaped, map keys are not sorted, and invalid UTF-8 in
+// strings goes out as it is. An invalid json.RawMessage is sent as null.
 var jsonAPI = jsoniter.Config{ValidateJsonRawMessage: true}.Froze()
 
 type jsonCodec struct{}

@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 )
 
@@ -53,8 +54,8 @@ func appendGzip(dst, src []byte, level int32) ([]byte, error) {
 	return out.b, nil
 }
 
-// appendGunzip appends what src inflates to, if that is at most max bytes.
-func appendGunzip(dst, src []byte, max int64) ([]byte, error) {
+// appendGunzip appends what src inflates to, if that is at most the given number of bytes.
+func appendGunzip(dst, src []byte, most int64) ([]byte, error) {
 	zr, _ := gzipReaders.Get().(*gzip.Reader)
 	if zr == nil {
 		zr = new(gzip.Reader)
@@ -70,21 +71,21 @@ func appendGunzip(dst, src []byte, max int64) ([]byte, error) {
 	}
 	start := int64(len(dst))
 	for {
-		if int64(len(dst))-start > max {
-			return dst[:start], fmt.Errorf("packet: %w: inflated body exceeds limit %d", ErrTooLarge, max)
+		if int64(len(dst))-start > most {
+			return dst[:start], fmt.Errorf("packet: %w: inflated body exceeds limit %d", ErrTooLarge, most)
 		}
 		if cap(dst)-len(dst) < 512 {
-			dst = append(dst, make([]byte, 512)...)[:len(dst)]
+			dst = slices.Grow(dst, max(512, len(dst))) // doubles
 		}
 		free := int64(cap(dst) - len(dst))
-		if left := max + 1 - (int64(len(dst)) - start); free > left {
+		if left := most + 1 - (int64(len(dst)) - start); free > left {
 			free = left
 		}
 		n, err := zr.Read(dst[len(dst) : int64(len(dst))+free])
 		dst = dst[:len(dst)+n]
 		if err == io.EOF {
-			if int64(len(dst))-start > max {
-				return dst[:start], fmt.Errorf("packet: %w: inflated body exceeds limit %d", ErrTooLarge, max)
+			if int64(len(dst))-start > most {
+				return dst[:start], fmt.Errorf("packet: %w: inflated body exceeds limit %d", ErrTooLarge, most)
 			}
 			return dst, nil
 		}

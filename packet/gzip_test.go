@@ -203,13 +203,10 @@ func zeros(t testing.TB, kib int) []byte {
 }
 
 func TestInflatedLimitByDefault(t *testing.T) {
-	exact := append([]byte{'s'}, zeros(t, packet.DefaultMaxBody>>10)...)
-	more := append(bytes.Clone(exact), deflate(t, []byte("x"))...)
+	more := append([]byte{'s'}, zeros(t, packet.DefaultMaxBody>>10)...)
+	more = append(more, deflate(t, []byte("x"))...)
 	var got []byte
-	_, err := packet.DecodeBody(exact, 9, &got, packet.Limits{})
-	require.NoError(t, err)
-	require.Equal(t, packet.DefaultMaxBody, len(got))
-	_, err = packet.DecodeBody(more, 9, &got, packet.Limits{})
+	_, err := packet.DecodeBody(more, 9, &got, packet.Limits{})
 	require.ErrorIs(t, err, packet.ErrTooLarge)
 	_, err = packet.DecodeBody(more, 9, &got, packet.Limits{Inflated: -1})
 	require.NoError(t, err)

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"unicode/utf8"
 	"unsafe"
 
 	"github.com/stretchr/testify/require"
@@ -274,6 +275,9 @@ func TestJSONHeaderDecodes(t *testing.T) {
 		{"white space", " {\n\t\"id\" : \"7\" \r} ", packet.Header{Id: "7"}},
 		{"escapes", `{"id":"\u00e9\ud83d\ude00\n","uri":"\/a"}`, packet.Header{Id: "é😀\n", Uri: "/a"}},
 		{"the last one holds", `{"type":1,"type":3}`, packet.Header{Type: 3}},
+		{"null is absent", `{"id":null,"type":null}`, packet.Header{}},
+		{"numbers of others may be of any size", `{"x":1e999,"id":"1","type":2,"uri":"/a","gzip":-1,"status_code":5,"status":"s","y":[-1e-999,123456789012345678901234567890]}`,
+			packet.Header{Id: "1", Type: 2, Uri: "/a", Gzip: -1, StatusCode: 5, Status: "s"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got := packet.Header{Id: "of", Type: 9, Uri: "the", Gzip: 9, StatusCode: 9, Status: "last"}
@@ -317,6 +321,9 @@ func TestHeaderThatDoesNotDecode(t *testing.T) {
 		{"json: past 32 bits", 'j', `{"status_code":2147483648}`},
 		{"json: more behind it", 'j', `{}{}`},
 		{"json: garbage", 'j', "\xff\x00"},
+		{"json: invalid UTF-8", 'j', "{\"id\":\"\xff\"}"},
+		{"json: invalid UTF-8 of others", 'j', "{\"x\":\"\xff\"}"},
+		{"json: a large number of others, and text for the type", 'j', `{"x":1e999,"type":"1"}`},
 		{"protobuf: garbage", 'p', "\xff\x00"},
 		{"string", 's', "text"},
 		{"no such codec", 0x01, ""},
@@ -344,6 +351,10 @@ func TestAppendHeaderThatFailsLeavesDstAlone(t *testing.T) {
 		{"protobuf", packet.Header{Id: "\xff"}},
 		{"protobuf", packet.Header{Id: "1", Uri: "\xff"}},
 		{"protobuf", packet.Header{Id: "1", Uri: "/a", Status: "\xff"}},
+		{"json", packet.Header{Id: "\xff"}},
+		{"json", packet.Header{Id: "1", Uri: "\xff"}},
+		{"json", packet.Header{Id: "1", Uri: "/a", Status: "\xff"}},
+		{"std", packet.Header{Id: "\xff"}},
 		{"string", packet.Header{}},
 		{"refusing", packet.Header{}},
 		{"panicking", packet.Header{}},
@@ -479,7 +490,24 @@ func FuzzHeaderProtobuf(f *testing.F) {
 	})
 }
 
-// Whatever decodes can be sent on, and is the same header then.
+// decodeStandard decodes a json header with encoding/json alone.
+func decodeStandard(b []byte) (h packet.Header, ok bool) {
+	var fields map[string]json.RawMessage
+	if !utf8.Valid(b) || json.Unmarshal(b, &fields) != nil {
+		return h, false
+	}
+	for name, to := range map[string]interface{}{
+		"id": &h.Id, "type": &h.Type, "uri": &h.Uri, "gzip": &h.Gzip, "status_code": &h.StatusCode, "status": &h.Status,
+	} {
+		if v, there := fields[name]; there && json.Unmarshal(v, to) != nil {
+			return h, false
+		}
+	}
+	return h, true
+}
+
+// Whatever the standard library decodes is decoded, and to the same. Whatever is
+// decoded can be sent on, and is the same header then.
 func FuzzHeaderJSON(f *testing.F) {
 	for _, g := range goldens {
 		if b, ok := goldenHeader(f, g, "json"); ok {
@@ -492,7 +520,12 @@ func FuzzHeaderJSON(f *testing.F) {
 	c := byName(f, "json")
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var h packet.Header
-		if err := packet.DecodeHeader(codec.IdJSON, b, &h); err != nil {
+		err := packet.DecodeHeader(codec.IdJSON, b, &h)
+		if want, ok := decodeStandard(b); ok {
+			require.NoError(t, err)
+			require.Equal(t, want, h)
+		}
+		if err != nil {
 			require.ErrorIs(t, err, packet.ErrHeader)
 			return
 		}

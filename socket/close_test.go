@@ -235,7 +235,7 @@ func TestWritersAndCloseAtOnce(t *testing.T) {
 		"CloseWrite": func(s *socket.Socket) { s.CloseWrite(time.Minute) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			for range 100 {
+			for range 30 {
 				a, b := sockets(t, pipe.Options{Buffer: 500}, socket.Options{})
 				var sent atomic.Int64
 				var wg sync.WaitGroup

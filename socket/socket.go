@@ -115,7 +115,8 @@ func (e *WriteError) Error() string { return "socket: write: " + e.Err.Error() }
 func (e *WriteError) Unwrap() error { return e.Err }
 
 // ReadPacket reads one packet into p, the body into what newBody returns for
-// the header that was read; a nil newBody, or nil from it, skips the body.
+// the header that was read. With a nil newBody the body is passed over unread;
+// if newBody returns nil it is read, its codec is noted, and it is dropped.
 //
 // io.EOF means that the other side ended between two packets. An error that
 // [Fatal] reports as false concerns only this packet's body: it has been read
@@ -123,6 +124,10 @@ func (e *WriteError) Unwrap() error { return e.Err }
 func (s *Socket) ReadPacket(p *packet.Packet, newBody func(*packet.Header) interface{}) error {
 	if err := s.ReadHeader(p); err != nil {
 		return err
+	}
+	if newBody == nil {
+		s.SkipBody()
+		return nil
 	}
 	buf := bufpool.Get()
 	defer bufpool.Put(buf)
