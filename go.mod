@@ -4,7 +4,7 @@ go 1.26
 
 require (
 	github.com/golang/protobuf v1.5.4
-	github.com/henrylee2cn/goutil v0.0.0-20210127050712-89660552f6f8
+	github.com/henrylee2cn/goutil v0.0.0-20200528092701-9d8a093584ee
 	github.com/json-iterator/go v1.1.12
 	github.com/stretchr/testify v1.12.1
 	go.uber.org/goleak v1.3.0
@@ -12,7 +12,7 @@ require (
 )
 
 require (
-	github.com/henrylee2cn/ameda v1.4.8 // indirect
+	github.com/henrylee2cn/ameda v1.3.6 // indirect
 	github.com/modern-go/concurrent v0.0.0-20180228061459-e0a39a4cb421 // indirect
 	github.com/modern-go/reflect2 v1.0.2 // indirect
 	go.yaml.in/yaml/v3 v3.0.5 // indirect
