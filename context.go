@@ -100,6 +100,11 @@ type packetCtx struct {
 	out    packet.Packet
 	outHdr packet.Header
 
+	// id and typ are the input's as they came: hooks cannot change whom the reply
+	// goes to, or that there is one.
+	id  string
+	typ int32
+
 	handler  *Handler
 	path     string
 	rawQuery string
@@ -110,6 +115,9 @@ type packetCtx struct {
 	mu     sync.Mutex // guards the fields below
 	public goutil.Map
 	query  url.Values
+	// printed is the input's body as the log shows it, made before the handler
+	// gets to change it.
+	printed string
 	// sealed: the handler has returned, settings come too late.
 	sealed bool
 }
@@ -150,6 +158,7 @@ func (c *packetCtx) fixInput() {
 		c.inHdr = *h
 	}
 	c.in.Header = &c.inHdr
+	c.inHdr.Id, c.inHdr.Type = c.id, c.typ
 }
 
 func (c *packetCtx) Peer() *Peer            { return c.sess.peer }
@@ -197,10 +206,11 @@ func (c *packetCtx) SetGzip(level int) {
 func (c *packetCtx) Unmarshal(b []byte, v interface{}, assignToInput ...bool) (string, error) {
 	name, err := packet.DecodeBody(b, c.inHdr.Gzip, v, c.sess.sock.Limits())
 	if err == nil && len(assignToInput) > 0 && assignToInput[0] {
+		printed := c.printInput(v)
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if !c.sealed {
-			c.in.Body = v
+			c.in.Body, c.printed = v, printed
 		}
 	}
 	return name, err
@@ -216,11 +226,20 @@ func (c *packetCtx) handle() {
 	}
 	processed := false
 	defer func() {
-		if pull && !processed { // the handler has called runtime.Goexit
+		if processed {
+			return
+		}
+		// A hook or the handler has called runtime.Goexit, or something here has
+		// panicked, which must not end the process.
+		if p := recover(); p != nil {
+			Criticalf("%s %s: handling panicked: %v\n%s", c.kind(), quote(c.inHdr.Uri), p, debug.Stack())
+		}
+		if pull {
 			c.reply(nil, newXerror(StatusInternalServerError, "", nil))
 		}
 	}()
 	reply, x := c.process()
+	c.seal()
 	processed = true
 	bufpool.Put(c.body)
 	c.body = nil
@@ -245,6 +264,7 @@ func (c *packetCtx) process() (interface{}, Xerror) {
 			return nil, x
 		}
 		c.in.Body = arg
+		c.printed = c.printInput(arg)
 	}
 	if err := h.chain.postReadBody.run(c); err != nil {
 		return nil, err.xerror()
@@ -269,12 +289,23 @@ func (c *packetCtx) callHandler(arg interface{}) (reply interface{}, x Xerror) {
 			reply, x = nil, newXerror(StatusInternalServerError, "", fmt.Errorf("panic: %v", p))
 		}
 	}()
-	return c.handler.call(c, arg)
+	reply, x = c.handler.call(c, arg)
+	if x != nil { // its methods may panic too; they are called here and never again
+		x = &xerror{code: x.Code(), text: x.Text(), cause: x}
+	}
+	return reply, x
+}
+
+// seal ends the time in which the handler's settings count.
+func (c *packetCtx) seal() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sealed = true
 }
 
 // prepareReply fills in what a reply has from its pull.
 func (c *packetCtx) prepareReply() {
-	c.outHdr.Id = c.inHdr.Id
+	c.outHdr.Id = c.id
 	c.outHdr.Type = packet.TypeReply
 	if packet.CheckGzip(c.inHdr.Gzip) == nil {
 		c.outHdr.Gzip = c.inHdr.Gzip
@@ -288,17 +319,30 @@ func (c *packetCtx) prepareReply() {
 // reply sends the one reply to a pull. It always sends something, unless the
 // connection has failed.
 func (c *packetCtx) reply(body interface{}, x Xerror) {
-	c.mu.Lock()
-	c.sealed = true
-	c.mu.Unlock()
+	c.seal()
+	sent := false
+	defer func() {
+		if sent {
+			return
+		}
+		// A hook has called runtime.Goexit, or something here has panicked.
+		if p := recover(); p != nil {
+			Criticalf("reply to %s: panic: %v\n%s", quote(c.inHdr.Uri), p, debug.Stack())
+		}
+		c.fixOutput(c.id, packet.TypeReply)
+		c.setReply(nil, newXerror(StatusInternalServerError, "", nil))
+		_ = c.writeReply()
+	}()
 	c.setReply(body, x)
 	chain := c.replyChain()
 	if err := chain.preWriteReply.run(c); err != nil {
 		Warnf("reply to %s: %v", quote(c.inHdr.Uri), err)
 		c.setReply(nil, err.xerror())
 	}
-	c.fixOutput(c.inHdr.Id, packet.TypeReply)
-	if err := c.writeReply(); err != nil {
+	c.fixOutput(c.id, packet.TypeReply)
+	err := c.writeReply()
+	sent = true
+	if err != nil {
 		Debugf("reply to %s: %v", quote(c.inHdr.Uri), err)
 		return
 	}

@@ -50,21 +50,38 @@ func (c *packetCtx) logPacket(what, uri string, code int32, status string, in, o
 		b.WriteString(" " + statusString(code, status))
 	}
 	fmt.Fprintf(&b, " in %v", cost.Round(time.Microsecond))
-	p.describe(&b, "received", in)
-	p.describe(&b, "sent", out)
+	if in != nil {
+		body := c.printed
+		if body == "" {
+			body = printBody(nil)
+		}
+		p.describe(&b, "received", in, func() string { return body })
+	}
+	if out != nil {
+		p.describe(&b, "sent", out, func() string { return printBody(out.Body) })
+	}
 	logAlways(level, b.String())
 }
 
 // describe appends a packet's size and, with PrintBody, its body.
-func (p *Peer) describe(b *strings.Builder, name string, pkt *packet.Packet) {
-	if pkt == nil || pkt.Length == 0 {
+func (p *Peer) describe(b *strings.Builder, name string, pkt *packet.Packet, body func() string) {
+	if pkt.Length == 0 {
 		return
 	}
 	fmt.Fprintf(b, "; %s %d bytes", name, pkt.Length)
 	if p.cfg.PrintBody && pkt.BodyLength > 0 {
 		b.WriteString(": ")
-		b.WriteString(printBody(pkt.Body))
+		b.WriteString(body())
 	}
+}
+
+// printInput is what the log will show of the input's body; empty if it will not
+// be shown.
+func (c *packetCtx) printInput(v interface{}) string {
+	if c.sess.peer.cfg.PrintBody && !c.start.IsZero() {
+		return printBody(v)
+	}
+	return ""
 }
 
 func statusString(code int32, text string) string {
@@ -76,7 +93,7 @@ func statusString(code int32, text string) string {
 
 // logHandled logs a pull or a push that this side was sent.
 func (c *packetCtx) logHandled(x Xerror) {
-	if c.inHdr.Type != packet.TypePush {
+	if c.typ != packet.TypePush {
 		c.logPacket("pull-handle", c.inHdr.Uri, c.outHdr.StatusCode, c.outHdr.Status, &c.in, &c.out)
 		return
 	}

@@ -45,6 +45,8 @@ type Peer struct {
 	// closing is closed when no new connections are wanted any more, closed when
 	// Close or Shutdown is through.
 	closing, closed chan struct{}
+	// abandoned is why a Shutdown was cut short.
+	abandoned error
 	// quiet is signalled, while the peer drains, when something may have ended.
 	quiet chan struct{}
 }
@@ -221,8 +223,8 @@ func (p *Peer) Dial(addr string, id ...string) (*Session, error) {
 	return p.DialContext(ctx, addr, id...)
 }
 
-// DialContext is Dial, bounded by ctx alone. Once the session has been returned
-// ctx means nothing to it.
+// DialContext is Dial, bounded by ctx, and by 10 s for the PostDial hooks. Once
+// the session has been returned ctx means nothing to it.
 func (p *Peer) DialContext(ctx context.Context, addr string, id ...string) (*Session, error) {
 	pair, err := p.loadTLS()
 	if err != nil {
@@ -271,6 +273,10 @@ func (p *Peer) newSession(ctx context.Context, conn net.Conn, hs hooks[ForeSessi
 		return nil, err
 	}
 	p.register()
+	if p.draining() {
+		_ = s.shut(ErrPeerClosed)
+		return nil, ErrPeerClosed
+	}
 	if err := s.handshake(ctx, hs); err != nil {
 		return nil, err
 	}
@@ -285,14 +291,27 @@ func (s *Session) handshake(ctx context.Context, hs hooks[ForeSession]) error {
 	if len(hs) > 0 {
 		ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 		defer cancel()
-		stop := context.AfterFunc(ctx, func() { _ = s.shut(fmt.Errorf("tp: the handshake took too long: %w", ctx.Err())) })
+		// On a goroutine of their own: a hook may wait for something that closing
+		// the connection does not end.
+		done := make(chan error, 1)
 		fore := &foreSession{Session: s}
-		if he := hs.run(fore); he != nil {
-			err = he
-		}
-		fore.over.Store(true)
-		if !stop() && err == nil {
-			err = ctx.Err()
+		go func() {
+			err := errors.New("a hook has ended its goroutine")
+			defer func() { done <- err }()
+			if he := hs.run(fore); he != nil {
+				err = he
+			} else {
+				err = nil
+			}
+		}()
+		select {
+		case err = <-done:
+			fore.over.Store(true)
+		case <-ctx.Done():
+			fore.over.Store(true)
+			err = fmt.Errorf("the handshake took too long: %w", ctx.Err())
+			_ = s.shut(err)
+			return err
 		}
 	}
 	if err == nil && s.open() {
@@ -349,8 +368,8 @@ func (p *Peer) CountSession() int {
 	return n
 }
 
-// Addrs returns the addresses that the peer listens on now, for ports that the
-// system has chosen.
+// Addrs returns the addresses that the peer listens on now, in no set order, for
+// ports that the system has chosen.
 func (p *Peer) Addrs() []net.Addr {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -367,8 +386,13 @@ func (p *Peer) Addrs() []net.Addr {
 func (p *Peer) Close() error {
 	err := p.stopAccepting()
 	p.setState(peerClosed)
-	for _, s := range p.hub.close() {
-		if e := s.Close(); e != nil && err == nil {
+	sessions := p.hub.close()
+	errs := make(chan error, len(sessions))
+	for _, s := range sessions { // each may take a second
+		go func() { errs <- s.Close() }()
+	}
+	for range sessions {
+		if e := <-errs; e != nil && err == nil {
 			err = e
 		}
 	}

@@ -84,8 +84,9 @@ type PostWriteReplyPlugin interface {
 }
 
 // PreReadHeaderPlugin is called before each packet is awaited. It runs on the
-// session's reading goroutine and only from the peer's plugins; an error closes
-// the session.
+// session's reading goroutine and only from the peer's plugins: while it runs
+// nothing is read, so it must not wait for anything, least of all for a pull on
+// this session. An error closes the session.
 type PreReadHeaderPlugin interface {
 	Plugin
 	PreReadHeader(ReadCtx) error
@@ -94,7 +95,9 @@ type PreReadHeaderPlugin interface {
 // PostReadHeaderPlugin is called when a header has been read, and may rewrite
 // Input().Header.Uri. It runs on the session's reading goroutine, before
 // routing; therefore every such hook of a router, of all its groups and
-// registrations, is called for every packet of that router. After an error the
+// registrations, is called for every packet of that router. While it runs nothing
+// is read, so it must not wait for anything, least of all for a pull on this
+// session. Id and type of the packet cannot be changed. After an error the
 // body is skipped; a pull is answered with the error, a push is dropped, and a
 // reply fails its pull.
 type PostReadHeaderPlugin interface {
@@ -119,6 +122,7 @@ type PostReadBodyPlugin interface {
 // hook is one plugin's method.
 type hook[C any] struct {
 	plugin Plugin
+	name   string // the plugin's
 	point  string
 	call   func(C) error
 }
@@ -138,40 +142,40 @@ func (hs hooks[C]) run(c C) *hookError {
 func (h *hook[C]) safely(c C) (err *hookError) {
 	defer func() {
 		if p := recover(); p != nil {
-			Errorf("plugin %s: panic in %s: %v\n%s", h.plugin.Name(), h.point, p, debug.Stack())
-			err = &hookError{h.plugin.Name(), h.point, nil}
+			Errorf("plugin %s: panic in %s: %v\n%s", h.name, h.point, p, debug.Stack())
+			err = &hookError{text: fmt.Sprintf("plugin %s: panic in %s", h.name, h.point), code: StatusFailedPlugin, told: StatusText(StatusFailedPlugin)}
 		}
 	}()
-	if e := h.call(c); e != nil {
-		return &hookError{h.plugin.Name(), h.point, e}
+	e := h.call(c)
+	if e == nil {
+		return nil
 	}
-	return nil
+	// The error's own methods may panic too, so they are called here and never
+	// again.
+	err = &hookError{code: StatusFailedPlugin, err: e}
+	if x, ok := e.(Xerror); ok {
+		err.code, err.told = x.Code(), x.Text()
+	} else {
+		err.told = e.Error()
+	}
+	err.text = fmt.Sprintf("plugin %s: %s: %s", h.name, h.point, err.told)
+	return err
 }
 
-// hookError is the failure of a hook; err is nil after a panic.
+// hookError is the failure of a hook.
 type hookError struct {
-	plugin, point string
-	err           error
+	text string // for this side
+	code int32
+	told string // for the other side
+	err  error  // nil after a panic
 }
 
-func (e *hookError) Error() string {
-	if e.err == nil {
-		return fmt.Sprintf("plugin %s: panic in %s", e.plugin, e.point)
-	}
-	return fmt.Sprintf("plugin %s: %s: %v", e.plugin, e.point, e.err)
-}
-
+func (e *hookError) Error() string { return e.text }
 func (e *hookError) Unwrap() error { return e.err }
 
 // xerror is what the other side, or the caller, is told.
 func (e *hookError) xerror() Xerror {
-	if e.err == nil {
-		return newXerror(StatusFailedPlugin, "", e)
-	}
-	if x, ok := e.err.(Xerror); ok {
-		return x
-	}
-	return newXerror(StatusFailedPlugin, e.err.Error(), e)
+	return &xerror{code: e.code, text: e.told, cause: e}
 }
 
 // pluginChain is the plugins in force at one place, sorted by hook. It is not
@@ -217,44 +221,45 @@ func (c *pluginChain) with(plugins []Plugin) *pluginChain {
 
 func (c *pluginChain) add(p Plugin) {
 	c.all = append(c.all, p)
+	name := p.Name()
 	if h, ok := p.(PostRegPlugin); ok {
-		c.postReg = append(c.postReg, hook[*Handler]{p, "PostReg", h.PostReg})
+		c.postReg = append(c.postReg, hook[*Handler]{p, name, "PostReg", h.PostReg})
 	}
 	if h, ok := p.(PostDialPlugin); ok {
-		c.postDial = append(c.postDial, hook[ForeSession]{p, "PostDial", h.PostDial})
+		c.postDial = append(c.postDial, hook[ForeSession]{p, name, "PostDial", h.PostDial})
 	}
 	if h, ok := p.(PostAcceptPlugin); ok {
-		c.postAccept = append(c.postAccept, hook[ForeSession]{p, "PostAccept", h.PostAccept})
+		c.postAccept = append(c.postAccept, hook[ForeSession]{p, name, "PostAccept", h.PostAccept})
 	}
 	if h, ok := p.(PreWritePullPlugin); ok {
-		c.preWritePull = append(c.preWritePull, hook[WriteCtx]{p, "PreWritePull", h.PreWritePull})
+		c.preWritePull = append(c.preWritePull, hook[WriteCtx]{p, name, "PreWritePull", h.PreWritePull})
 	}
 	if h, ok := p.(PostWritePullPlugin); ok {
-		c.postWritePull = append(c.postWritePull, hook[WriteCtx]{p, "PostWritePull", h.PostWritePull})
+		c.postWritePull = append(c.postWritePull, hook[WriteCtx]{p, name, "PostWritePull", h.PostWritePull})
 	}
 	if h, ok := p.(PreWritePushPlugin); ok {
-		c.preWritePush = append(c.preWritePush, hook[WriteCtx]{p, "PreWritePush", h.PreWritePush})
+		c.preWritePush = append(c.preWritePush, hook[WriteCtx]{p, name, "PreWritePush", h.PreWritePush})
 	}
 	if h, ok := p.(PostWritePushPlugin); ok {
-		c.postWritePush = append(c.postWritePush, hook[WriteCtx]{p, "PostWritePush", h.PostWritePush})
+		c.postWritePush = append(c.postWritePush, hook[WriteCtx]{p, name, "PostWritePush", h.PostWritePush})
 	}
 	if h, ok := p.(PreWriteReplyPlugin); ok {
-		c.preWriteReply = append(c.preWriteReply, hook[WriteCtx]{p, "PreWriteReply", h.PreWriteReply})
+		c.preWriteReply = append(c.preWriteReply, hook[WriteCtx]{p, name, "PreWriteReply", h.PreWriteReply})
 	}
 	if h, ok := p.(PostWriteReplyPlugin); ok {
-		c.postWriteReply = append(c.postWriteReply, hook[WriteCtx]{p, "PostWriteReply", h.PostWriteReply})
+		c.postWriteReply = append(c.postWriteReply, hook[WriteCtx]{p, name, "PostWriteReply", h.PostWriteReply})
 	}
 	if h, ok := p.(PreReadHeaderPlugin); ok {
-		c.preReadHeader = append(c.preReadHeader, hook[ReadCtx]{p, "PreReadHeader", h.PreReadHeader})
+		c.preReadHeader = append(c.preReadHeader, hook[ReadCtx]{p, name, "PreReadHeader", h.PreReadHeader})
 	}
 	if h, ok := p.(PostReadHeaderPlugin); ok {
-		c.postReadHeader = append(c.postReadHeader, hook[ReadCtx]{p, "PostReadHeader", h.PostReadHeader})
+		c.postReadHeader = append(c.postReadHeader, hook[ReadCtx]{p, name, "PostReadHeader", h.PostReadHeader})
 	}
 	if h, ok := p.(PreReadBodyPlugin); ok {
-		c.preReadBody = append(c.preReadBody, hook[ReadCtx]{p, "PreReadBody", h.PreReadBody})
+		c.preReadBody = append(c.preReadBody, hook[ReadCtx]{p, name, "PreReadBody", h.PreReadBody})
 	}
 	if h, ok := p.(PostReadBodyPlugin); ok {
-		c.postReadBody = append(c.postReadBody, hook[ReadCtx]{p, "PostReadBody", h.PostReadBody})
+		c.postReadBody = append(c.postReadBody, hook[ReadCtx]{p, name, "PostReadBody", h.PostReadBody})
 	}
 }
 

@@ -3,6 +3,7 @@ package tp
 import (
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"strconv"
 	"sync"
 
@@ -12,8 +13,8 @@ import (
 	"github.com/henrylee2cn/teleport/packet"
 )
 
-// PullCmd is one pull and what came of it. Once it is complete it is not changed
-// any more.
+// PullCmd is one pull and what came of it. Once it is complete only PostWritePull
+// hooks that still run may change it.
 type PullCmd struct {
 	// Xerror is nil if the pull succeeded. Otherwise its code is the status that
 	// the other side answered with, or one below 200 if there was no answer.
@@ -107,7 +108,20 @@ func (cmd *PullCmd) settle(x Xerror) {
 		return
 	}
 	go func() {
+		finished := false
+		defer func() {
+			if finished {
+				return
+			}
+			// A hook has called runtime.Goexit, or something here has panicked.
+			if p := recover(); p != nil {
+				Criticalf("reply of %s: panic: %v\n%s", quote(cmd.ctx.outHdr.Uri), p, debug.Stack())
+			}
+			cmd.Xerror = newXerror(StatusFailedPlugin, "", nil)
+			cmd.done <- cmd
+		}()
 		cmd.finish()
+		finished = true
 		cmd.done <- cmd
 	}()
 }
@@ -136,6 +150,7 @@ func (cmd *PullCmd) readReply() Xerror {
 		return x
 	}
 	c.in.Body = cmd.reply
+	c.printed = c.printInput(cmd.reply)
 	if err := chain.postReadBody.run(c); err != nil {
 		return err.xerror()
 	}

@@ -26,10 +26,16 @@ func (s *Session) readLoop() {
 		_ = s.shut(err)
 	}()
 	in := packet.Packet{Header: new(packet.Header)}
-	for err == nil {
-		err = s.readPacket(&in)
+	for {
+		err = errReaderGone // should a hook call runtime.Goexit
+		e := s.readPacket(&in)
+		if err = e; err != nil {
+			return
+		}
 	}
 }
+
+var errReaderGone = errors.New("a hook has ended the reading goroutine")
 
 // readPacket reads one packet and hands it on; in is where its header is read
 // into until it is known whose it is. An error ends the session.
@@ -75,12 +81,6 @@ func (s *Session) readPacket(in *packet.Packet) error {
 // readCall routes a pull or a push, reads its body and hands it to a goroutine
 // of its own.
 func (s *Session) readCall(c *packetCtx, root *group) error {
-	// Counted first and checked second, while Shutdown does it the other way
-	// round: one of the two sees the other.
-	s.running.Add(1)
-	if s.peer.draining() && c.inHdr.Type == packet.TypePull {
-		return s.reject(c, newXerror(StatusServiceUnavailable, "shutting down, the pull was not run", nil))
-	}
 	if err := packet.CheckGzip(c.inHdr.Gzip); err != nil {
 		return s.reject(c, newXerror(StatusBadRequest, err.Error(), err))
 	}
@@ -108,10 +108,17 @@ func (s *Session) readCall(c *packetCtx, root *group) error {
 	}
 	if err != nil {
 		if socket.Fatal(err) {
-			s.handlerDone()
 			return err
 		}
 		return s.reject(c, bodyXerror(err))
+	}
+	// Counted first and checked second, while Shutdown does it the other way
+	// round: one of the two sees the other.
+	s.running.Add(1)
+	if s.peer.draining() && c.typ == packet.TypePull {
+		s.refuse(c, newXerror(StatusServiceUnavailable, "shutting down, the pull was not run", nil))
+		s.handlerDone()
+		return nil
 	}
 	c.in.BodyCodec, _ = packet.RawBody(raw).Codec()
 	go c.handle()
@@ -120,25 +127,21 @@ func (s *Session) readCall(c *packetCtx, root *group) error {
 
 // kind names the packet in logs.
 func (c *packetCtx) kind() string {
-	if c.inHdr.Type == packet.TypePull {
-		return "pull"
+	if c.typ == packet.TypePush {
+		return "push"
 	}
-	return "push"
+	return "pull"
 }
 
-// reject ends a counted pull or push before its handler: the pull is answered
-// and the push logged. The session lives on.
+// reject ends a pull or push before its handler: the pull is answered and the
+// push logged. The session lives on.
 func (s *Session) reject(c *packetCtx, x Xerror) error {
 	s.sock.SkipBody()
-	if c.inHdr.Type == packet.TypePush {
+	if c.typ == packet.TypePush {
 		Warnf("push %s from %s dropped: %s", quote(c.inHdr.Uri), c.Ip(), quote(x.Error()))
-		s.handlerDone()
 		return nil
 	}
-	go func() {
-		defer s.handlerDone()
-		s.refuseNow(c, x)
-	}()
+	s.refuse(c, x)
 	return nil
 }
 
@@ -149,14 +152,10 @@ func (s *Session) refuse(c *packetCtx, x Xerror) {
 	s.running.Add(1)
 	go func() {
 		defer s.handlerDone()
-		s.refuseNow(c, x)
+		c.prepareReply()
+		c.reply(nil, x)
+		c.logHandled(x)
 	}()
-}
-
-func (s *Session) refuseNow(c *packetCtx, x Xerror) {
-	c.prepareReply()
-	c.reply(nil, x)
-	c.logHandled(x)
 }
 
 // readReply hands a reply to the pull that waits for it. The context c is that
@@ -203,6 +202,7 @@ func (s *Session) readReply(c *packetCtx, in *packet.Packet) error {
 func (c *packetCtx) setInput(in *packet.Packet) {
 	c.in, c.inHdr = *in, *in.Header
 	c.in.Header = &c.inHdr
+	c.id, c.typ = c.inHdr.Id, c.inHdr.Type
 }
 
 // addPublic adds what hooks have stored in another context.

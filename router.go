@@ -84,7 +84,7 @@ type group struct {
 }
 
 func newGroup(chain *pluginChain) group {
-	r := new(routes)
+	r := &routes{peer: chain}
 	r.table.Store(&routeTable{postReadHeader: chain.postReadHeader})
 	return group{routes: r, prefix: "/", chain: chain}
 }
@@ -98,15 +98,23 @@ func (g *group) sub(prefix string, plugins []Plugin) group {
 }
 
 func (g *group) add(handlers []*Handler) {
+	for _, h := range handlers {
+		g.routes.table.Load().refuseTaken(h)
+		h.postReg()
+	}
 	g.routes.update(func(t *routeTable) {
 		for _, h := range handlers {
-			if _, ok := t.handlers[h.path]; ok {
-				panic(fmt.Sprintf("tp: the route %s is registered twice.", h.path))
-			}
+			t.refuseTaken(h)
 			t.handlers[h.path] = h
-			t.admit(h)
+			t.all = append(t.all, h)
 		}
 	})
+}
+
+func (t *routeTable) refuseTaken(h *Handler) {
+	if _, ok := t.handlers[h.path]; ok {
+		panic(fmt.Sprintf("tp: the route %s is registered twice.", h.path))
+	}
 }
 
 func (g *group) setUnknown(pull bool, plugins []Plugin, call func(*packetCtx, interface{}) (interface{}, Xerror)) {
@@ -118,17 +126,20 @@ func (g *group) setUnknown(pull bool, plugins []Plugin, call func(*packetCtx, in
 		call:    call,
 	}
 	under := strings.TrimSuffix(g.prefix, "/") + "/"
+	h.postReg()
 	g.routes.update(func(t *routeTable) {
+		t.all = slices.DeleteFunc(t.all, func(old *Handler) bool { return old.unknown && old.path == h.path })
+		t.all = append(t.all, h)
 		t.unknown = slices.DeleteFunc(t.unknown, func(u unknownRoute) bool { return u.under == under })
 		t.unknown = append(t.unknown, unknownRoute{under, h})
 		slices.SortFunc(t.unknown, func(a, b unknownRoute) int { return cmp.Compare(len(b.under), len(a.under)) })
-		t.admit(h)
 	})
 }
 
 // routes is the table of one tree, replaced as a whole by whoever registers and
 // read without a lock.
 type routes struct {
+	peer  *pluginChain
 	mu    sync.Mutex // one update at a time
 	table atomic.Pointer[routeTable]
 }
@@ -138,20 +149,25 @@ func (r *routes) update(change func(*routeTable)) {
 	defer r.mu.Unlock()
 	old := r.table.Load()
 	next := &routeTable{
-		handlers:       maps.Clone(old.handlers),
-		unknown:        slices.Clone(old.unknown),
-		postReadHeader: old.postReadHeader,
+		handlers: maps.Clone(old.handlers),
+		unknown:  slices.Clone(old.unknown),
+		all:      slices.Clone(old.all),
 	}
 	if next.handlers == nil {
 		next.handlers = make(map[string]*Handler)
 	}
 	change(next)
+	next.postReadHeader = r.peer.postReadHeader
+	for _, h := range next.all {
+		next.postReadHeader = next.postReadHeader.merge(h.chain.postReadHeader)
+	}
 	r.table.Store(next)
 }
 
 type routeTable struct {
 	handlers       map[string]*Handler
 	unknown        []unknownRoute // the longest prefix first
+	all            []*Handler     // in the order of registration
 	postReadHeader hooks[ReadCtx] // of the peer and of everything registered
 }
 
@@ -160,12 +176,11 @@ type unknownRoute struct {
 	handler *Handler
 }
 
-// admit runs the hooks of registration and takes over those of PostReadHeader.
-func (t *routeTable) admit(h *Handler) {
+// postReg runs the hooks of registration.
+func (h *Handler) postReg() {
 	if err := h.chain.postReg.run(h); err != nil {
 		panic(fmt.Sprintf("tp: the route %s is refused: %v.", h.path, err))
 	}
-	t.postReadHeader = t.postReadHeader.merge(h.chain.postReadHeader)
 }
 
 // find returns what handles the path, nil if nothing does.

@@ -132,7 +132,9 @@ func (s *Session) Pull(uri string, args, reply interface{}, setting ...PacketSet
 
 // GoPull is Pull without the wait. The command is delivered on done when it is
 // complete, exactly once and without holding up anything else, whether done is
-// buffered or not; if done is nil a buffered channel is made. The command that
+// buffered or not; if done is nil a buffered channel is made. Args and reply
+// belong to the call until then. Like Pull and Push it may wait while the
+// connection takes no output. The command that
 // is returned gives the same channel with [PullCmd.Done], and nothing else of it
 // may be used before it was delivered.
 func (s *Session) GoPull(uri string, args, reply interface{}, done chan *PullCmd, setting ...PacketSetting) *PullCmd {

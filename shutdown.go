@@ -13,8 +13,11 @@ import (
 // replies are sent. Handlers that still run may go on pulling; what else this
 // side wants to pull is refused.
 //
+// The other sides have up to five seconds to read what was sent and to close.
+//
 // If ctx ends first, the rest is closed as by [Peer.Close], and the error, which
-// wraps ctx's, says how much was abandoned.
+// wraps ctx's, says how much was abandoned. A handler that calls Shutdown waits
+// for itself: start it with go.
 func (p *Peer) Shutdown(ctx context.Context) error {
 	err := p.stopAccepting()
 	for {
@@ -26,14 +29,23 @@ func (p *Peer) Shutdown(ctx context.Context) error {
 		case <-p.quiet:
 			continue
 		case <-p.closed: // by another call
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			if err == nil {
+				err = p.abandoned
+			}
 			return err
 		case <-ctx.Done():
 		}
 		if handlers, pulls = p.hub.busy(); handlers == 0 && pulls == 0 {
 			break
 		}
+		err = fmt.Errorf("tp: shutdown: abandoned %d running handlers and %d pulls: %w", handlers, pulls, ctx.Err())
+		p.mu.Lock()
+		p.abandoned = err
+		p.mu.Unlock()
 		_ = p.Close()
-		return fmt.Errorf("tp: shutdown: abandoned %d running handlers and %d pulls: %w", handlers, pulls, ctx.Err())
+		return err
 	}
 	p.finishSessions(ctx)
 	if e := p.Close(); err == nil {
@@ -42,15 +54,22 @@ func (p *Peer) Shutdown(ctx context.Context) error {
 	return err
 }
 
-// finishSessions flushes every session and lets the other sides end them, for at
-// most a second.
+// drainLinger is how long Shutdown waits for the other sides to read what was
+// sent and to end their connections.
+const drainLinger = 5 * time.Second
+
+// finishSessions flushes every session and lets the other sides end them.
 func (p *Peer) finishSessions(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, lingerTime)
+	ctx, cancel := context.WithTimeout(ctx, drainLinger)
 	defer cancel()
 	var wg sync.WaitGroup
 	for _, s := range p.hub.all() {
 		wg.Go(func() {
-			if s.sock.CloseWrite(lingerTime) {
+			wait := drainLinger
+			if deadline, ok := ctx.Deadline(); ok {
+				wait = time.Until(deadline)
+			}
+			if s.sock.CloseWrite(wait) {
 				select {
 				case <-s.Done():
 				case <-ctx.Done():

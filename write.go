@@ -22,7 +22,9 @@ func (s *Session) write(p *packet.Packet) error {
 
 func (s *Session) writeFrame(f socket.Frame) error {
 	err := s.sock.WriteFrame(f)
-	if err != nil {
+	// A socket that takes no more output because it is being drained must not be
+	// closed for it: what it has sent may not have been read yet.
+	if err != nil && !errors.Is(err, errSocketClosed) {
 		_ = s.shut(err)
 	}
 	return err

@@ -24,7 +24,8 @@ const (
 // the flusher and writes until nothing is queued; everyone else queues and goes
 // on. Before its first write the flusher yields the processor once, so that
 // goroutines which are about to queue something do it first: under load that
-// makes one system call out of many, and alone it costs nothing.
+// makes one system call out of many, and alone it costs nothing. A flusher that
+// has written a few rounds leaves what is still queued to a goroutine.
 type writer struct {
 	conn    net.Conn
 	timeout atomic.Int64 // time.Duration; 0 none
@@ -74,68 +75,79 @@ func (w *writer) write(buf *bufpool.Buffer) error {
 	return w.flush()
 }
 
-// flush writes until nothing is queued. The error it returns is that of the
-// first round, which holds the caller's own frame. One of a later round ends the
-// socket too, but the caller's frame was written by then.
+// ownRounds is how many rounds a flusher writes before it leaves the rest to a
+// goroutine of its own: the flusher is somebody who called Write and has other
+// things to do.
+const ownRounds = 8
+
+// flush writes what is queued. The error it returns is that of the first round,
+// which holds the caller's own frame. One of a later round ends the socket too,
+// but the caller's frame was written by then.
 func (w *writer) flush() error {
 	runtime.Gosched()
-	var own error
-	for first := true; ; first = false {
-		w.mu.Lock()
-		if len(w.queue) == 0 || w.err != nil {
-			if first {
-				own = w.err // nothing of the frame was sent
-			}
-			w.flushing = false
-			if w.err != nil {
-				w.queue, w.spare = nil, nil // will never be written
-			}
-			w.wakeLocked()
-			w.mu.Unlock()
-			if own != nil {
-				return &WriteError{own}
-			}
-			return nil
+	done, own := w.round()
+	for n := 1; !done; n++ {
+		if n == ownRounds {
+			go w.flushRest()
+			break
 		}
-		queue := w.queue
-		w.queue, w.spare = w.spare[:0], nil
-		w.mu.Unlock()
+		done, _ = w.round()
+	}
+	if own != nil {
+		return &WriteError{own}
+	}
+	return nil
+}
 
-		n, err := w.writeAll(queue)
-		for i, buf := range queue {
-			bufpool.Put(buf)
-			queue[i] = nil
+func (w *writer) flushRest() {
+	for done := false; !done; {
+		done, _ = w.round()
+	}
+}
+
+// round writes what is queued now. It reports true when there is nothing left to
+// write; then the caller is the flusher no longer.
+func (w *writer) round() (done bool, err error) {
+	w.mu.Lock()
+	if len(w.queue) == 0 || w.err != nil {
+		w.flushing = false
+		if w.err != nil {
+			w.queue, w.spare = nil, nil // will never be written
 		}
-		if first {
-			own = err
+		w.wakeLocked()
+		defer w.mu.Unlock()
+		return true, w.err
+	}
+	queue := w.queue
+	w.queue, w.spare = w.spare[:0], nil
+	w.mu.Unlock()
+
+	for i, buf := range queue {
+		n := len(buf.B)
+		if err == nil {
+			if d := time.Duration(w.timeout.Load()); d > 0 || w.armed {
+				w.armed = d > 0
+				w.conn.SetWriteDeadline(deadline(d))
+			}
+			_, err = w.conn.Write(buf.B)
 		}
+		bufpool.Put(buf)
+		queue[i] = nil
 		w.mu.Lock()
 		w.queued -= n
-		w.spare = queue[:0]
 		if err != nil {
 			w.failLocked(err)
 		}
 		w.wakeLocked()
 		w.mu.Unlock()
-		if err != nil {
-			_ = w.conn.Close() // a part may have been sent
-		}
 	}
-}
-
-func (w *writer) writeAll(queue []*bufpool.Buffer) (n int, err error) {
-	for _, buf := range queue {
-		n += len(buf.B)
-		if err != nil {
-			continue
-		}
-		if d := time.Duration(w.timeout.Load()); d > 0 || w.armed {
-			w.armed = d > 0
-			w.conn.SetWriteDeadline(deadline(d))
-		}
-		_, err = w.conn.Write(buf.B)
+	w.mu.Lock()
+	w.spare = queue[:0]
+	w.mu.Unlock()
+	if err != nil {
+		_ = w.conn.Close() // a part may have been sent
 	}
-	return n, err
+	return false, err
 }
 
 // drain refuses new frames with the error refuse and waits until nothing is
