@@ -283,6 +283,151 @@ func authServer(t *testing.T, handled *atomic.Int32) *Peer {
 	return srv
 }
 
+// What a handler's goroutine sets after the handler has returned comes too late.
+func TestSettingsAfterTheHandler(t *testing.T) {
+	var kept PullCtx
+	srv := newTestPeer(t, nil, hookPlugin("late", "PreWriteReply", func(interface{}) error {
+		if kept != nil {
+			kept.SetGzip(9)
+			kept.SetBodyCodec("string")
+		}
+		return nil
+	}))
+	cli := newTestPeer(t, nil)
+	pullFn(srv, func(ctx PullCtx, args interface{}) (interface{}, Xerror) {
+		kept = ctx
+		return args, nil
+	})
+	_, sess := connect(t, srv, cli, pipe.Options{})
+	cmd := sess.Pull("/fn/call", "x", new(string))
+	require.Nil(t, cmd.Xerror)
+	require.Equal(t, "json", cmd.Input().BodyCodec)
+	require.Zero(t, cmd.Input().Header.Gzip)
+
+	var unknown UnknownPullCtx
+	srv.PullRouter.SetUnknown(func(ctx UnknownPullCtx, body *[]byte) (interface{}, Xerror) {
+		unknown = ctx
+		return packet.RawBody(*body), nil
+	})
+	require.Nil(t, sess.Pull("/x", "x", nil).Xerror)
+	var v interface{}
+	_, err := unknown.Unmarshal([]byte("j1"), &v, true)
+	require.NoError(t, err)
+	require.Nil(t, unknown.Input().Body)
+}
+
+// typedNil is an error whose methods panic on a nil receiver.
+type typedNil struct{ code int32 }
+
+func (e *typedNil) Code() int32   { return e.code }
+func (e *typedNil) Text() string  { return fmt.Sprint(e.code) }
+func (e *typedNil) Error() string { return e.Text() }
+
+// Mistakes in a hook, and in what it returns, cost the call and nothing else.
+func TestHooksThatGoWrong(t *testing.T) {
+	for _, side := range []string{"server", "client"} {
+		for _, point := range []string{"PostReadHeader", "PreReadBody", "PostReadBody", "PreWriteReply", "PostWriteReply", "PreWritePull", "PostWritePull"} {
+			for name, wrong := range map[string]func() error{
+				"typed nil":        func() error { return (*typedNil)(nil) },
+				"Goexit":           func() error { runtime.Goexit(); return nil },
+				"header replaced":  nil,
+				"id and type gone": nil,
+			} {
+				if name == "Goexit" && side == "client" {
+					continue // it would end the caller's own goroutine, as it should
+				}
+				t.Run(side+" "+point+" "+name, func(t *testing.T) {
+					var on atomic.Bool
+					bad := hookPlugin("bad", point, func(ctx interface{}) error {
+						if !on.Load() {
+							return nil
+						}
+						if wrong != nil {
+							return wrong()
+						}
+						var h **packet.Header
+						if strings.Contains(point, "Read") {
+							h = &ctx.(ReadCtx).Input().Header
+						} else {
+							h = &ctx.(WriteCtx).Output().Header
+						}
+						if name == "header replaced" {
+							c := **h
+							c.Id, c.Type = "", 0
+							*h = &c
+						} else {
+							(*h).Id, (*h).Type = "gone", packet.TypePush
+							if point == "PreReadBody" {
+								return errHook
+							}
+						}
+						return nil
+					})
+					plugins := map[string][]Plugin{side: {bad}}
+					srv, cli := newTestPeer(t, nil, plugins["server"]...), newTestPeer(t, nil, plugins["client"]...)
+					pullFn(srv, echo)
+					_, sess := connect(t, srv, cli, pipe.Options{})
+					requireAlive(t, sess)
+					on.Store(true)
+					cmd := sess.Pull("/fn/call", "x", nil) // ends, one way or the other
+					if name == "header replaced" {
+						require.Nil(t, cmd.Xerror)
+					}
+					on.Store(false)
+					if name == "Goexit" && point == "PostReadHeader" {
+						<-sess.Done() // it was the reading goroutine's own end
+						return
+					}
+					requireAlive(t, sess)
+				})
+			}
+		}
+	}
+}
+
+func TestPostRegMayRegister(t *testing.T) {
+	var p *Peer
+	once := false
+	p = newTestPeer(t, nil, hookPlugin("more", "PostReg", func(interface{}) error {
+		if !once {
+			once = true
+			p.PullRouter.Group("more").Reg(&Fn{F: echo})
+		}
+		return nil
+	}))
+	pullFn(p, echo)
+	require.NotNil(t, p.PullRouter.routes.table.Load().find("/more/fn/call"))
+}
+
+func TestReplacedUnknownHandlerTakesItsHooksAlong(t *testing.T) {
+	srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
+	u := func(UnknownPullCtx, *[]byte) (interface{}, Xerror) { return nil, nil }
+	srv.PullRouter.SetUnknown(u, hookPlugin("old", "PostReadHeader", func(interface{}) error { return errHook }))
+	_, sess := connect(t, srv, cli, pipe.Options{})
+	require.NotNil(t, sess.Pull("/x", 1, nil).Xerror)
+	srv.PullRouter.SetUnknown(u)
+	require.Nil(t, sess.Pull("/x", 1, nil).Xerror)
+}
+
+func TestDialEndsAtItsDeadlineWhateverAHookDoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		p := NewPeer(nil, hookPlugin("stuck", "PostDial", func(interface{}) error { <-release; return nil }))
+		defer p.Close()
+		ca, cb := pipe.New(pipe.Options{})
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		start := time.Now()
+		_, err := p.newSession(ctx, ca, p.chain.postDial, nil)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.Equal(t, time.Second, time.Since(start))
+		_, err = cb.Read(make([]byte, 1))
+		require.ErrorIs(t, err, io.EOF)
+		require.NoError(t, cb.Close())
+		close(release)
+	})
+}
+
 func authClient(t *testing.T, token string) *Peer {
 	return newTestPeer(t, nil, hookPlugin("auth", "PostDial", func(c interface{}) error {
 		s := c.(ForeSession)
@@ -329,7 +474,8 @@ func TestAuthenticationInHooks(t *testing.T) {
 	for _, p := range []*packet.Packet{
 		{Header: &packet.Header{Id: "1", Type: packet.TypePull, Uri: "/fn/call"}, Body: "1"},
 		{Header: &packet.Header{Uri: "/auth"}, Body: "guess"},
-		{Header: &packet.Header{Id: "2", Type: packet.TypePull, Uri: "/fn/call"}, Body: "1"},
+		// More than the server has read when it refuses.
+		{Header: &packet.Header{Id: "2", Type: packet.TypePull, Uri: "/fn/call"}, Body: strings.Repeat("x", 1<<20)},
 	} {
 		out, err = packet.Append(out, p, packet.Limits{})
 		require.NoError(t, err)

@@ -692,6 +692,95 @@ func (p *Peer) hubSize() int {
 	return len(p.hub.byId) + len(p.hub.leaving)
 }
 
+// eagerConn answers each pull while it is still being written, and does not let
+// the write end before the answer has been read.
+type eagerConn struct {
+	net.Conn
+	replies chan []byte
+	idle    chan struct{}
+	left    []byte
+}
+
+func (c *eagerConn) Write(b []byte) (int, error) {
+	var p packet.Packet
+	if _, err := packet.Parse(b, &p, nil, packet.Limits{}); err != nil {
+		return 0, err
+	}
+	reply, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: p.Header.Id, Type: packet.TypeReply, StatusCode: 200}}, packet.Limits{})
+	if err != nil {
+		return 0, err
+	}
+	c.replies <- reply
+	<-c.idle // it has been read, and more is wanted
+	return len(b), nil
+}
+
+func (c *eagerConn) Read(b []byte) (int, error) {
+	for len(c.left) == 0 {
+		select {
+		case reply, ok := <-c.replies:
+			if !ok {
+				return 0, io.EOF
+			}
+			c.left = reply
+		case c.idle <- struct{}{}:
+		}
+	}
+	n := copy(b, c.left)
+	c.left = c.left[n:]
+	return n, nil
+}
+
+func TestReplyThatComesBeforeTheWriteReturns(t *testing.T) {
+	p := newTestPeer(t, nil)
+	ca, cb := pipe.New(pipe.Options{})
+	defer cb.Close()
+	conn := &eagerConn{Conn: ca, replies: make(chan []byte), idle: make(chan struct{})}
+	sess, err := p.ServeConn(conn)
+	require.NoError(t, err)
+	for range 10 {
+		require.Nil(t, sess.Pull("/a", 1, nil).Xerror)
+	}
+	require.Zero(t, sess.pulls.len())
+	close(conn.replies)
+	<-sess.Done()
+}
+
+func TestTypedNilXerrorOfHandler(t *testing.T) {
+	srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
+	pullFn(srv, func(_ PullCtx, args interface{}) (interface{}, Xerror) {
+		if args == "alive" {
+			return args, nil
+		}
+		return nil, (*typedNil)(nil)
+	})
+	_, sess := connect(t, srv, cli, pipe.Options{})
+	require.Equal(t, "500 internal server error", sess.Pull("/fn/call", 1, nil).Xerror.Error())
+	requireAlive(t, sess)
+}
+
+// Peers that do not read cost Close a second together, not each.
+func TestCloseWithManyThatDoNotRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := NewPeer(nil)
+		var ends []net.Conn
+		for range 20 {
+			ca, cb := pipe.New(pipe.Options{Buffer: 10})
+			ends = append(ends, cb)
+			sess, err := p.ServeConn(ca)
+			require.NoError(t, err)
+			go sess.Push("/a", strings.Repeat("x", 1000))
+		}
+		synctest.Wait()
+		start := time.Now()
+		_ = p.Close()
+		require.LessOrEqual(t, time.Since(start), time.Second)
+		for _, c := range ends {
+			require.NoError(t, c.Close())
+		}
+	})
+}
+
 func TestXerror(t *testing.T) {
 	require.Equal(t, "404 not found", newXerror(404, "", nil).Error())
 	require.Equal(t, "7", NewXerror(7, "").Error())

@@ -21,6 +21,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/henrylee2cn/teleport/internal/pipe"
+	"github.com/henrylee2cn/teleport/packet"
+	"github.com/henrylee2cn/teleport/socket"
 )
 
 func TestShutdownLosesNoReply(t *testing.T) {
@@ -371,6 +373,143 @@ func TestShutdownReportsWhatItAbandoned(t *testing.T) {
 	require.Equal(t, 1, p.exitCode())
 	require.Contains(t, p.err.String(), "abandoned 1 running handlers")
 	require.Contains(t, p.err.String(), "sweep failed")
+}
+
+// noListener accepts nothing until it is closed.
+type noListener chan struct{}
+
+func (l noListener) Accept() (net.Conn, error) { <-l; return nil, net.ErrClosed }
+func (l noListener) Close() error {
+	select {
+	case <-l:
+	default:
+		close(l)
+	}
+	return nil
+}
+func (noListener) Addr() net.Addr { return &net.UnixAddr{} }
+
+// A main function that ends with Listen must not end the process before what
+// Shutdown still has to do.
+func TestListenDoesNotReturnWhileTheProcessEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := NewPeer(nil)
+		returned := make(chan struct{})
+		go func() {
+			_ = p.Serve(make(noListener))
+			close(returned)
+		}()
+		synctest.Wait()
+		exited := false
+		osExit = func(int) {
+			synctest.Wait()
+			select {
+			case <-returned:
+				t.Error("Serve has returned before the process has ended")
+			default:
+			}
+			exited = true
+		}
+		defer func() {
+			osExit = os.Exit
+			grace.mu.Lock()
+			grace.exiting = nil
+			grace.mu.Unlock()
+		}()
+		Shutdown()
+		<-returned
+		require.True(t, exited)
+	})
+}
+
+// Replies that the other side has not read yet when the drain ends arrive all
+// the same, although it goes on sending.
+func TestShutdownWithASlowReader(t *testing.T) {
+	const n, size = 30, 200 << 10
+	srv := newTestPeer(t, nil)
+	handled := make(chan struct{}, n)
+	pullFn(srv, func(_ PullCtx, args interface{}) (interface{}, Xerror) {
+		defer func() { handled <- struct{}{} }()
+		return strings.Repeat("x", size), nil
+	})
+	conn, err := net.Dial("tcp", serve(t, srv))
+	require.NoError(t, err)
+	defer conn.Close()
+	pull := func(i int) []byte {
+		b, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: fmt.Sprint(i), Type: packet.TypePull, Uri: "/fn/call"}, Body: i}, packet.Limits{})
+		require.NoError(t, err)
+		return b
+	}
+	for i := range n {
+		_, err = conn.Write(pull(i))
+		require.NoError(t, err)
+		<-handled
+	}
+	over := make(chan error, 1)
+	go func() { over <- srv.Shutdown(context.Background()) }()
+	<-srv.closing
+	for i := range 100 { // refused, or too late to be answered
+		_, err = conn.Write(pull(n + i))
+		require.NoError(t, err)
+	}
+	sock := socket.New(conn, socket.Options{})
+	replies := 0
+	for {
+		var p packet.Packet
+		if err := sock.ReadPacket(&p, nil); err != nil {
+			require.ErrorIs(t, err, io.EOF)
+			break
+		}
+		if p.Header.StatusCode == StatusOK {
+			replies++
+		}
+	}
+	require.Equal(t, n, replies)
+	require.NoError(t, sock.Close())
+	require.NoError(t, <-over)
+}
+
+// A client that has sent half of a pull is not waited for.
+func TestShutdownWithHalfAPull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := NewPeer(nil)
+		pullFn(srv, echo)
+		ca, cb := pipe.New(pipe.Options{})
+		_, err := srv.ServeConn(ca)
+		require.NoError(t, err)
+		b, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: "1", Type: packet.TypePull, Uri: "/fn/call"}, Body: "half"}, packet.Limits{})
+		require.NoError(t, err)
+		_, err = cb.Write(b[:len(b)-1])
+		require.NoError(t, err)
+		synctest.Wait()
+		start := time.Now()
+		require.NoError(t, srv.Shutdown(context.Background()))
+		require.LessOrEqual(t, time.Since(start), drainLinger+time.Second)
+		require.NoError(t, cb.Close())
+	})
+}
+
+func TestServeConnOnADrainingPeer(t *testing.T) {
+	srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
+	started, release := make(chan struct{}), make(chan struct{})
+	pullFn(srv, func(_ PullCtx, args interface{}) (interface{}, Xerror) {
+		close(started)
+		<-release
+		return args, nil
+	})
+	_, sess := connect(t, srv, cli, pipe.Options{})
+	cmd := sess.GoPull("/fn/call", 1, nil, nil)
+	<-started
+	over := make(chan error)
+	go func() { over <- srv.Shutdown(context.Background()) }()
+	<-srv.closing
+	ca, cb := net.Pipe()
+	defer cb.Close()
+	_, err := srv.ServeConn(ca)
+	require.ErrorIs(t, err, ErrPeerClosed)
+	close(release)
+	require.Nil(t, (<-cmd.Done()).Xerror)
+	require.NoError(t, <-over)
 }
 
 func TestShutdownOfTheProcess(t *testing.T) {

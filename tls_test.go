@@ -8,16 +8,19 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"io"
 	"math/big"
 	"net"
 	"os"
 	"path/filepath"
 	"runtime"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/henrylee2cn/teleport/internal/pipe"
 	"github.com/henrylee2cn/teleport/packet"
 )
 
@@ -193,6 +196,24 @@ func TestSilentTLSHandshakeHoldsUpNobody(t *testing.T) {
 	// Close ends the handshake under way too.
 	_, err = silent.Read(make([]byte, 1))
 	require.Error(t, err)
+}
+
+func TestTLSHandshakeHasADeadline(t *testing.T) {
+	cert, key := new(authority).issue(t, nil)
+	certFile, keyFile := files(t, cert, key)
+	synctest.Test(t, func(t *testing.T) {
+		p := NewPeer(&PeerConfig{TlsCertFile: certFile, TlsKeyFile: keyFile})
+		defer p.Close()
+		pair, err := p.loadTLS()
+		require.NoError(t, err)
+		ca, cb := pipe.New(pipe.Options{})
+		start := time.Now()
+		p.accept(ca, pair.server)
+		require.Equal(t, 10*time.Second, time.Since(start))
+		_, err = cb.Read(make([]byte, 1))
+		require.ErrorIs(t, err, io.EOF)
+		require.NoError(t, cb.Close())
+	})
 }
 
 func TestUnixSocket(t *testing.T) {
