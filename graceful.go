@@ -42,7 +42,8 @@ func SetShutdown(timeout time.Duration, firstSweep, beforeExiting func() error) 
 // Shutdown drains every peer of the process with [Peer.Shutdown] and then ends
 // the process: with exit code 0, or 1 if something was abandoned or one of the
 // functions of [SetShutdown] failed. A timeout given here replaces that of
-// SetShutdown. It does not return; a second call waits for the first.
+// SetShutdown. It does not return; a second call waits for the first. A handler
+// that calls it waits for itself: start it with go.
 func Shutdown(timeout ...time.Duration) {
 	grace.mu.Lock()
 	if grace.exiting != nil {

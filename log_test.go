@@ -9,7 +9,9 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -235,4 +237,49 @@ func TestPrintBodyOfEveryKind(t *testing.T) {
 	require.Equal(t, `{"A":1}`, printBody(struct{ A int }{1}))
 	require.Contains(t, printBody(make(chan int)), "0x")
 	require.Len(t, printBody(bytes.Repeat([]byte("x"), 1<<20)), maxPrinted)
+}
+
+// What the log shows of a body is made before the handler has it: later it may
+// be changed at any time.
+func TestPrintedBodiesAreTheHandlersOwn(t *testing.T) {
+	srv, cli := newTestPeer(t, &PeerConfig{PrintBody: true}), newTestPeer(t, nil)
+	stop := make(chan struct{})
+	var changing sync.WaitGroup
+	change := func(m map[string]interface{}) {
+		changing.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+					m[strconv.Itoa(i%10)] = i
+				}
+			}
+		})
+	}
+	pullFn(srv, func(_ PullCtx, args interface{}) (interface{}, Xerror) {
+		change(args.(map[string]interface{}))
+		return nil, nil
+	})
+	srv.PushRouter.SetUnknown(func(ctx UnknownPushCtx, body *[]byte) {
+		changing.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					var v interface{}
+					_, _ = ctx.Unmarshal(*body, &v, true)
+				}
+			}
+		})
+	})
+	c := captureLog(t, LevelInfo)
+	_, sess := connect(t, srv, cli, pipe.Options{})
+	require.Nil(t, sess.Pull("/fn/call", map[string]int{"a": 1}, nil).Xerror)
+	c.next(t, "pull-handle", `{"a":1}`)
+	require.Nil(t, sess.Push("/x", map[string]int{"a": 1}))
+	c.next(t, "push-handle", "/x")
+	close(stop)
+	changing.Wait()
 }

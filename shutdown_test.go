@@ -175,7 +175,7 @@ func TestShutdownWithAPeerThatIsGone(t *testing.T) {
 		synctest.Wait()
 		start := time.Now()
 		require.NoError(t, p.Shutdown(context.Background()))
-		require.LessOrEqual(t, time.Since(start), 7*time.Second)
+		require.LessOrEqual(t, time.Since(start), drainLinger+time.Second)
 		<-sess.Done()
 	})
 }

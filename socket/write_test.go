@@ -383,3 +383,34 @@ func TestWriteTimeoutIsOfOneWrite(t *testing.T) {
 		require.NoError(t, <-first)
 	})
 }
+
+// feedingConn queues another frame in every write until it is told to stop: the
+// queue is never empty.
+type feedingConn struct {
+	net.Conn
+	feed func()
+}
+
+func (c *feedingConn) Write(b []byte) (int, error) {
+	c.feed()
+	return len(b), nil
+}
+
+// Whoever happens to flush is not kept for as long as others go on writing.
+func TestFlusherIsNotKeptByOthers(t *testing.T) {
+	a, b := net.Pipe()
+	defer b.Close()
+	conn := &feedingConn{Conn: a}
+	s := socket.New(conn, socket.Options{})
+	var stop atomic.Bool
+	conn.feed = func() {
+		if !stop.Load() {
+			if err := s.WritePacket(&packet.Packet{Header: &packet.Header{Type: packet.TypePush}}); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	require.NoError(t, s.WritePacket(&packet.Packet{Header: &packet.Header{Type: packet.TypePush}}))
+	stop.Store(true)
+	require.NoError(t, s.Close())
+}
