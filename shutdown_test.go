@@ -425,7 +425,7 @@ func TestListenDoesNotReturnWhileTheProcessEnds(t *testing.T) {
 // Replies that the other side has not read yet when the drain ends arrive all
 // the same, although it goes on sending.
 func TestShutdownWithASlowReader(t *testing.T) {
-	const n, size = 30, 200 << 10
+	const n, size = 12, 200 << 10 // what the server's kernel can hold
 	srv := newTestPeer(t, nil)
 	handled := make(chan struct{}, n)
 	pullFn(srv, func(_ PullCtx, args interface{}) (interface{}, Xerror) {
@@ -435,6 +435,7 @@ func TestShutdownWithASlowReader(t *testing.T) {
 	conn, err := net.Dial("tcp", serve(t, srv))
 	require.NoError(t, err)
 	defer conn.Close()
+	require.NoError(t, conn.(*net.TCPConn).SetReadBuffer(4<<10))
 	pull := func(i int) []byte {
 		b, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: fmt.Sprint(i), Type: packet.TypePull, Uri: "/fn/call"}, Body: i}, packet.Limits{})
 		require.NoError(t, err)
@@ -448,7 +449,7 @@ func TestShutdownWithASlowReader(t *testing.T) {
 	over := make(chan error, 1)
 	go func() { over <- srv.Shutdown(context.Background()) }()
 	<-srv.closing
-	for i := range 100 { // refused, or too late to be answered
+	for i := range 2000 { // refused, or too late to be answered
 		_, err = conn.Write(pull(n + i))
 		require.NoError(t, err)
 	}
