@@ -435,7 +435,7 @@ func TestShutdownWithASlowReader(t *testing.T) {
 	conn, err := net.Dial("tcp", serve(t, srv))
 	require.NoError(t, err)
 	defer conn.Close()
-	require.NoError(t, conn.(*net.TCPConn).SetReadBuffer(4<<10))
+	require.NoError(t, conn.(*net.TCPConn).SetReadBuffer(24<<10))
 	pull := func(i int) []byte {
 		b, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: fmt.Sprint(i), Type: packet.TypePull, Uri: "/fn/call"}, Body: i}, packet.Limits{})
 		require.NoError(t, err)
