@@ -4,10 +4,10 @@ GOBIN   := $(CURDIR)/bin
 STATICCHECK := $(GOBIN)/staticcheck
 FUZZTIME ?= 60s
 
-.PHONY: help test race lint bench fuzz cross cover
+.PHONY: help test race lint bench bench-short bench-micro fuzz cross cover
 
 help:   ## print the targets
-	@grep -E '^[a-z]+: ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/'
+	@grep -E '^[a-z-]+: ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/'
 
 test:   ## run the tests
 	@for m in $(MODULES); do (cd $$m && go test ./...) || exit 1; done
@@ -22,7 +22,13 @@ lint: $(STATICCHECK)   ## gofmt, go vet, staticcheck
 $(STATICCHECK):
 	GOBIN=$(GOBIN) go install honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-bench:   ## run the micro benchmarks
+bench:   ## compare with other frameworks: tables, results and a plot in bench/out (about 30 minutes)
+	@mkdir -p bench/out && cd bench && go run . -o out/results.json -svg out/performance.svg
+
+bench-short:   ## the main systems and workloads in two minutes
+	@cd bench && go run . -short
+
+bench-micro:   ## run the micro benchmarks
 	@for m in $(MODULES); do (cd $$m && go test -run '^$$' -bench . -benchmem ./...) || exit 1; done
 
 fuzz:   ## fuzz every target for FUZZTIME each (60s)
