@@ -65,11 +65,8 @@ func (p *Peer) finishSessions(ctx context.Context) {
 	var wg sync.WaitGroup
 	for _, s := range p.hub.all() {
 		wg.Go(func() {
-			wait := drainLinger
-			if deadline, ok := ctx.Deadline(); ok {
-				wait = time.Until(deadline)
-			}
-			if s.sock.CloseWrite(wait) {
+			deadline, _ := ctx.Deadline()
+			if s.sock.CloseWrite(time.Until(deadline)) {
 				select {
 				case <-s.Done():
 				case <-ctx.Done():

@@ -25,6 +25,27 @@ import (
 	"github.com/henrylee2cn/teleport/socket"
 )
 
+// pullBlocked serves a handler at /fn/call that closes started and answers with
+// what it was sent once release is closed. It may be called once.
+func pullBlocked(p *Peer) (started, release chan struct{}) {
+	started, release = make(chan struct{}), make(chan struct{})
+	pullFn(p, func(_ PullCtx, args interface{}) (interface{}, Xerror) {
+		close(started)
+		<-release
+		return args, nil
+	})
+	return started, release
+}
+
+// beginShutdown returns when the peer has begun to drain; the channel tells how
+// that ended.
+func beginShutdown(p *Peer) <-chan error {
+	over := make(chan error, 1)
+	go func() { over <- p.Shutdown(context.Background()) }()
+	<-p.closing
+	return over
+}
+
 func TestShutdownLosesNoReply(t *testing.T) {
 	const n = 200
 	srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
@@ -51,9 +72,7 @@ func TestShutdownLosesNoReply(t *testing.T) {
 	}
 	started.Wait()
 
-	over := make(chan error)
-	go func() { over <- srv.Shutdown(context.Background()) }()
-	<-srv.closing
+	over := beginShutdown(srv)
 	for { // soon nothing listens any more
 		conn, err := net.Dial("tcp", addr)
 		if err != nil {
@@ -102,9 +121,7 @@ func TestHandlersMayPullWhileTheirPeerShutsDown(t *testing.T) {
 	here, sess := connect(t, srv, cli, pipe.Options{})
 	cmd := sess.GoPull("/fn/call", "x", new(string), nil)
 	<-started
-	over := make(chan error)
-	go func() { over <- srv.Shutdown(context.Background()) }()
-	<-srv.closing
+	over := beginShutdown(srv)
 	close(release)
 	<-cmd.Done()
 	require.Nil(t, cmd.Xerror, "%v", cmd.Xerror)
@@ -114,18 +131,11 @@ func TestHandlersMayPullWhileTheirPeerShutsDown(t *testing.T) {
 
 func TestShutdownWaitsForOwnPullsAndRefusesNewOnes(t *testing.T) {
 	srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
-	started, release := make(chan struct{}), make(chan struct{})
-	pullFn(srv, func(_ PullCtx, args interface{}) (interface{}, Xerror) {
-		close(started)
-		<-release
-		return args, nil
-	})
+	started, release := pullBlocked(srv)
 	_, sess := connect(t, srv, cli, pipe.Options{})
 	cmd := sess.GoPull("/fn/call", "x", new(string), nil)
 	<-started
-	over := make(chan error)
-	go func() { over <- cli.Shutdown(context.Background()) }()
-	<-cli.closing
+	over := beginShutdown(cli)
 	late := sess.Pull("/fn/call", 1, nil)
 	require.Equal(t, StatusServiceUnavailable, late.Xerror.Code())
 	close(release)
@@ -194,9 +204,7 @@ func TestShutdownWaitsForPushesOfClosedSessions(t *testing.T) {
 	<-started
 	require.NoError(t, sess.Close())
 	<-here.Done()
-	over := make(chan error)
-	go func() { over <- srv.Shutdown(context.Background()) }()
-	<-srv.closing
+	over := beginShutdown(srv)
 	close(release)
 	require.NoError(t, <-over)
 	require.True(t, finished.Load())
@@ -207,19 +215,12 @@ func TestShutdownWaitsForPushesOfClosedSessions(t *testing.T) {
 
 func TestCloseEndsAShutdownUnderWay(t *testing.T) {
 	srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
-	started, release := make(chan struct{}), make(chan struct{})
+	started, release := pullBlocked(srv)
 	defer close(release)
-	pullFn(srv, func(PullCtx, interface{}) (interface{}, Xerror) {
-		close(started)
-		<-release
-		return nil, nil
-	})
 	_, sess := connect(t, srv, cli, pipe.Options{})
 	cmd := sess.GoPull("/fn/call", 1, nil, nil)
 	<-started
-	over := make(chan error)
-	go func() { over <- srv.Shutdown(context.Background()) }()
-	<-srv.closing
+	over := beginShutdown(srv)
 	require.NoError(t, srv.Close())
 	require.NoError(t, <-over)
 	require.Equal(t, StatusConnClosed, (<-cmd.Done()).Xerror.Code())
@@ -227,12 +228,7 @@ func TestCloseEndsAShutdownUnderWay(t *testing.T) {
 
 func TestListenReturnsWhenShutdownIsThrough(t *testing.T) {
 	srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
-	started, release := make(chan struct{}), make(chan struct{})
-	pullFn(srv, func(_ PullCtx, args interface{}) (interface{}, Xerror) {
-		close(started)
-		<-release
-		return args, nil
-	})
+	started, release := pullBlocked(srv)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	ended := make(chan error, 1)
@@ -241,9 +237,7 @@ func TestListenReturnsWhenShutdownIsThrough(t *testing.T) {
 	require.NoError(t, err)
 	cmd := sess.GoPull("/fn/call", 1, nil, nil)
 	<-started
-	over := make(chan error)
-	go func() { over <- srv.Shutdown(context.Background()) }()
-	<-srv.closing
+	over := beginShutdown(srv)
 	require.Empty(t, ended)
 	close(release)
 	require.Nil(t, (<-cmd.Done()).Xerror)
@@ -446,9 +440,7 @@ func TestShutdownWithASlowReader(t *testing.T) {
 		require.NoError(t, err)
 		<-handled
 	}
-	over := make(chan error, 1)
-	go func() { over <- srv.Shutdown(context.Background()) }()
-	<-srv.closing
+	over := beginShutdown(srv)
 	for i := range 2000 { // refused, or too late to be answered
 		_, err = conn.Write(pull(n + i))
 		require.NoError(t, err)
@@ -492,18 +484,11 @@ func TestShutdownWithHalfAPull(t *testing.T) {
 
 func TestServeConnOnADrainingPeer(t *testing.T) {
 	srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
-	started, release := make(chan struct{}), make(chan struct{})
-	pullFn(srv, func(_ PullCtx, args interface{}) (interface{}, Xerror) {
-		close(started)
-		<-release
-		return args, nil
-	})
+	started, release := pullBlocked(srv)
 	_, sess := connect(t, srv, cli, pipe.Options{})
 	cmd := sess.GoPull("/fn/call", 1, nil, nil)
 	<-started
-	over := make(chan error)
-	go func() { over <- srv.Shutdown(context.Background()) }()
-	<-srv.closing
+	over := beginShutdown(srv)
 	ca, cb := net.Pipe()
 	defer cb.Close()
 	_, err := srv.ServeConn(ca)

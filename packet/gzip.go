@@ -71,9 +71,6 @@ func appendGunzip(dst, src []byte, most int64) ([]byte, error) {
 	}
 	start := int64(len(dst))
 	for {
-		if int64(len(dst))-start > most {
-			return dst[:start], fmt.Errorf("packet: %w: inflated body exceeds limit %d", ErrTooLarge, most)
-		}
 		if cap(dst)-len(dst) < 512 {
 			dst = slices.Grow(dst, max(512, len(dst))) // doubles
 		}
@@ -83,10 +80,10 @@ func appendGunzip(dst, src []byte, most int64) ([]byte, error) {
 		}
 		n, err := zr.Read(dst[len(dst) : int64(len(dst))+free])
 		dst = dst[:len(dst)+n]
+		if int64(len(dst))-start > most {
+			return dst[:start], fmt.Errorf("packet: %w: inflated body exceeds limit %d", ErrTooLarge, most)
+		}
 		if err == io.EOF {
-			if int64(len(dst))-start > most {
-				return dst[:start], fmt.Errorf("packet: %w: inflated body exceeds limit %d", ErrTooLarge, most)
-			}
 			return dst, nil
 		}
 		if err != nil {
