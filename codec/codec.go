@@ -88,6 +88,12 @@ func Reg(c Codec) {
 // GetById returns the codec with the wire id, or an error that wraps
 // [ErrUnknown]. It takes no lock.
 func GetById(id byte) (Codec, error) {
+	switch id { // they are always registered; this saves a look
+	case IdProtobuf:
+		return protobufCodec{}, nil
+	case IdJSON:
+		return jsonCodec{}, nil
+	}
 	if c := registry.byId[id].Load(); c != nil {
 		return *c, nil
 	}
@@ -97,6 +103,12 @@ func GetById(id byte) (Codec, error) {
 // GetByName returns the codec with the name, or an error that wraps
 // [ErrUnknown]. It takes no lock.
 func GetByName(name string) (Codec, error) {
+	switch name { // they are always registered; this saves hashing the name
+	case NameProtobuf:
+		return protobufCodec{}, nil
+	case NameJSON:
+		return jsonCodec{}, nil
+	}
 	if c, ok := (*registry.byName.Load())[name]; ok {
 		return c, nil
 	}

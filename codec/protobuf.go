@@ -5,6 +5,8 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/protoadapt"
+
+	"github.com/henrylee2cn/teleport/internal/bufpool"
 )
 
 // Name and wire id of the protobuf codec.
@@ -39,7 +41,8 @@ func (protobufCodec) AppendMarshal(dst []byte, v interface{}) ([]byte, error) {
 	if err != nil {
 		return dst, err
 	}
-	return proto.MarshalOptions{}.MarshalAppend(dst, m)
+	dst = bufpool.Grow(dst, proto.Size(m))
+	return proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(dst, m)
 }
 
 func (protobufCodec) Unmarshal(data []byte, v interface{}) error {
@@ -47,5 +50,7 @@ func (protobufCodec) Unmarshal(data []byte, v interface{}) error {
 	if err != nil {
 		return err
 	}
-	return proto.Unmarshal(data, m)
+	// As proto.Unmarshal does, by a shorter way.
+	proto.Reset(m)
+	return proto.UnmarshalOptions{Merge: true}.Unmarshal(data, m)
 }

@@ -95,6 +95,36 @@ func TestProtobufDecodeReplaces(t *testing.T) {
 	require.Empty(t, m.Value)
 }
 
+// It is no merge: lists do not become longer, nested messages and maps keep
+// nothing, and fields that do not come are as if never set.
+func TestProtobufDecodeDoesNotMerge(t *testing.T) {
+	c := byName(t, "protobuf")
+	for _, data := range []*old{{}, {Count: 7}, {Tags: []string{"b"}}, {Child: &old{Count: 1}}, {Map: map[string]int64{"l": 2}}, sampleOld()} {
+		b, err := codec.Append(c, nil, data)
+		require.NoError(t, err)
+		m := sampleOld()
+		require.NoError(t, codec.Decode(c, b, m))
+		require.Equal(t, data, m)
+	}
+	list, err := structpb.NewList([]interface{}{1.0, "x", nil})
+	require.NoError(t, err)
+	b, err := codec.Append(c, nil, list)
+	require.NoError(t, err)
+	m := new(structpb.ListValue)
+	for range 3 {
+		require.NoError(t, codec.Decode(c, b, m))
+		require.True(t, proto.Equal(list, m), "%v", m)
+	}
+	// Unknown fields of before are gone as well.
+	sample, err := codec.Append(c, nil, sampleOld())
+	require.NoError(t, err)
+	text := new(wrapperspb.StringValue)
+	require.NoError(t, codec.Decode(c, sample, text))
+	require.NoError(t, codec.Decode(c, nil, text))
+	require.Empty(t, text.ProtoReflect().GetUnknown())
+	require.Empty(t, text.Value)
+}
+
 // Fields that the reader's message lacks are kept for whoever sends it on.
 func TestProtobufKeepsUnknownFields(t *testing.T) {
 	c := byName(t, "protobuf")

@@ -3,6 +3,8 @@ package codec
 import (
 	"errors"
 	"reflect"
+
+	"github.com/henrylee2cn/teleport/internal/bufpool"
 )
 
 // Name and wire id of the string codec.
@@ -28,9 +30,9 @@ func (c stringCodec) Marshal(v interface{}) ([]byte, error) {
 func (stringCodec) AppendMarshal(dst []byte, v interface{}) ([]byte, error) {
 	switch s := v.(type) {
 	case string:
-		return append(dst, s...), nil
+		return append(bufpool.Grow(dst, len(s)), s...), nil
 	case []byte:
-		return append(dst, s...), nil
+		return append(bufpool.Grow(dst, len(s)), s...), nil
 	}
 	rv := reflect.ValueOf(v)
 	if rv.Kind() == reflect.Pointer && !rv.IsNil() {
@@ -41,9 +43,9 @@ func (stringCodec) AppendMarshal(dst []byte, v interface{}) ([]byte, error) {
 	}
 	switch {
 	case rv.Kind() == reflect.String:
-		return append(dst, rv.String()...), nil
+		return append(bufpool.Grow(dst, rv.Len()), rv.String()...), nil
 	case isBytes(rv):
-		return append(dst, rv.Bytes()...), nil
+		return append(bufpool.Grow(dst, rv.Len()), rv.Bytes()...), nil
 	}
 	return dst, errNotString
 }

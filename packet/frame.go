@@ -60,12 +60,12 @@ func appendBody(dst []byte, p *Packet, lim Limits) ([]byte, error) {
 	case nil:
 		return dst, nil
 	case RawBody:
-		return append(dst, b...), nil
+		return append(bufpool.Grow(dst, len(b)), b...), nil
 	case *RawBody:
 		if b == nil {
 			return dst, nil
 		}
-		return append(dst, *b...), nil
+		return append(bufpool.Grow(dst, len(*b)), *b...), nil
 	}
 	c, err := codecByName(p.BodyCodec, codec.NameJSON)
 	if err != nil {
@@ -178,20 +178,23 @@ func Parse(b []byte, p *Packet, newBody func(*Header) interface{}, lim Limits) (
 // id and the header, without the length before them. A p.Header that is there is
 // overwritten. The error wraps [ErrHeader].
 func (p *Packet) ParseHeader(b []byte) error {
-	if len(b) == 0 {
-		return fmt.Errorf("packet: %w: no codec id", ErrHeader)
+	var v HeaderView
+	if err := v.Decode(b); err != nil {
+		return err
 	}
-	c, err := codec.GetById(b[0])
-	if err != nil {
-		return fmt.Errorf("packet: %w: %w", ErrHeader, err)
-	}
+	p.SetHeader(&v)
+	return nil
+}
+
+// SetHeader is ParseHeader for a header that is decoded already.
+func (p *Packet) SetHeader(v *HeaderView) {
 	if p.Header == nil {
 		p.Header = new(Header)
 	}
-	p.HeaderCodec = c.Name()
-	p.HeaderLength = int64(len(b))
+	v.CopyTo(p.Header)
+	p.HeaderCodec = v.Codec
+	p.HeaderLength = v.Length
 	p.Length = p.HeaderLength + p.BodyLength
-	return DecodeHeader(b[0], b[1:], p.Header)
 }
 
 // ParseBody sets p's body, body codec and body length from raw: the codec id

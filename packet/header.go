@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -64,7 +65,9 @@ func DecodeHeader(id byte, b []byte, h *Header) error {
 	var err error
 	switch id {
 	case codec.IdProtobuf:
-		err = decodeProtoHeader(b, h)
+		var v HeaderView
+		err = v.decodeProto(b)
+		v.CopyTo(h)
 	case codec.IdJSON:
 		err = decodeJSONHeader(b, h)
 	default:
@@ -77,6 +80,65 @@ func DecodeHeader(id byte, b []byte, h *Header) error {
 		return fmt.Errorf("packet: %w: %w", ErrHeader, err)
 	}
 	return nil
+}
+
+// A HeaderView is a header whose texts are, where the codec allows it, still
+// those bytes that it was decoded from, so that nothing is allocated for it. It
+// is for readers that look at a header once and keep little of it; it is valid
+// as long as nobody changes the bytes, and is not safe for concurrent use.
+type HeaderView struct {
+	// Codec is the name of the header's codec.
+	Codec string
+	// Length counts the header and its codec id, in bytes.
+	Length int64
+
+	// These are the fields of [Header].
+	Id, Uri, Status        []byte
+	Type, Gzip, StatusCode int32
+}
+
+// Decode decodes b, the codec id and the header behind it, replacing all of v.
+// The error wraps [ErrHeader].
+func (v *HeaderView) Decode(b []byte) error {
+	if len(b) == 0 {
+		return fmt.Errorf("packet: %w: no codec id", ErrHeader)
+	}
+	*v = HeaderView{Length: int64(len(b))}
+	if b[0] == codec.IdProtobuf {
+		v.Codec = codec.NameProtobuf
+		if err := v.decodeProto(b[1:]); err != nil {
+			return fmt.Errorf("packet: %w: %w", ErrHeader, err)
+		}
+		return nil
+	}
+	c, err := codec.GetById(b[0])
+	if err != nil {
+		return fmt.Errorf("packet: %w: %w", ErrHeader, err)
+	}
+	v.Codec = c.Name()
+	var h Header
+	err = DecodeHeader(b[0], b[1:], &h)
+	v.Id, v.Uri, v.Status = []byte(h.Id), []byte(h.Uri), []byte(h.Status)
+	v.Type, v.Gzip, v.StatusCode = h.Type, h.Gzip, h.StatusCode
+	return err
+}
+
+// CopyTo makes h the same header, with texts of its own that are cut from one
+// allocation.
+func (v *HeaderView) CopyTo(h *Header) {
+	*h = Header{Type: v.Type, Gzip: v.Gzip, StatusCode: v.StatusCode}
+	n := len(v.Id) + len(v.Uri) + len(v.Status)
+	if n == 0 {
+		return
+	}
+	var b strings.Builder
+	b.Grow(n)
+	b.Write(v.Id)
+	b.Write(v.Uri)
+	b.Write(v.Status)
+	s := b.String()
+	h.Id, s = s[:len(v.Id)], s[len(v.Id):]
+	h.Uri, h.Status = s[:len(v.Uri)], s[len(v.Uri):]
 }
 
 // CheckHeaderCodec returns an error unless the named codec can carry a header.
@@ -143,6 +205,10 @@ func appendString(dst []byte, num protowire.Number, s string) []byte {
 	if s == "" {
 		return dst
 	}
+	if len(s) < 0x80 { // tag and length are a byte each
+		dst = append(dst, byte(num)<<3|byte(protowire.BytesType), byte(len(s)))
+		return append(dst, s...)
+	}
 	dst = protowire.AppendTag(dst, num, protowire.BytesType)
 	return protowire.AppendString(dst, s)
 }
@@ -151,66 +217,62 @@ func appendInt32(dst []byte, num protowire.Number, n int32) []byte {
 	if n == 0 {
 		return dst
 	}
-	dst = protowire.AppendTag(dst, num, protowire.VarintType)
+	dst = append(dst, byte(num)<<3|byte(protowire.VarintType))
+	if 0 < n && n < 0x80 {
+		return append(dst, byte(n))
+	}
 	return protowire.AppendVarint(dst, uint64(int64(n)))
 }
 
-// decodeProtoHeader does what generated code does for header.proto, with one
-// allocation for all strings: they are cut from one copy of b.
-func decodeProtoHeader(b []byte, h *Header) error {
-	var all string
-	for at := 0; at < len(b); {
-		num, typ, n := protowire.ConsumeTag(b[at:])
-		if n < 0 {
-			return protowire.ParseError(n)
-		}
-		if num > protowire.MaxValidNumber { // ConsumeTag lets these pass
-			return errFieldNumber
-		}
-		at += n
-		switch {
-		case typ == protowire.BytesType && (num == fieldId || num == fieldUri || num == fieldStatus):
-			v, n := protowire.ConsumeBytes(b[at:])
-			if n < 0 {
+// decodeProto does what generated code does for header.proto.
+func (v *HeaderView) decodeProto(b []byte) error {
+	for len(b) > 0 {
+		num, typ, n := protowire.Number(b[0]>>3), protowire.Type(b[0]&7), 1
+		if b[0] >= 0x80 || num == 0 { // a tag of several bytes, or none
+			if num, typ, n = protowire.ConsumeTag(b); n < 0 {
 				return protowire.ParseError(n)
 			}
-			at += n
-			if !utf8.Valid(v) {
+			if num > protowire.MaxValidNumber { // ConsumeTag lets these pass
+				return errFieldNumber
+			}
+		}
+		b = b[n:]
+		var text *[]byte
+		var number *int32
+		switch num {
+		case fieldId:
+			text = &v.Id
+		case fieldType:
+			number = &v.Type
+		case fieldUri:
+			text = &v.Uri
+		case fieldGzip:
+			number = &v.Gzip
+		case fieldStatusCode:
+			number = &v.StatusCode
+		case fieldStatus:
+			text = &v.Status
+		}
+		switch {
+		case text != nil && typ == protowire.BytesType:
+			if *text, n = protowire.ConsumeBytes(b); n < 0 {
+				return protowire.ParseError(n)
+			}
+			if !utf8.Valid(*text) {
 				return fmt.Errorf("%w in field %d", errUTF8, num)
 			}
-			if all == "" {
-				all = string(b)
-			}
-			s := all[at-len(v) : at]
-			switch num {
-			case fieldId:
-				h.Id = s
-			case fieldUri:
-				h.Uri = s
-			default:
-				h.Status = s
-			}
-		case typ == protowire.VarintType && (num == fieldType || num == fieldGzip || num == fieldStatusCode):
-			v, n := protowire.ConsumeVarint(b[at:])
-			if n < 0 {
+		case number != nil && typ == protowire.VarintType:
+			var x uint64
+			if x, n = protowire.ConsumeVarint(b); n < 0 {
 				return protowire.ParseError(n)
 			}
-			at += n
-			switch num {
-			case fieldType:
-				h.Type = int32(v)
-			case fieldGzip:
-				h.Gzip = int32(v)
-			default:
-				h.StatusCode = int32(v)
-			}
+			*number = int32(x)
 		default: // a field of another version, or a known one of another type
-			n := protowire.ConsumeFieldValue(num, typ, b[at:])
-			if n < 0 {
+			if n = protowire.ConsumeFieldValue(num, typ, b); n < 0 {
 				return protowire.ParseError(n)
 			}
-			at += n
 		}
+		b = b[n:]
 	}
 	return nil
 }

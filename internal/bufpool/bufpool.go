@@ -3,9 +3,20 @@ package bufpool
 
 import "sync"
 
-// MaxKept is the capacity in bytes above which a returned buffer is left to the
-// garbage collector, so that one large packet does not pin memory for ever.
-const MaxKept = 64 << 10
+// Sizes that buffers are lent in, in bytes. From Full on each is twice the one
+// before, with room for what goes with a body of 64 KiB, 128 KiB and so on.
+const (
+	First = 512 // what Get lends
+	Small = 4 << 10
+	Full  = 65 << 10
+)
+
+// MaxKept is the capacity above which a returned buffer is left to the garbage
+// collector at once. What is kept is kept for a while only: the collector
+// empties the pools in two rounds.
+const MaxKept = Full << 7
+
+var sizes = [...]int{First, Small, Full, Full << 1, Full << 2, Full << 3, Full << 4, Full << 5, Full << 6, MaxKept}
 
 // Buffer is a borrowed byte slice. Whoever holds the pointer owns B; nobody
 // else may read or write it until Put.
@@ -13,19 +24,66 @@ type Buffer struct {
 	B []byte
 }
 
-var pool = sync.Pool{New: func() any { return &Buffer{B: make([]byte, 0, 512)} }}
+var pools [len(sizes)]sync.Pool // for each of sizes: buffers with at least that capacity
 
 // Get lends an empty buffer. It is safe for concurrent use.
-func Get() *Buffer {
-	return pool.Get().(*Buffer)
+func Get() *Buffer { return GetSize(First) }
+
+// GetSize lends an empty buffer with a capacity of at least n bytes.
+func GetSize(n int) *Buffer {
+	for i, size := range sizes {
+		if n <= size {
+			if b, _ := pools[i].Get().(*Buffer); b != nil {
+				return b
+			}
+			return &Buffer{B: make([]byte, 0, size)}
+		}
+	}
+	return &Buffer{B: make([]byte, 0, n)}
 }
 
 // Put takes a buffer back; nil is allowed. The caller must not use b, or any
 // slice of b.B, afterwards.
 func Put(b *Buffer) {
-	if b == nil || cap(b.B) > MaxKept {
+	if b == nil {
+		return
+	}
+	size := cap(b.B)
+	if size > MaxKept {
 		return
 	}
 	b.B = b.B[:0]
-	pool.Put(b)
+	for i := len(sizes) - 1; i >= 0; i-- {
+		if size >= sizes[i] {
+			pools[i].Put(b)
+			return
+		}
+	}
+}
+
+// Grow returns b with room for n more bytes behind its length. Where it needs
+// other memory it takes that from the pools if there is some, however large.
+func Grow(b []byte, n int) []byte {
+	if cap(b)-len(b) >= n {
+		return b
+	}
+	// The memory goes back to the pools if b is a buffer's: with that buffer.
+	return append(GetSize(len(b)+n).B, b...)
+}
+
+// TryGrow is Grow for bytes that have been announced and not received: it
+// returns b as it is where it would have to take new memory.
+func TryGrow(b []byte, n int) []byte {
+	if cap(b)-len(b) >= n {
+		return b
+	}
+	for i, size := range sizes {
+		if len(b)+n <= size {
+			if other, _ := pools[i].Get().(*Buffer); other != nil {
+				return append(other.B, b...)
+			}
+			break
+		}
+	}
+	return b
 }

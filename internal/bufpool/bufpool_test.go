@@ -1,6 +1,7 @@
 package bufpool_test
 
 import (
+	"bytes"
 	"sync"
 	"testing"
 	"unsafe"
@@ -86,4 +87,114 @@ func TestConcurrentUse(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// edges are the sizes around those that buffers are lent in.
+func edges() []int {
+	all := []int{0, 1, 100, 1000, 10000, 100000, 1000000}
+	for _, size := range []int{bufpool.First, bufpool.Small} {
+		all = append(all, size-1, size, size+1)
+	}
+	for size := bufpool.Full; size <= bufpool.MaxKept; size *= 2 {
+		all = append(all, size-1, size, size+1)
+	}
+	return all
+}
+
+func TestGetSizeGivesEnough(t *testing.T) {
+	for range 2 { // new ones, and those that were put back
+		var lent []*bufpool.Buffer
+		for _, size := range edges() {
+			b := bufpool.GetSize(size)
+			require.Empty(t, b.B)
+			require.GreaterOrEqual(t, cap(b.B), size)
+			lent = append(lent, b)
+		}
+		for _, b := range lent {
+			b.B = append(b.B, "left behind"...)
+			bufpool.Put(b)
+		}
+	}
+	for size := 0; size <= bufpool.MaxKept+1; size += 997 {
+		b := bufpool.GetSize(size)
+		require.Empty(t, b.B)
+		require.GreaterOrEqual(t, cap(b.B), size)
+		bufpool.Put(b)
+	}
+}
+
+// Whatever memory a buffer comes back with, nobody gets it who asked for more.
+func TestPutOfAnyCapacity(t *testing.T) {
+	for _, given := range edges() {
+		for range 4 {
+			bufpool.Put(&bufpool.Buffer{B: make([]byte, given/2, given)})
+		}
+		for _, asked := range edges() {
+			b := bufpool.GetSize(asked)
+			require.Empty(t, b.B)
+			require.GreaterOrEqual(t, cap(b.B), asked, "after a buffer of %d bytes", given)
+			bufpool.Put(b)
+		}
+		require.NotZero(t, cap(bufpool.Get().B))
+	}
+}
+
+// content returns so many bytes that differ, with that much room behind them.
+func content(n, room int) []byte {
+	b := make([]byte, n, n+room)
+	for i := range b {
+		b[i] = byte(i*7 + i>>8)
+	}
+	return b
+}
+
+func TestGrow(t *testing.T) {
+	for _, n := range []int{0, 1, 511, 512, 5000, bufpool.Full} {
+		for _, room := range []int{0, 1, 100, 5000} {
+			for _, more := range []int{0, 1, 100, 101, 4096, 5000, bufpool.Full, bufpool.MaxKept} {
+				b := content(n, room)
+				got := bufpool.Grow(b, more)
+				require.True(t, bytes.Equal(content(n, 0), got), "%d bytes, %d more", n, more)
+				require.GreaterOrEqual(t, cap(got)-len(got), more)
+				if room >= more {
+					require.Same(t, unsafe.SliceData(b), unsafe.SliceData(got), "there was room")
+				} else {
+					require.NotSame(t, unsafe.SliceData(b), unsafe.SliceData(got))
+				}
+				bufpool.Put(&bufpool.Buffer{B: got})
+			}
+		}
+	}
+}
+
+// TryGrow keeps the content. It makes room, or returns what it was given.
+func TestTryGrow(t *testing.T) {
+	for range 2 { // the second time the pools have what the first one has put there
+		for _, n := range []int{0, 1, 512, 5000, bufpool.Full} {
+			for _, room := range []int{0, 1, 100, 5000} {
+				for _, more := range []int{0, 1, 100, 101, 5000, 100000, bufpool.MaxKept + 1} {
+					b := content(n, room)
+					got := bufpool.TryGrow(b, more)
+					require.True(t, bytes.Equal(content(n, 0), got), "%d bytes, %d more", n, more)
+					if cap(got)-len(got) < more || room >= more {
+						require.Equal(t, cap(b), cap(got))
+						require.Same(t, unsafe.SliceData(b), unsafe.SliceData(got))
+					}
+				}
+			}
+		}
+		for _, size := range edges() {
+			bufpool.Put(&bufpool.Buffer{B: make([]byte, size)})
+		}
+	}
+}
+
+// TryGrow takes no memory for what is more than the pools keep.
+func TestTryGrowTakesNoNewMemory(t *testing.T) {
+	b := content(10, 10)
+	require.Zero(t, testing.AllocsPerRun(10, func() {
+		if got := bufpool.TryGrow(b, bufpool.MaxKept+1); cap(got) != cap(b) {
+			panic("other memory")
+		}
+	}))
 }
