@@ -1,22 +1,26 @@
 package socket
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/henrylee2cn/teleport/internal/bufpool"
+	"github.com/henrylee2cn/teleport/packet"
 )
 
 const (
-	minBuffer = 4 << 10
-	// maxAhead bounds the memory taken for bytes that are announced but have not
-	// arrived.
-	maxAhead = 64 << 10
+	// A session reads into a small buffer until one read has filled it, and into
+	// a full one until shrinkAfter reads in a row have not filled a small one.
+	smallBuffer = bufpool.Small
+	fullBuffer  = bufpool.Full
+	shrinkAfter = 16
 )
 
 var (
@@ -27,16 +31,24 @@ var (
 )
 
 // reader buffers what arrives. Only the reading goroutine touches it, except
-// for timeout and setTimeout.
+// for timeout and setTimeout. Where the connection allows it, a reader that
+// waits for a packet has no buffer: most connections do nothing most of the
+// time.
 type reader struct {
 	conn    net.Conn
+	lazy    *lazyReader  // nil where the connection does not allow it
 	timeout atomic.Int64 // time.Duration; 0 none
 	armed   bool         // a read deadline is set on conn
-	setting sync.Mutex   // makes one step of reading or writing timeout and setting conn's deadline
+	setting sync.Mutex   // makes one step of changing timeout and due and setting conn's deadline
+	due     time.Time    // when timeout is over, if it was set during a read
+	quiet   bool         // conn's deadline is that of await
+	heard   bool         // something was read since
 
-	buf  []byte
-	r, w int  // buf[r:w] has been read and not consumed
-	full bool // the last read filled buf: a larger one saves system calls
+	buf   *bufpool.Buffer // nil, or its whole capacity is in use
+	r, w  int             // buf.B[r:w] has been read and not consumed
+	full  bool            // the last read filled buf: a larger one saves system calls
+	large bool            // the next buffer is a full one
+	spare int             // reads in a row that did not need it
 
 	body    int64 // bytes of the current packet's body still to be consumed
 	refused error // why the current body must not be read
@@ -44,6 +56,7 @@ type reader struct {
 
 func (r *reader) init(conn net.Conn, timeout time.Duration) {
 	r.conn = conn
+	r.lazy = newLazyReader(conn)
 	r.timeout.Store(int64(max(timeout, 0)))
 	r.armed = true // clears a deadline that a former owner of conn left
 }
@@ -53,7 +66,12 @@ func (r *reader) setTimeout(d time.Duration) {
 	r.setting.Lock()
 	defer r.setting.Unlock()
 	r.timeout.Store(int64(d))
-	r.conn.SetReadDeadline(deadline(d)) // wakes the read under way, if any
+	r.due = deadline(d)
+	now := r.due
+	if d == 0 && r.quiet { // await has set a deadline that goes with it
+		now = time.Now()
+	}
+	r.conn.SetReadDeadline(now) // wakes the read under way, if any
 }
 
 func deadline(d time.Duration) time.Time {
@@ -63,15 +81,19 @@ func deadline(d time.Duration) time.Time {
 	return time.Now().Add(d)
 }
 
-// fill reads once from the connection into p.
-func (r *reader) fill(p []byte) (int, error) {
-	if r.armed || r.timeout.Load() > 0 {
+// arm sets the deadline of the read that follows.
+func (r *reader) arm() {
+	if r.armed || r.quiet || r.timeout.Load() > 0 {
 		r.setting.Lock()
 		d := time.Duration(r.timeout.Load())
-		r.armed = d > 0
+		r.armed, r.quiet = d > 0, false
 		r.conn.SetReadDeadline(deadline(d))
 		r.setting.Unlock()
 	}
+}
+
+// fill reads once from the connection into p. The caller has called arm.
+func (r *reader) fill(p []byte) (int, error) {
 	for range 100 {
 		n, err := r.conn.Read(p)
 		if n > 0 || err != nil {
@@ -81,58 +103,174 @@ func (r *reader) fill(p []byte) (int, error) {
 	return 0, io.ErrNoProgress
 }
 
+// errQuiet is what await returns when nothing has come.
+var errQuiet = errors.New("socket: quiet")
+
+// await waits until there is something in the buffer, or nothing has come for
+// quiet, which it notices between one and two times quiet after the last read.
+// Zero is for ever. Where it would cost something it does not wait.
+func (r *reader) await(quiet time.Duration) error {
+	if r.lazy == nil || r.r < r.w || r.body > 0 || r.timeout.Load() > 0 {
+		return nil
+	}
+	if r.armed {
+		r.arm()
+	}
+	r.lazy.fresh = quiet == 0
+	for {
+		if quiet > 0 && !r.quiet {
+			r.setting.Lock()
+			if r.timeout.Load() == 0 {
+				r.quiet, r.heard = true, false
+				r.conn.SetReadDeadline(deadline(quiet))
+			}
+			r.setting.Unlock()
+		}
+		err := r.more(packet.LengthSize)
+		if r.w > r.r {
+			r.heard = true
+			return nil
+		}
+		if !r.quiet || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return readError(err, true)
+		}
+		r.setting.Lock()
+		r.quiet = false
+		late := r.timeout.Load() > 0 && !time.Now().Before(r.due)
+		if !late {
+			r.conn.SetReadDeadline(r.due)
+		}
+		r.setting.Unlock()
+		if late {
+			return readError(err, true)
+		}
+		if !r.heard {
+			return errQuiet
+		}
+	}
+}
+
 // peek returns the next n bytes without consuming them; they are valid until
 // the next call. EOF before the first byte of a packet is io.EOF, anywhere else
 // io.ErrUnexpectedEOF.
 func (r *reader) peek(n int, start bool) ([]byte, error) {
 	for r.w-r.r < n {
-		r.room(n)
-		k, err := r.fill(r.buf[r.w:])
-		r.w += k
-		r.full = r.w == len(r.buf)
-		if err != nil && r.w-r.r < n {
+		r.arm()
+		if err := r.more(n); err != nil && r.w-r.r < n {
 			return nil, readError(err, start && r.w == r.r)
 		}
 	}
-	return r.buf[r.r : r.r+n], nil
+	return r.buf.B[r.r : r.r+n], nil
 }
 
-// room makes space behind r.w. The buffer doubles when what arrived has filled
-// it, so that it never runs far ahead of the bytes received.
-func (r *reader) room(n int) {
-	have := r.w - r.r
-	size := max(len(r.buf), minBuffer)
-	if r.full {
+// more reads once into the buffer, of which n bytes are wanted. The caller has
+// set the deadline.
+func (r *reader) more(n int) error {
+	var k int
+	var err error
+	if r.r == r.w {
+		r.r, r.w = 0, 0
 		r.full = false
-		size = max(size, min(2*size, max(n, maxAhead)))
+		if r.lazy != nil || r.buf != nil && len(r.buf.B) != r.size() {
+			bufpool.Put(r.buf)
+			r.buf = nil
+		}
 	}
-	switch {
-	case size != len(r.buf):
-		buf := make([]byte, size)
-		copy(buf, r.buf[r.r:r.w])
-		r.buf = buf
-	case r.r > 0 && (have == 0 || r.r+n > size):
-		copy(r.buf, r.buf[r.r:r.w])
-	default:
+	if r.buf == nil && r.lazy != nil {
+		k, err = r.lazy.read(r)
+	} else {
+		r.room(n)
+		k, err = r.fill(r.buf.B[r.w:])
+	}
+	r.w += k
+	if r.buf == nil {
+		return err
+	}
+	if r.w == len(r.buf.B) {
+		r.full, r.large, r.spare = true, true, 0
+	} else if k >= smallBuffer {
+		r.spare = 0
+	} else if r.large {
+		if r.spare++; r.spare == shrinkAfter {
+			r.large, r.spare = false, 0
+		}
+	}
+	return err
+}
+
+// size is that of the next buffer.
+func (r *reader) size() int {
+	if r.large {
+		return fullBuffer
+	}
+	return smallBuffer
+}
+
+// take lends the reader, which has none, a buffer.
+func (r *reader) take(size int) {
+	r.buf = bufpool.GetSize(size)
+	r.buf.B = r.buf.B[:min(cap(r.buf.B), size)]
+}
+
+// room makes space behind r.w for the n bytes from r.r on, or some of it. The
+// buffer doubles when what arrived has filled it, so that it never runs far
+// ahead of the bytes received.
+func (r *reader) room(n int) {
+	if r.buf == nil {
+		r.take(r.size())
 		return
 	}
+	have := r.w - r.r
+	size := len(r.buf.B)
+	if r.full && size < max(n, fullBuffer) {
+		old := r.buf
+		r.take(min(max(2*size, fullBuffer), max(n, fullBuffer)))
+		copy(r.buf.B, old.B[r.r:r.w])
+		bufpool.Put(old)
+	} else if r.r > 0 && r.r+n > size {
+		copy(r.buf.B, r.buf.B[r.r:r.w])
+	} else {
+		return
+	}
+	r.full = false
 	r.r, r.w = 0, have
 }
 
 func (r *reader) discard(n int) { r.r += n }
 
-// readBody appends the current body to dst.
+// whole reports whether the next packet is in the buffer as a whole, so that it
+// can be read without waiting.
+func (r *reader) whole() bool {
+	have := int64(r.w - r.r)
+	if have < r.body+packet.LengthSize {
+		return false
+	}
+	b := r.buf.B[int64(r.r)+r.body : r.w]
+	bodyAt := packet.LengthSize + int64(binary.BigEndian.Uint32(b))
+	if int64(len(b)) < bodyAt+packet.LengthSize {
+		return false
+	}
+	return int64(len(b)) >= bodyAt+packet.LengthSize+int64(binary.BigEndian.Uint32(b[bodyAt:]))
+}
+
+// readBody appends the current body to dst, which may be given other memory. It
+// takes new memory for what has come, and for as much again.
 func (r *reader) readBody(dst []byte) ([]byte, error) {
-	n := int(min(r.body, int64(r.w-r.r)))
-	dst = append(dst, r.buf[r.r:r.r+n]...)
-	r.r += n
-	r.body -= int64(n)
+	dst = bufpool.TryGrow(dst, int(r.body))
+	if n := int(min(r.body, int64(r.w-r.r))); n > 0 {
+		if cap(dst)-len(dst) < n {
+			dst = bufpool.Grow(dst, n)
+		}
+		dst = append(dst, r.buf.B[r.r:r.r+n]...)
+		r.r += n
+		r.body -= int64(n)
+	}
 	for r.body > 0 {
 		if len(dst) == cap(dst) {
-			more := min(r.body, int64(max(len(dst), maxAhead)))
-			dst = append(dst, make([]byte, more)...)[:len(dst)]
+			dst = bufpool.Grow(dst, int(min(r.body, int64(max(len(dst), fullBuffer-len(dst))))))
 		}
 		free := int(min(r.body, int64(cap(dst)-len(dst))))
+		r.arm()
 		k, err := r.fill(dst[len(dst) : len(dst)+free])
 		dst = dst[:len(dst)+k]
 		r.body -= int64(k)
@@ -152,12 +290,10 @@ func (r *reader) skip() error {
 	if r.body == 0 {
 		return nil
 	}
-	buf := bufpool.Get()
+	buf := bufpool.GetSize(smallBuffer)
 	defer bufpool.Put(buf)
-	if cap(buf.B) < minBuffer {
-		buf.B = make([]byte, 0, minBuffer)
-	}
 	for r.body > 0 {
+		r.arm()
 		k, err := r.fill(buf.B[:min(r.body, int64(cap(buf.B)))])
 		r.body -= int64(k)
 		if err != nil && r.body > 0 {

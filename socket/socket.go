@@ -77,8 +77,11 @@ func (s *Socket) WritePacket(p *packet.Packet) error {
 }
 
 // A Frame is an encoded packet that waits to be written. It is used once: by
-// WriteFrame or by Drop.
-type Frame struct{ buf *bufpool.Buffer }
+// WriteFrame, PostFrame, QueueFrame or Drop.
+type Frame struct {
+	b   []byte
+	buf *bufpool.Buffer // that b is the content of; nil if b is in the caller's memory
+}
 
 // Drop gives up a frame that will not be written.
 func (f Frame) Drop() { bufpool.Put(f.buf) }
@@ -88,22 +91,65 @@ func (f Frame) Drop() { bufpool.Put(f.buf) }
 // the connection.
 func (s *Socket) Encode(p *packet.Packet) (Frame, error) {
 	buf := bufpool.Get()
-	var err error
-	if buf.B, err = packet.Append(buf.B, p, s.limits); err != nil {
+	b, err := packet.Append(buf.B, p, s.limits)
+	if err != nil {
 		bufpool.Put(buf)
 		return Frame{}, err
 	}
-	return Frame{buf}, nil
+	buf.B = b
+	return Frame{b, buf}, nil
+}
+
+// EncodeTo is Encode into mem, if that has room, which is faster for small
+// packets. The caller must leave mem alone until the frame is used.
+func (s *Socket) EncodeTo(mem []byte, p *packet.Packet) (Frame, error) {
+	b, err := packet.Append(mem[:0], p, s.limits)
+	if err != nil {
+		return Frame{}, err
+	}
+	switch {
+	case cap(b) != cap(mem):
+		return Frame{b, &bufpool.Buffer{B: b}}, nil
+	case len(b) < ownFrame:
+		return Frame{b, nil}, nil
+	}
+	buf := bufpool.GetSize(len(b)) // a large frame is queued as it is
+	buf.B = append(buf.B, b...)
+	return Frame{buf.B, buf}, nil
 }
 
 // WriteFrame is the second half of WritePacket. Its error is a [*WriteError].
-func (s *Socket) WriteFrame(f Frame) error {
+func (s *Socket) WriteFrame(f Frame) error { return s.send(f, flushSoon) }
+
+// PostFrame is WriteFrame for packets that nobody waits for the answer of: the
+// connection's writes are left to another goroutine, so that who sends many can
+// go on. It still waits where much has gathered. Its error is a [*WriteError];
+// that of a later write ends the socket.
+func (s *Socket) PostFrame(f Frame) error { return s.send(f, flushElsewhere) }
+
+// QueueFrame only queues the frame: it leaves with the next packet that is
+// written, or with Flush, which must follow. It returns how many bytes wait. Its
+// error is a [*WriteError].
+func (s *Socket) QueueFrame(f Frame) (waiting int, err error) {
+	return s.queue(f, flushNot)
+}
+
+func (s *Socket) send(f Frame, mode flushMode) error {
+	_, err := s.queue(f, mode)
+	return err
+}
+
+func (s *Socket) queue(f Frame, mode flushMode) (waiting int, err error) {
 	if s.closed.Load() {
 		f.Drop()
-		return &WriteError{ErrClosed}
+		return 0, &WriteError{ErrClosed}
 	}
-	return s.w.write(f.buf)
+	return s.w.write(f, mode)
 }
+
+// Flush writes what QueueFrame has left, unless somebody else is already at it.
+// Its error is a [*WriteError].
+func (s *Socket) Flush() error { return s.w.flushQueued() }
 
 // A WriteError is a failure of the connection, as opposed to one of encoding.
 // The packet may have been sent in part, unless Err is [ErrClosed].
@@ -138,37 +184,73 @@ func (s *Socket) ReadPacket(p *packet.Packet, newBody func(*packet.Header) inter
 	return p.ParseBody(buf.B, newBody, s.limits)
 }
 
+// ErrQuiet is what Await returns when nothing has come.
+var ErrQuiet = errQuiet
+
+// Await waits until something of the next packet has come, or for about the given
+// time without anything, and then returns [ErrQuiet]; zero is for ever, and takes
+// little stack. It is for a reader that wants to do something else when there is
+// a lull. It is up to the connection whether Await waits at all: without an error
+// a read may still have to wait.
+func (s *Socket) Await(quiet time.Duration) error {
+	err := s.r.await(quiet)
+	if err != nil && err != errQuiet {
+		err = s.readFailure(err)
+	}
+	return err
+}
+
 // ReadHeader reads the next packet as far as its body, which it skips if the
 // last packet's is still unread. p's header, header codec and lengths are set,
 // its body is not.
 func (s *Socket) ReadHeader(p *packet.Packet) error {
+	var v packet.HeaderView
 	p.Body, p.BodyCodec, p.BodyLength = nil, "", 0
+	blen, err := s.ReadHeaderView(&v)
+	if err != nil {
+		return err
+	}
+	p.BodyLength = blen
+	p.SetHeader(&v)
+	return nil
+}
+
+// ReadHeaderView is ReadHeader without a copy of the header's texts, which are
+// valid until the next call of any Read method. It returns the length of the
+// body and its codec id, which may be over the limit: ReadBody says so.
+func (s *Socket) ReadHeaderView(v *packet.HeaderView) (bodyLength int64, err error) {
 	if err := s.r.skip(); err != nil {
-		return s.readFailure(err)
+		return 0, s.readFailure(err)
 	}
 	b, err := s.r.peek(packet.LengthSize, true)
 	if err != nil {
-		return s.readFailure(err)
+		return 0, s.readFailure(err)
 	}
 	hlen, err := s.limits.HeaderLength(b)
 	if err != nil {
-		return &frameError{err}
+		return 0, &frameError{err}
 	}
 	b, err = s.r.peek(int(packet.LengthSize+hlen+packet.LengthSize), false)
 	if err != nil {
-		return s.readFailure(err)
+		return 0, s.readFailure(err)
 	}
 	bodyAt := packet.LengthSize + hlen
-	if err := p.ParseHeader(b[packet.LengthSize:bodyAt]); err != nil {
-		return &frameError{err}
+	if err := v.Decode(b[packet.LengthSize:bodyAt]); err != nil {
+		return 0, &frameError{err}
 	}
 	blen, tooLarge := s.limits.BodyLength(b[bodyAt:])
 	s.r.discard(len(b))
 	s.r.body, s.r.refused = blen, tooLarge
-	p.BodyLength = blen
-	p.Length = p.HeaderLength + p.BodyLength
-	return nil
+	return blen, nil
 }
+
+// BodyBuffered reports whether the body of the packet whose header was read last
+// has been received as a whole. It is for the goroutine that reads.
+func (s *Socket) BodyBuffered() bool { return s.r.body <= int64(s.r.w-s.r.r) }
+
+// Buffered reports whether the next packet has been received as a whole, so that
+// reading it will not wait. It is for the goroutine that reads.
+func (s *Socket) Buffered() bool { return s.r.whole() }
 
 // ReadBody appends to dst the body of the packet whose header was read last,
 // its codec id first, as it stands on the wire. A body over the limit is not

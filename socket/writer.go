@@ -20,12 +20,10 @@ const (
 	maxQueued = 8 << 20
 )
 
-// writer gathers frames. Whoever queues a frame while nobody flushes becomes
-// the flusher and writes until nothing is queued; everyone else queues and goes
-// on. Before its first write the flusher yields the processor once, so that
-// goroutines which are about to queue something do it first: under load that
-// makes one system call out of many, and alone it costs nothing. A flusher that
-// has written a few rounds leaves what is still queued to a goroutine.
+// writer gathers frames. There is at most one flusher, who writes until nothing
+// is queued; everyone else queues and goes on. How a frame gets its flusher is
+// up to who sends it, see flushMode. A flusher who is also somebody's caller
+// leaves what is still queued after a few rounds to a goroutine.
 type writer struct {
 	conn    net.Conn
 	timeout atomic.Int64 // time.Duration; 0 none
@@ -47,26 +45,90 @@ func (w *writer) init(conn net.Conn, timeout time.Duration) {
 	w.armed = true // clears a deadline that a former owner of conn left
 }
 
-// write takes the frame in buf, and buf itself.
-func (w *writer) write(buf *bufpool.Buffer) error {
+// flushMode says who writes a frame if nobody is writing.
+type flushMode uint8
+
+const (
+	// flushSoon: the sender does, after it has yielded the processor once, so that
+	// goroutines which are about to queue something do it first: under load that
+	// makes one system call out of many, and alone it costs nothing.
+	flushSoon flushMode = iota
+	// flushElsewhere: a goroutine does, while the sender makes its next frame.
+	flushElsewhere
+	// flushNot: the sender does, later, by flushQueued.
+	flushNot
+)
+
+// write takes the frame. It returns how many bytes wait.
+func (w *writer) write(f Frame, mode flushMode) (waiting int, err error) {
 	w.mu.Lock()
 	for w.refuse == nil && w.queued >= maxQueued {
-		w.waitLocked()
+		if w.flushing {
+			w.waitLocked()
+			continue
+		}
+		w.flushing = true
+		w.mu.Unlock()
+		_ = w.flush() // if it fails it says so in refuse
+		w.mu.Lock()
 	}
 	if w.refuse != nil {
 		err := w.refuse
 		w.mu.Unlock()
-		bufpool.Put(buf)
-		return &WriteError{err}
+		f.Drop()
+		return 0, &WriteError{err}
 	}
-	w.queued += len(buf.B)
-	if last := len(w.queue) - 1; last >= 0 && len(buf.B) < ownFrame && len(w.queue[last].B)+len(buf.B) <= gather {
-		w.queue[last].B = append(w.queue[last].B, buf.B...)
-		bufpool.Put(buf)
-	} else {
-		w.queue = append(w.queue, buf)
+	w.queued += len(f.b)
+	waiting = w.queued
+	w.enqueueLocked(f)
+	flush := !w.flushing && mode != flushNot
+	if flush {
+		w.flushing = true
 	}
-	if w.flushing {
+	w.mu.Unlock()
+	switch {
+	case !flush:
+	case mode == flushElsewhere:
+		go w.flushRest()
+	default:
+		runtime.Gosched()
+		err = w.flush()
+	}
+	return waiting, err
+}
+
+// enqueueLocked puts a large frame at the end of the queue as it is, and copies a
+// small one behind the last one.
+func (w *writer) enqueueLocked(f Frame) {
+	if len(f.b) >= ownFrame {
+		w.queue = append(w.queue, f.buf)
+		return
+	}
+	last := len(w.queue) - 1
+	switch {
+	case last < 0 || len(w.queue[last].B)+len(f.b) > gather:
+		// A lone frame needs little room, one behind others is one of many.
+		size := bufpool.Small
+		if last >= 0 || len(f.b) > size {
+			size = gather
+		}
+		w.queue = append(w.queue, bufpool.GetSize(size))
+		last++
+	case cap(w.queue[last].B)-len(w.queue[last].B) < len(f.b):
+		wide := bufpool.GetSize(gather)
+		wide.B = append(wide.B, w.queue[last].B...)
+		bufpool.Put(w.queue[last])
+		w.queue[last] = wide
+	}
+	into := w.queue[last]
+	into.B = append(into.B, f.b...)
+	f.Drop()
+}
+
+// flushQueued writes what frames with flushNot have left, if nobody else does.
+func (w *writer) flushQueued() error {
+	w.mu.Lock()
+	if w.flushing || len(w.queue) == 0 || w.err != nil {
 		w.mu.Unlock()
 		return nil
 	}
@@ -80,17 +142,17 @@ func (w *writer) write(buf *bufpool.Buffer) error {
 // things to do.
 const ownRounds = 8
 
-// flush writes what is queued. The error it returns is that of the first round,
-// which holds the caller's own frame. One of a later round ends the socket too,
-// but the caller's frame was written by then.
+// flush, for who has become the flusher, writes what is queued. The error it
+// returns is that of the first round, which holds the caller's own frame. One of
+// a later round ends the socket too, but the caller's frame was written by then.
 func (w *writer) flush() error {
-	runtime.Gosched()
 	done, own := w.round()
 	for n := 1; !done; n++ {
 		if n == ownRounds {
 			go w.flushRest()
 			break
 		}
+		runtime.Gosched()
 		done, _ = w.round()
 	}
 	if own != nil {
@@ -101,6 +163,7 @@ func (w *writer) flush() error {
 
 func (w *writer) flushRest() {
 	for done := false; !done; {
+		runtime.Gosched()
 		done, _ = w.round()
 	}
 }
@@ -110,12 +173,8 @@ func (w *writer) flushRest() {
 func (w *writer) round() (done bool, err error) {
 	w.mu.Lock()
 	if len(w.queue) == 0 || w.err != nil {
-		w.flushing = false
-		if w.err != nil {
-			w.queue, w.spare = nil, nil // will never be written
-		}
-		w.wakeLocked()
 		defer w.mu.Unlock()
+		w.endFlushLocked()
 		return true, w.err
 	}
 	queue := w.queue
@@ -125,29 +184,46 @@ func (w *writer) round() (done bool, err error) {
 	for i, buf := range queue {
 		n := len(buf.B)
 		if err == nil {
-			if d := time.Duration(w.timeout.Load()); d > 0 || w.armed {
-				w.armed = d > 0
-				w.conn.SetWriteDeadline(deadline(d))
-			}
+			w.arm()
 			_, err = w.conn.Write(buf.B)
 		}
 		bufpool.Put(buf)
 		queue[i] = nil
+
 		w.mu.Lock()
 		w.queued -= n
 		if err != nil {
 			w.failLocked(err)
 		}
+		if i == len(queue)-1 {
+			w.spare = queue[:0]
+			if done = len(w.queue) == 0 || w.err != nil; done {
+				w.endFlushLocked()
+			}
+		}
 		w.wakeLocked()
 		w.mu.Unlock()
 	}
-	w.mu.Lock()
-	w.spare = queue[:0]
-	w.mu.Unlock()
 	if err != nil {
 		_ = w.conn.Close() // a part may have been sent
 	}
-	return false, err
+	return done, err
+}
+
+func (w *writer) endFlushLocked() {
+	w.flushing = false
+	if w.err != nil {
+		w.queue, w.spare = nil, nil // will never be written
+	}
+	w.wakeLocked()
+}
+
+// arm sets the deadline of the write that follows.
+func (w *writer) arm() {
+	if d := time.Duration(w.timeout.Load()); d > 0 || w.armed {
+		w.armed = d > 0
+		w.conn.SetWriteDeadline(deadline(d))
+	}
 }
 
 // drain refuses new frames with the error refuse and waits until nothing is
@@ -159,6 +235,10 @@ func (w *writer) drain(d time.Duration, refuse error) bool {
 		w.refuse = refuse
 	}
 	w.wakeLocked()
+	if !w.flushing && len(w.queue) > 0 && w.err == nil {
+		w.flushing = true
+		go w.flushRest()
+	}
 	if w.flushing && w.err == nil {
 		late := false
 		timer := time.AfterFunc(d, func() {
@@ -191,6 +271,9 @@ func (w *writer) failLocked(err error) {
 	}
 	if w.refuse == nil {
 		w.refuse = err
+	}
+	if !w.flushing {
+		w.endFlushLocked()
 	}
 }
 

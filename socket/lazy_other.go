@@ -1,0 +1,13 @@
+//go:build !unix
+
+package socket
+
+import "net"
+
+// lazyReader is for systems on which a connection can be waited for without a
+// buffer to read into; on this one it cannot.
+type lazyReader struct{ fresh bool }
+
+func newLazyReader(net.Conn) *lazyReader { return nil }
+
+func (*lazyReader) read(*reader) (int, error) { panic("socket: no lazy reads on this system") }
