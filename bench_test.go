@@ -2,9 +2,14 @@ package tp
 
 import (
 	"fmt"
+	"io"
+	"net"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/henrylee2cn/teleport/packet"
 )
 
 // Bench is the controller of the benchmarks.
@@ -45,5 +50,117 @@ func BenchmarkPull(b *testing.B) {
 				}
 			})
 		}
+	}
+}
+
+// BenchmarkRoute finds the handler of a URI among a thousand.
+func BenchmarkRoute(b *testing.B) {
+	p := newTestPeer(b, nil)
+	for i := range 1000 {
+		HandlePull(p.PullRouter.Group("group"), fmt.Sprintf("/route%d", i), func(PullCtx, *int) (int, Xerror) { return 0, nil })
+	}
+	p.PullRouter.Group("open").SetUnknown(func(UnknownPullCtx, *[]byte) (interface{}, Xerror) { return nil, nil })
+	table := p.PullRouter.routes.table.Load()
+	for _, tc := range []struct {
+		name, uri string
+		found     bool
+	}{
+		{"exact", "/group/route500", true},
+		{"query", "/group/route500?a=b&c=d", true},
+		{"escaped", "/group/route%3500", true},
+		{"unknown", "/open/anything", true},
+		{"none", "/group/nothing", false},
+	} {
+		b.Run(tc.name, func(b *testing.B) {
+			uri := []byte(tc.uri)
+			b.ReportAllocs()
+			for b.Loop() {
+				h := table.handlers[string(uri)]
+				if h == nil {
+					path, _, err := splitURI(tc.uri)
+					if err != nil {
+						b.Fatal(err)
+					}
+					h = table.find(path)
+				}
+				if (h != nil) != tc.found {
+					b.Fatal(h)
+				}
+			}
+		})
+	}
+}
+
+// feed is a connection on which the same frame arrives again and again, in
+// batches, and on which nothing that is written arrives anywhere.
+type feed struct {
+	net.Conn
+	frame []byte
+	batch int
+	left  int           // frames
+	empty chan struct{} // closed when a read finds none left
+}
+
+func (f *feed) Read(b []byte) (int, error) {
+	if f.left == 0 {
+		close(f.empty)
+		return 0, io.EOF
+	}
+	n := 0
+	for i := 0; i < f.batch && f.left > 0 && len(b)-n >= len(f.frame); i++ {
+		n += copy(b[n:], f.frame)
+		f.left--
+	}
+	return n, nil
+}
+
+func (f *feed) Write(b []byte) (int, error)      { return len(b), nil }
+func (f *feed) Close() error                     { return nil }
+func (f *feed) RemoteAddr() net.Addr             { return &net.TCPAddr{} }
+func (f *feed) SetReadDeadline(time.Time) error  { return nil }
+func (f *feed) SetWriteDeadline(time.Time) error { return nil }
+
+// BenchmarkServe is the serving side of a call alone, with quick handlers: from
+// the read buffer to the buffer of what is written.
+func BenchmarkServe(b *testing.B) {
+	args := wrapperspb.String("a message of about sixty bytes, as small calls have them...")
+	for _, tc := range []struct {
+		name string
+		typ  int32
+		uri  string
+	}{
+		{"controller", packet.TypePull, "/bench/echo"},
+		{"function", packet.TypePull, "/echo"},
+		{"function-with-query", packet.TypePull, "/echo?a=b"},
+		{"unknown-route", packet.TypePull, "/nowhere"},
+		{"push", packet.TypePush, "/note"},
+	} {
+		b.Run(tc.name, func(b *testing.B) {
+			srv := newTestPeer(b, nil)
+			srv.PullRouter.Reg(new(Bench))
+			HandlePull(srv.PullRouter, "/echo", func(_ PullCtx, args *wrapperspb.StringValue) (*wrapperspb.StringValue, Xerror) {
+				return args, nil
+			})
+			HandlePush(srv.PushRouter, "/note", func(PushCtx, *wrapperspb.StringValue) {})
+			frame, err := packet.Append(nil, &packet.Packet{
+				BodyCodec: "protobuf",
+				Header:    &packet.Header{Id: "12345", Type: tc.typ, Uri: tc.uri},
+				Body:      args,
+			}, packet.Limits{})
+			if err != nil {
+				b.Fatal(err)
+			}
+			run := func(n int) {
+				f := &feed{frame: frame, batch: 32, left: n, empty: make(chan struct{})}
+				if _, err := srv.ServeConn(f); err != nil {
+					b.Fatal(err)
+				}
+				<-f.empty
+			}
+			run(1000) // until the route is known to be quick
+			b.ReportAllocs()
+			b.ResetTimer()
+			run(b.N)
+		})
 	}
 }

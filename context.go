@@ -13,6 +13,7 @@ import (
 	"github.com/henrylee2cn/teleport/codec"
 	"github.com/henrylee2cn/teleport/internal/bufpool"
 	"github.com/henrylee2cn/teleport/packet"
+	"github.com/henrylee2cn/teleport/socket"
 )
 
 // Ctx is what every hook and handler knows about its packet. It is one call's
@@ -92,54 +93,135 @@ type UnknownPullCtx interface {
 }
 
 // packetCtx is one packet received, with the reply to it, or one packet sent. It
-// implements all the contexts and is never reused.
+// implements all the contexts and is never reused, as users may hold it.
 type packetCtx struct {
-	sess   *Session
-	in     packet.Packet
-	inHdr  packet.Header
-	out    packet.Packet
-	outHdr packet.Header
+	sess *Session
+	// exchange is nil when the call is over and nobody has asked for a packet.
+	*exchange
 
-	// id and typ are the input's as they came: hooks cannot change whom the reply
-	// goes to, or that there is one.
-	id  string
-	typ int32
-
-	handler  *Handler
-	path     string
-	rawQuery string
-	body     *bufpool.Buffer // the raw body; nil for unknown handlers
-	raw      []byte          // the raw body of an unknown handler
-	start    time.Time       // zero unless it is measured
+	handler *Handler
+	uri     string // of what was received
 
 	mu     sync.Mutex // guards the fields below
-	public goutil.Map
-	query  url.Values
-	// printed is the input's body as the log shows it, made before the handler
-	// gets to change it.
-	printed string
-	// sealed: the handler has returned, settings come too late.
-	sealed bool
+	sealed bool       // the handler has returned, settings come too late
+	kept   bool       // a packet was asked for
+	values *values    // made when asked for
 }
 
+// values is what few handlers ask for.
+type values struct {
+	public goutil.Map
+	query  url.Values
+}
+
+// exchange is what of a packetCtx users do not see, but for the packets. Most
+// handlers do not ask for those, so it is used again.
+type exchange struct {
+	transit
+	// Memory for a small body that is received and for a small frame that is sent.
+	bodyMem, frameMem [smallPacket]byte
+}
+
+// smallPacket is the size in bytes up to which a packet needs no other memory.
+const smallPacket = 256
+
+// transit is what is in an exchange.
+type transit struct {
+	in, out       packet.Packet
+	inHdr, outHdr packet.Header
+
+	// id is the input's as it came: hooks cannot change whom the reply goes to. A
+	// pull of this side's has the same in both packets.
+	id     string
+	idText [20]byte // where id is, if it fits
+	typ    int32    // the input's, as it came
+
+	inline  bool // the handler runs on the reading goroutine, which will flush,
+	waiting int  // and this is how much output there was when its reply was queued
+	timed   bool // it is a sample for the route's pace
+
+	body  []byte          // the input's raw body
+	buf   *bufpool.Buffer // that body is the content of; nil for others
+	start time.Time       // zero unless it is measured
+	// printed is the input's body as the log shows it, made before the handler
+	// gets to change it. The context's mu guards it.
+	printed string
+}
+
+// readBody reads the body of a packet whose header was read last. For an unknown
+// handler, which may keep it, it takes memory that is used once.
+func (x *exchange) readBody(sock *socket.Socket, length int64, keep bool) (err error) {
+	switch {
+	case keep:
+		x.body, err = sock.ReadBody(nil)
+	case length <= smallPacket:
+		x.body, err = sock.ReadBody(x.bodyMem[:0])
+	default:
+		x.buf = bufpool.Get()
+		x.buf.B, err = sock.ReadBody(x.buf.B)
+		x.body = x.buf.B
+	}
+	return err
+}
+
+// dropBody ends the use of body.
+func (x *exchange) dropBody() {
+	bufpool.Put(x.buf)
+	x.buf, x.body = nil, nil
+}
+
+// put gives an exchange back that nobody else has.
+func (x *exchange) put() {
+	x.transit = transit{}
+	exchanges.Put(x)
+}
+
+var exchanges = sync.Pool{New: func() any { return new(exchange) }}
+
 func newReadCtx(s *Session) *packetCtx {
-	c := &packetCtx{sess: s}
+	c := &packetCtx{sess: s, exchange: exchanges.Get().(*exchange)}
 	c.in.Header = &c.inHdr
 	return c
+}
+
+// keep returns the packets, which are the caller's too from now on.
+func (c *packetCtx) keep() *exchange {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.kept = true
+	if c.exchange == nil {
+		c.exchange = new(exchange)
+		c.in.Header, c.out.Header = &c.inHdr, &c.outHdr
+	}
+	return c.exchange
+}
+
+// release is the end of a call whose packets are not needed any more.
+func (c *packetCtx) release() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if x := c.exchange; !c.kept {
+		c.exchange = nil
+		x.put()
+	}
 }
 
 // setOutput fills in a packet of this side's own: the peer's defaults, then the
 // call's settings.
 func (c *packetCtx) setOutput(typ int32, uri string, body interface{}, settings []PacketSetting) {
-	cfg := &c.sess.peer.cfg
-	c.outHdr = packet.Header{Type: typ, Uri: uri, Gzip: int32(cfg.DefaultBodyGzipLevel)}
-	c.out = packet.Packet{
+	c.sess.peer.cfg.fill(&c.out, &c.outHdr, typ, uri, body, settings)
+}
+
+// fill makes out, with the header hdr, a packet with the peer's defaults.
+func (cfg *PeerConfig) fill(out *packet.Packet, hdr *packet.Header, typ int32, uri string, body interface{}, settings []PacketSetting) {
+	*hdr = packet.Header{Type: typ, Uri: uri, Gzip: int32(cfg.DefaultBodyGzipLevel)}
+	*out = packet.Packet{
 		HeaderCodec: cfg.DefaultHeaderCodec,
 		BodyCodec:   cfg.DefaultBodyCodec,
-		Header:      &c.outHdr,
+		Header:      hdr,
 		Body:        body,
 	}
-	applySettings(&c.out, settings)
+	applySettings(out, settings)
 }
 
 // fixOutput is called after hooks, which may have put another header in, or
@@ -159,32 +241,47 @@ func (c *packetCtx) fixInput() {
 	}
 	c.in.Header = &c.inHdr
 	c.inHdr.Id, c.inHdr.Type = c.id, c.typ
+	c.uri = c.inHdr.Uri
 }
 
 func (c *packetCtx) Peer() *Peer            { return c.sess.peer }
 func (c *packetCtx) Session() *Session      { return c.sess }
 func (c *packetCtx) Ip() string             { return c.sess.RemoteIp() }
-func (c *packetCtx) Input() *packet.Packet  { return &c.in }
-func (c *packetCtx) Output() *packet.Packet { return &c.out }
-func (c *packetCtx) Uri() string            { return c.inHdr.Uri }
-func (c *packetCtx) Path() string           { return c.path }
+func (c *packetCtx) Input() *packet.Packet  { return &c.keep().in }
+func (c *packetCtx) Output() *packet.Packet { return &c.keep().out }
+func (c *packetCtx) Uri() string            { return c.uri }
+
+func (c *packetCtx) Path() string {
+	path, _, _ := splitURI(c.uri)
+	return path
+}
 
 func (c *packetCtx) Public() goutil.Map {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.public == nil {
-		c.public = c.sess.copyPublic()
+	v := c.valuesLocked()
+	if v.public == nil {
+		v.public = c.sess.copyPublic()
 	}
-	return c.public
+	return v.public
 }
 
 func (c *packetCtx) Query() url.Values {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.query == nil {
-		c.query, _ = url.ParseQuery(c.rawQuery)
+	v := c.valuesLocked()
+	if v.query == nil {
+		_, rawQuery, _ := splitURI(c.uri)
+		v.query, _ = url.ParseQuery(rawQuery)
 	}
-	return c.query
+	return v.query
+}
+
+func (c *packetCtx) valuesLocked() *values {
+	if c.values == nil {
+		c.values = new(values)
+	}
+	return c.values
 }
 
 func (c *packetCtx) SetBodyCodec(name string) {
@@ -206,7 +303,10 @@ func (c *packetCtx) SetGzip(level int) {
 func (c *packetCtx) Unmarshal(b []byte, v interface{}, assignToInput ...bool) (string, error) {
 	name, err := packet.DecodeBody(b, c.inHdr.Gzip, v, c.sess.sock.Limits())
 	if err == nil && len(assignToInput) > 0 && assignToInput[0] {
-		printed := c.printInput(v)
+		printed := c.printed
+		if c.prints() {
+			printed = printBody(v)
+		}
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if !c.sealed {
@@ -217,8 +317,10 @@ func (c *packetCtx) Unmarshal(b []byte, v interface{}, assignToInput ...bool) (s
 }
 
 // handle runs the rest of a pull or a push after its body has arrived: hooks,
-// decoding, handler, reply. It is the top of a goroutine.
-func (c *packetCtx) handle() {
+// decoding, handler, reply. It is the top of a goroutine, or a quick route's call
+// on the reading one.
+// It returns how much output waits, of a quick one.
+func (c *packetCtx) handle() (waiting int) {
 	defer c.sess.handlerDone()
 	pull := c.handler.pull
 	if pull {
@@ -234,21 +336,33 @@ func (c *packetCtx) handle() {
 		if p := recover(); p != nil {
 			Criticalf("%s %s: handling panicked: %v\n%s", c.kind(), quote(c.inHdr.Uri), p, debug.Stack())
 		}
+		c.seal()
 		if pull {
 			c.reply(nil, newXerror(StatusInternalServerError, "", nil))
 		}
 	}()
+	var began time.Time
+	if c.timed {
+		began = time.Now()
+	}
 	reply, x := c.process()
+	if c.timed {
+		c.handler.pace.sample(time.Since(began))
+	}
 	c.seal()
 	processed = true
-	bufpool.Put(c.body)
-	c.body = nil
+	if !c.handler.unknown {
+		c.dropBody()
+	}
 	if pull {
 		c.reply(reply, x)
 	} else if x != nil {
 		Warnf("push %s from %s: %s", quote(c.inHdr.Uri), c.Ip(), quote(x.Error()))
 	}
 	c.logHandled(x)
+	waiting = c.waiting
+	c.release()
+	return waiting
 }
 
 // process ends with the reply's body or with why there is none.
@@ -257,14 +371,16 @@ func (c *packetCtx) process() (interface{}, Xerror) {
 	if err := h.chain.preReadBody.run(c); err != nil {
 		return nil, err.xerror()
 	}
-	var arg interface{} = &c.raw
-	if !h.unknown {
+	var arg interface{} = &c.body
+	if h.unknown {
+		c.keep()
+	} else {
 		arg = h.newArg()
-		if x := c.decode(c.body.B, arg); x != nil {
+		if x := c.decode(c.body, arg); x != nil {
 			return nil, x
 		}
 		c.in.Body = arg
-		c.printed = c.printInput(arg)
+		c.printInput(arg)
 	}
 	if err := h.chain.postReadBody.run(c); err != nil {
 		return nil, err.xerror()
@@ -299,8 +415,8 @@ func (c *packetCtx) callHandler(arg interface{}) (reply interface{}, x Xerror) {
 // seal ends the time in which the handler's settings count.
 func (c *packetCtx) seal() {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.sealed = true
+	c.mu.Unlock()
 }
 
 // prepareReply fills in what a reply has from its pull.
@@ -319,7 +435,6 @@ func (c *packetCtx) prepareReply() {
 // reply sends the one reply to a pull. It always sends something, unless the
 // connection has failed.
 func (c *packetCtx) reply(body interface{}, x Xerror) {
-	c.seal()
 	sent := false
 	defer func() {
 		if sent {
@@ -356,7 +471,7 @@ func (c *packetCtx) reply(body interface{}, x Xerror) {
 // waits for a reply that cannot be.
 func (c *packetCtx) writeReply() error {
 	for {
-		err := c.sess.write(&c.out)
+		err := c.send()
 		if err == nil || isWriteError(err) {
 			return err
 		}
@@ -372,6 +487,22 @@ func (c *packetCtx) writeReply() error {
 			return err
 		}
 	}
+}
+
+// send encodes the reply and hands it to the connection. A quick handler's is
+// only queued, and will be flushed by the reader with what else there is.
+func (c *packetCtx) send() error {
+	sock := c.sess.sock
+	frame, err := sock.EncodeTo(c.frameMem[:0], &c.out)
+	if err != nil {
+		return err
+	}
+	if c.inline {
+		c.waiting, err = sock.QueueFrame(frame)
+	} else {
+		err = sock.WriteFrame(frame)
+	}
+	return c.sess.wrote(err)
 }
 
 func (c *packetCtx) replyChain() *pluginChain {

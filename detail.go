@@ -75,13 +75,14 @@ func (p *Peer) describe(b *strings.Builder, name string, pkt *packet.Packet, bod
 	}
 }
 
-// printInput is what the log will show of the input's body; empty if it will not
-// be shown.
-func (c *packetCtx) printInput(v interface{}) string {
-	if c.sess.peer.cfg.PrintBody && !c.start.IsZero() {
-		return printBody(v)
+// prints reports whether the log will show the bodies.
+func (c *packetCtx) prints() bool { return c.sess.peer.cfg.PrintBody && !c.start.IsZero() }
+
+// printInput keeps what the log will show of the input's body.
+func (c *packetCtx) printInput(v interface{}) {
+	if c.prints() {
+		c.printed = printBody(v)
 	}
-	return ""
 }
 
 func statusString(code int32, text string) string {
@@ -106,12 +107,12 @@ func (c *packetCtx) logHandled(x Xerror) {
 }
 
 // logPulled logs a pull that this side has made.
-func (cmd *PullCmd) logPulled() {
+func (cmd *PullCmd) logPulled(c *packetCtx) {
 	code, text := StatusOK, ""
 	if x := cmd.Xerror; x != nil {
 		code, text = x.Code(), x.Text()
 	}
-	cmd.ctx.logPacket("pull-launch", cmd.ctx.outHdr.Uri, code, text, &cmd.ctx.in, &cmd.ctx.out)
+	c.logPacket("pull-launch", cmd.uri, code, text, &c.in, &c.out)
 }
 
 // logPushed logs a push that this side has sent.

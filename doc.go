@@ -8,7 +8,8 @@ a connection may call the other.
 A Peer listens, dials, or both. Each connection is a [Session]. To pull is to send
 a request and wait for the reply; to push is to send one way. A path such as
 /group/home/test leads to a method of a controller that was registered with
-[PullRouter.Reg] or [PushRouter.Reg]. A plugin's hooks run around every step.
+[PullRouter.Reg] or [PushRouter.Reg], or to a function that was registered with
+[HandlePull] or [HandlePush]. A plugin's hooks run around every step.
 
 # A server
 
@@ -39,6 +40,8 @@ h.Session().Pull and h.Session().Push.
 The methods of Peer, Session and the routers are safe for concurrent use. Each
 call gets a controller, a context and arguments of its own, which stay valid as
 long as anything holds them; SetBodyCodec and SetGzip have no effect once the
-handler has returned. Handlers of one session run concurrently, in no set order.
+handler has returned. Handlers of one session run concurrently, in no set order,
+but for those that have proved to take only microseconds: they run one after the
+other on the goroutine that reads the session, until one of them blocks.
 */
 package tp

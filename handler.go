@@ -18,6 +18,7 @@ type Handler struct {
 	argType   reflect.Type
 	replyType reflect.Type
 	chain     *pluginChain
+	pace      pace
 
 	// newArg returns a pointer to a fresh argument.
 	newArg func() interface{}
@@ -161,7 +162,7 @@ func methodHandler(prefix string, ptr reflect.Type, proto reflect.Value, m refle
 		misfit(fmt.Sprintf("has the type %v, which returns something", t))
 	}
 	h.newArg = func() interface{} { return reflect.New(h.argType).Interface() }
-	fn, elem := m.Func, ptr.Elem()
+	fn, elem := methodCaller(m, pull), ptr.Elem()
 	h.call = func(c *packetCtx, arg interface{}) (interface{}, Xerror) {
 		ctrl := reflect.New(elem)
 		ctrl.Elem().Set(proto.Elem())
@@ -173,12 +174,44 @@ func methodHandler(prefix string, ptr reflect.Type, proto reflect.Value, m refle
 		} else {
 			*(*PushCtx)(at) = c
 		}
-		out := fn.Call([]reflect.Value{ctrl, reflect.ValueOf(arg)})
-		if !pull {
+		return fn(ctrl, reflect.ValueOf(arg))
+	}
+	return h
+}
+
+// methodCaller returns a function that calls the method of a pointer type, which
+// methodHandler has found to fit, with the receiver and the argument.
+//
+// Where the reply is one pointer, as most are, it does so without reflect.Call,
+// which takes several times as long as all else there is to a call: to the
+// machine such a method is a func(pointer, pointer) (pointer, Xerror), whatever
+// the pointers point to, for how arguments are passed depends on their memory
+// layout alone.
+func methodCaller(m reflect.Method, pull bool) func(ctrl, arg reflect.Value) (interface{}, Xerror) {
+	code := m.Func.UnsafePointer() // a func value points to where this is
+	value := unsafe.Pointer(&code)
+	if !pull {
+		call := *(*func(ctrl, arg unsafe.Pointer))(unsafe.Pointer(&value))
+		return func(ctrl, arg reflect.Value) (interface{}, Xerror) {
+			call(ctrl.UnsafePointer(), arg.UnsafePointer())
 			return nil, nil
 		}
+	}
+	replyType := m.Type.Out(0)
+	if replyType.Kind() == reflect.Pointer {
+		call := *(*func(ctrl, arg unsafe.Pointer) (unsafe.Pointer, Xerror))(unsafe.Pointer(&value))
+		none := reflect.Zero(replyType).Interface() // an interface's words are the type and the pointer
+		return func(ctrl, arg reflect.Value) (interface{}, Xerror) {
+			reply := none
+			p, x := call(ctrl.UnsafePointer(), arg.UnsafePointer())
+			(*[2]unsafe.Pointer)(unsafe.Pointer(&reply))[1] = p
+			return reply, x
+		}
+	}
+	fn := m.Func
+	return func(ctrl, arg reflect.Value) (interface{}, Xerror) {
+		out := fn.Call([]reflect.Value{ctrl, arg})
 		x, _ := out[1].Interface().(Xerror)
 		return out[0].Interface(), x
 	}
-	return h
 }

@@ -19,7 +19,8 @@ type hub struct {
 	// leaving holds closed sessions whose handlers still run.
 	leaving map[*Session]struct{}
 	closed  bool
-	serial  int
+	serial  int    // for names
+	count   uint32 // of all sessions that were in it
 }
 
 // add takes s in under its own id if given, and otherwise under one made of its
@@ -49,6 +50,8 @@ func (h *hub) add(s *Session, id string, given bool) error {
 	}
 	h.byId[id] = s
 	s.id.Store(&id)
+	h.count++
+	s.slot = h.count * slotStep
 	return nil
 }
 

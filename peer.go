@@ -32,6 +32,8 @@ type Peer struct {
 	chain       *pluginChain
 	packetLevel slog.Level // at which packets are logged
 	hub         hub
+	watch       watch
+	workers     workers
 
 	// loadTLS reads the files once; both results are nil without TLS.
 	loadTLS func() (*tlsPair, error)
@@ -280,7 +282,7 @@ func (p *Peer) newSession(ctx context.Context, conn net.Conn, hs hooks[ForeSessi
 	if err := s.handshake(ctx, hs); err != nil {
 		return nil, err
 	}
-	go s.readLoop()
+	go s.read(false)
 	return s, nil
 }
 
@@ -406,6 +408,7 @@ func (p *Peer) Close() error {
 		close(p.closed)
 	}
 	p.mu.Unlock()
+	p.workers.close()
 	p.unregister()
 	return err
 }

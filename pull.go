@@ -3,14 +3,17 @@ package tp
 import (
 	"errors"
 	"fmt"
+	"math"
 	"runtime/debug"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"github.com/henrylee2cn/goutil"
 
-	"github.com/henrylee2cn/teleport/internal/bufpool"
+	"github.com/henrylee2cn/teleport/codec"
 	"github.com/henrylee2cn/teleport/packet"
+	"github.com/henrylee2cn/teleport/socket"
 )
 
 // PullCmd is one pull and what came of it. Once it is complete only PostWritePull
@@ -20,56 +23,77 @@ type PullCmd struct {
 	// the other side answered with, or one below 200 if there was no answer.
 	Xerror Xerror
 
-	ctx   packetCtx // of the packet sent and of the reply
-	id    uint64
-	reply interface{}
-	body  *bufpool.Buffer // the reply's raw body until it is decoded
-	done  chan *PullCmd   // GoPull delivers on it; nil for Pull,
-	wait  sync.WaitGroup  // which waits here
+	sess        *Session
+	uri         string
+	args, reply interface{}
+	id          uint64
+	done        chan *PullCmd  // GoPull delivers on it; nil for Pull,
+	wait        sync.WaitGroup // which waits here
+	// flight is nil once the pull is complete and all that is left of it is in
+	// packed, until somebody asks for more.
+	flight atomic.Pointer[flight]
+	packed packed
 }
 
+// flight is what a pull needs until it is complete. Nearly nobody looks at it
+// afterwards, so it is used again.
+type flight struct {
+	ctx packetCtx // of the packet sent and of the reply
+	exchange
+}
+
+var flights = sync.Pool{New: func() any { return new(flight) }}
+
 func newPullCmd(s *Session, uri string, args, reply interface{}, settings []PacketSetting) *PullCmd {
-	cmd := &PullCmd{reply: reply}
-	c := &cmd.ctx
-	c.sess = s
-	c.in.Header = &c.inHdr
-	c.setOutput(packet.TypePull, uri, args, settings)
-	c.start = s.peer.startTime()
+	cmd := &PullCmd{sess: s, uri: uri, args: args, reply: reply}
+	f := flights.Get().(*flight)
+	f.ctx.sess, f.ctx.exchange = s, &f.exchange
+	f.in.Header = &f.inHdr
+	f.ctx.setOutput(packet.TypePull, uri, args, settings)
+	f.start = s.peer.startTime()
+	cmd.flight.Store(f)
 	return cmd
 }
 
 // Session returns the session that the pull was made on.
-func (cmd *PullCmd) Session() *Session { return cmd.ctx.sess }
+func (cmd *PullCmd) Session() *Session { return cmd.sess }
 
 // Output returns the packet that was sent.
-func (cmd *PullCmd) Output() *packet.Packet { return &cmd.ctx.out }
+func (cmd *PullCmd) Output() *packet.Packet { return &cmd.unpacked().out }
 
 // Input returns the reply; its header is empty if there was none.
-func (cmd *PullCmd) Input() *packet.Packet { return &cmd.ctx.in }
+func (cmd *PullCmd) Input() *packet.Packet { return &cmd.unpacked().in }
 
 // Result returns what was given to Pull as reply, and Xerror.
 func (cmd *PullCmd) Result() (interface{}, Xerror) { return cmd.reply, cmd.Xerror }
 
 // Public returns the values that the hooks of this pull and of its reply share.
-func (cmd *PullCmd) Public() goutil.Map { return cmd.ctx.Public() }
+func (cmd *PullCmd) Public() goutil.Map { return cmd.unpacked().ctx.Public() }
 
 // Done returns the channel that GoPull delivers the command on; nil after Pull.
 func (cmd *PullCmd) Done() <-chan *PullCmd { return cmd.done }
 
 // launch sends the pull. Whatever happens, the command is settled once.
 func (cmd *PullCmd) launch() {
-	c := &cmd.ctx
-	s := c.sess
+	s, c := cmd.sess, &cmd.flight.Load().ctx
 	chain := s.peer.chain
 	cmd.id = s.pulls.newId()
-	id := formatPullId(cmd.id)
-	c.outHdr.Id = id
+	c.keepId(appendPullId(make([]byte, 0, len(c.idText)), cmd.id))
+	c.outHdr.Id = c.id
 	if err := chain.preWritePull.run(c); err != nil {
 		cmd.settle(err.xerror())
 		return
 	}
-	c.fixOutput(id, packet.TypePull)
-	frame, err := s.sock.Encode(&c.out)
+	c.fixOutput(c.id, packet.TypePull)
+	var frame socket.Frame
+	var err error
+	if cmd.done == nil {
+		frame, err = s.sock.EncodeTo(c.frameMem[:0], &c.out)
+	} else {
+		// A reply may come while the frame still waits to be written: the other
+		// side can guess ids. Then the flight is used again by another pull.
+		frame, err = s.sock.Encode(&c.out)
+	}
 	if err != nil {
 		cmd.settle(sendXerror(err))
 		return
@@ -88,19 +112,20 @@ func (cmd *PullCmd) launch() {
 		}
 		return
 	}
-	if err := s.writeFrame(frame); err != nil {
+	if err := s.wrote(s.sock.WriteFrame(frame)); err != nil {
 		if s.takePull(cmd.id) != nil {
 			cmd.settle(sendXerror(err))
 		}
 		return
 	}
+	// The pull may be complete by now.
 	if err := chain.postWritePull.run(c); err != nil {
-		Warnf("pull %s: %v", quote(c.outHdr.Uri), err)
+		Warnf("pull %s: %v", quote(cmd.uri), err)
 	}
 }
 
-// settle completes the command: with an error, or with the reply in cmd.ctx.in
-// and cmd.body. Only whoever owns the command may call it, once.
+// settle completes the command: with an error, or with the reply in the flight's
+// in and body. Only whoever owns the command may call it, once.
 func (cmd *PullCmd) settle(x Xerror) {
 	cmd.Xerror = x
 	if cmd.done == nil {
@@ -115,7 +140,7 @@ func (cmd *PullCmd) settle(x Xerror) {
 			}
 			// A hook has called runtime.Goexit, or something here has panicked.
 			if p := recover(); p != nil {
-				Criticalf("reply of %s: panic: %v\n%s", quote(cmd.ctx.outHdr.Uri), p, debug.Stack())
+				Criticalf("reply of %s: panic: %v\n%s", quote(cmd.uri), p, debug.Stack())
 			}
 			cmd.Xerror = newXerror(StatusFailedPlugin, "", nil)
 			cmd.done <- cmd
@@ -129,49 +154,129 @@ func (cmd *PullCmd) settle(x Xerror) {
 // finish does the part of completing that belongs on the waiting goroutine:
 // decoding.
 func (cmd *PullCmd) finish() {
+	f := cmd.flight.Load()
 	if cmd.Xerror == nil {
-		cmd.Xerror = cmd.readReply()
+		cmd.Xerror = cmd.readReply(f)
 	}
-	bufpool.Put(cmd.body)
-	cmd.body = nil
-	cmd.logPulled()
+	f.dropBody()
+	cmd.logPulled(&f.ctx)
+	cmd.pack(f)
 }
 
-func (cmd *PullCmd) readReply() Xerror {
-	c := &cmd.ctx
-	if c.inHdr.StatusCode != StatusOK {
-		return NewXerror(c.inHdr.StatusCode, c.inHdr.Status)
+func (cmd *PullCmd) readReply(f *flight) Xerror {
+	c := &f.ctx
+	if f.inHdr.StatusCode != StatusOK {
+		return NewXerror(f.inHdr.StatusCode, f.inHdr.Status)
 	}
 	chain := c.sess.peer.chain
 	if err := chain.preReadBody.run(c); err != nil {
 		return err.xerror()
 	}
-	if x := c.decode(cmd.body.B, cmd.reply); x != nil {
+	if x := c.decode(f.body, cmd.reply); x != nil {
 		return x
 	}
-	c.in.Body = cmd.reply
-	c.printed = c.printInput(cmd.reply)
+	f.in.Body = cmd.reply
+	c.printInput(cmd.reply)
 	if err := chain.postReadBody.run(c); err != nil {
 		return err.xerror()
 	}
 	return nil
 }
 
+// packed is what the packets of a pull hold beside what its command has anyway,
+// if all went as it mostly does.
+type packed struct {
+	outHeader, inHeader    uint16 // lengths
+	outBody, inBody        uint32
+	headerCodec, bodyCodec byte // of both packets
+	outGzip, inGzip        int8
+}
+
+// pack keeps the little that is worth keeping of the flight, if no hook may be
+// holding it and there is no more.
+func (cmd *PullCmd) pack(f *flight) {
+	if cmd.Xerror != nil || len(cmd.sess.peer.chain.all) > 0 || f.ctx.values != nil ||
+		f.in.HeaderCodec != f.out.HeaderCodec || f.in.BodyCodec != f.out.BodyCodec || f.inHdr.Uri != "" || f.inHdr.Status != "" ||
+		f.out.HeaderLength > math.MaxUint16 || f.in.HeaderLength > math.MaxUint16 {
+		return
+	}
+	headerCodec, err := codec.GetByName(f.out.HeaderCodec)
+	if err != nil {
+		return
+	}
+	bodyCodec, err := codec.GetByName(f.out.BodyCodec)
+	if err != nil {
+		return
+	}
+	cmd.packed = packed{
+		outHeader:   uint16(f.out.HeaderLength),
+		outBody:     uint32(f.out.BodyLength),
+		inHeader:    uint16(f.in.HeaderLength),
+		inBody:      uint32(f.in.BodyLength),
+		headerCodec: headerCodec.Id(),
+		bodyCodec:   bodyCodec.Id(),
+		outGzip:     int8(f.outHdr.Gzip),
+		inGzip:      int8(f.inHdr.Gzip),
+	}
+	cmd.flight.Store(nil)
+	f.ctx, f.transit = packetCtx{}, transit{}
+	flights.Put(f)
+}
+
+// unpacked returns the flight, made again if need be.
+func (cmd *PullCmd) unpacked() *flight {
+	if f := cmd.flight.Load(); f != nil {
+		return f
+	}
+	p, f := &cmd.packed, new(flight)
+	id := string(appendPullId(nil, cmd.id))
+	headerCodec, _ := codec.GetById(p.headerCodec) // they were there before
+	bodyCodec, _ := codec.GetById(p.bodyCodec)
+	f.outHdr = packet.Header{Id: id, Type: packet.TypePull, Uri: cmd.uri, Gzip: int32(p.outGzip)}
+	f.inHdr = packet.Header{Id: id, Type: packet.TypeReply, Gzip: int32(p.inGzip), StatusCode: StatusOK}
+	for _, side := range []struct {
+		to   *packet.Packet
+		hdr  *packet.Header
+		body interface{}
+		hlen uint16
+		blen uint32
+	}{
+		{&f.out, &f.outHdr, cmd.args, p.outHeader, p.outBody},
+		{&f.in, &f.inHdr, cmd.reply, p.inHeader, p.inBody},
+	} {
+		*side.to = packet.Packet{
+			HeaderCodec: headerCodec.Name(), BodyCodec: bodyCodec.Name(), Header: side.hdr, Body: side.body,
+			HeaderLength: int64(side.hlen), BodyLength: int64(side.blen), Length: int64(side.hlen) + int64(side.blen),
+		}
+	}
+	f.ctx.sess, f.ctx.exchange = cmd.sess, &f.exchange
+	if !cmd.flight.CompareAndSwap(nil, f) { // somebody else has asked too
+		return cmd.flight.Load()
+	}
+	return f
+}
+
 // pullTable holds the pulls in flight on one session. Taking an entry out is
-// owning the command.
+// owning the command. Ids are counted up, so most entries are in a ring, where
+// nothing has to be hashed.
 type pullTable struct {
-	mu     sync.Mutex // guards the fields below
-	last   uint64
-	byId   map[uint64]*PullCmd
+	last atomic.Uint64
+
+	mu   sync.Mutex // guards the fields below
+	ring []*PullCmd // the pull n is at n modulo its length, a power of two,
+	// or in more, if an older one that is still in flight has that place.
+	more   map[uint64]*PullCmd
+	n      int // in flight
 	closed bool
 }
 
-func (t *pullTable) newId() uint64 {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.last++
-	return t.last
-}
+const (
+	minRing = 8
+	// maxIdleRing is the longest ring that is kept while nothing is in flight.
+	maxIdleRing = 1 << 10
+)
+
+func (t *pullTable) newId() uint64 { return t.last.Add(1) }
 
 // add enters the command under its id; false means that the session has ended.
 func (t *pullTable) add(cmd *PullCmd) bool {
@@ -180,26 +285,64 @@ func (t *pullTable) add(cmd *PullCmd) bool {
 	if t.closed {
 		return false
 	}
-	if t.byId == nil {
-		t.byId = make(map[uint64]*PullCmd)
+	if t.n >= len(t.ring)/2 {
+		t.growLocked()
 	}
-	t.byId[cmd.id] = cmd
+	t.n++
+	t.placeLocked(cmd)
 	return true
+}
+
+func (t *pullTable) placeLocked(cmd *PullCmd) {
+	if at := &t.ring[cmd.id&uint64(len(t.ring)-1)]; *at == nil {
+		*at = cmd
+		return
+	}
+	if t.more == nil {
+		t.more = make(map[uint64]*PullCmd)
+	}
+	t.more[cmd.id] = cmd
+}
+
+func (t *pullTable) growLocked() {
+	ring, more := t.ring, t.more
+	t.ring, t.more = make([]*PullCmd, max(minRing, 2*len(ring))), nil
+	for _, cmd := range ring {
+		if cmd != nil {
+			t.placeLocked(cmd)
+		}
+	}
+	for _, cmd := range more {
+		t.placeLocked(cmd)
+	}
 }
 
 // take removes and returns the command with the id, nil if there is none.
 func (t *pullTable) take(id uint64) *PullCmd {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	cmd := t.byId[id]
-	delete(t.byId, id)
+	if t.n == 0 {
+		return nil
+	}
+	at := &t.ring[id&uint64(len(t.ring)-1)]
+	cmd := *at
+	if cmd != nil && cmd.id == id {
+		*at = nil
+	} else if cmd = t.more[id]; cmd != nil {
+		delete(t.more, id)
+	} else {
+		return nil
+	}
+	if t.n--; t.n == 0 && len(t.ring) > maxIdleRing {
+		t.ring, t.more = nil, nil
+	}
 	return cmd
 }
 
 func (t *pullTable) len() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return len(t.byId)
+	return t.n
 }
 
 // close refuses newcomers from now on and returns what was in flight.
@@ -207,24 +350,36 @@ func (t *pullTable) close() []*PullCmd {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.closed = true
-	cmds := make([]*PullCmd, 0, len(t.byId))
-	for _, cmd := range t.byId {
+	cmds := make([]*PullCmd, 0, t.n)
+	for _, cmd := range t.ring {
+		if cmd != nil {
+			cmds = append(cmds, cmd)
+		}
+	}
+	for _, cmd := range t.more {
 		cmds = append(cmds, cmd)
 	}
-	t.byId = nil
+	t.ring, t.more, t.n = nil, nil, 0
 	return cmds
 }
 
-// formatPullId and parsePullId turn a pull's number into its id on the wire and
+// appendPullId and parsePullId turn a pull's number into its id on the wire and
 // back. No two ids are the same number.
-func formatPullId(n uint64) string { return strconv.FormatUint(n, 10) }
+func appendPullId(dst []byte, n uint64) []byte { return strconv.AppendUint(dst, n, 10) }
 
-func parsePullId(id string) (uint64, bool) {
-	if id == "" || id[0] == '0' || id[0] == '+' {
+func parsePullId(id []byte) (uint64, bool) {
+	if len(id) == 0 || id[0] == '0' {
 		return 0, false
 	}
-	n, err := strconv.ParseUint(id, 10, 64)
-	return n, err == nil
+	var n uint64
+	for _, c := range id {
+		d := uint64(c - '0')
+		if d > 9 || n > (math.MaxUint64-d)/10 {
+			return 0, false
+		}
+		n = 10*n + d
+	}
+	return n, true
 }
 
 // sendXerror is why a packet could not be sent.

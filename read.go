@@ -4,31 +4,57 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"time"
+	"unsafe"
 
-	"github.com/henrylee2cn/teleport/internal/bufpool"
 	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/socket"
 )
 
-// readLoop reads packets until the connection ends. It never waits for a
-// handler. It is started once by the peer, after the handshake, and ends with
-// the session.
-func (s *Session) readLoop() {
+// reader is a goroutine that reads a session's packets and hands them on. It
+// never waits for a handler for long: see inline.go. A session has one reader at
+// a time.
+type reader struct {
+	s      *Session
+	turn   uint64            // s.turn
+	slot   int               // of the watch; -1 none
+	dirty  bool              // replies of quick handlers are queued
+	count  uint32            // of the packets, for samples
+	view   packet.HeaderView // of the packet that is being read
+	length int64             // of its body
+}
+
+// read reads packets until the connection ends, or this reader is replaced by
+// another. The first one is started by the peer, after the handshake.
+func (s *Session) read(replaces bool) {
+	r := reader{s: s, turn: s.turn.Load(), slot: -1, dirty: replaces}
 	var err error
 	defer func() {
-		if p := recover(); p != nil { // a defect here must not end the process
+		p := recover()
+		if p != nil { // a defect here must not end the process
 			Criticalf("session %s: reading panicked: %v\n%s", quote(s.Id()), p, debug.Stack())
 			err = fmt.Errorf("reading panicked")
+		}
+		inHandler := r.turn%2 == 1 // which has called runtime.Goexit
+		if err == errReplaced || inHandler && !r.leave() {
+			return
+		}
+		r.unwatch()
+		if inHandler {
+			go s.read(true)
+			return
 		}
 		if errors.Is(err, socket.ErrClosed) {
 			err = errClosedHere
 		}
 		_ = s.shut(err)
 	}()
-	in := packet.Packet{Header: new(packet.Header)}
 	for {
 		err = errReaderGone // should a hook call runtime.Goexit
-		e := s.readPacket(&in)
+		c, e := r.await()
+		if e == nil {
+			e = r.next(c)
+		}
 		if err = e; err != nil {
 			return
 		}
@@ -37,76 +63,137 @@ func (s *Session) readLoop() {
 
 var errReaderGone = errors.New("a hook has ended the reading goroutine")
 
-// readPacket reads one packet and hands it on; in is where its header is read
-// into until it is known whose it is. An error ends the session.
-func (s *Session) readPacket(in *packet.Packet) error {
-	var c *packetCtx
+// quietTime is after how long without a packet a session is given a new reader:
+// the stack of the old one has grown with what it did, and most sessions do
+// nothing most of the time.
+const quietTime = time.Second
+
+// await waits for the next packet, or some of it. It returns the context of
+// PreReadHeader hooks; nil if there are none.
+func (r *reader) await() (c *packetCtx, err error) {
+	s := r.s
+	buffered := s.sock.Buffered()
+	if !buffered {
+		if err := r.rest(); err != nil {
+			return nil, err
+		}
+	}
 	if hooks := s.peer.chain.preReadHeader; len(hooks) > 0 {
 		c = newReadCtx(s)
 		if err := hooks.run(c); err != nil {
 			Warnf("session %s: %v", quote(s.Id()), err)
-			return err
+			return nil, err
 		}
+		return c, nil // they are not to be run twice
 	}
-	if err := s.sock.ReadHeader(in); err != nil {
+	if buffered {
+		return nil, nil
+	}
+	quiet := quietTime
+	if r.count == 0 {
+		quiet = 0
+	}
+	if err = s.sock.Await(quiet); err == socket.ErrQuiet {
+		go s.read(false)
+		err = errReplaced
+	}
+	return nil, err
+}
+
+// next reads one packet and hands it on; c is that of await. An error ends the
+// reader.
+func (r *reader) next(c *packetCtx) error {
+	s := r.s
+	var err error
+	if r.length, err = s.sock.ReadHeaderView(&r.view); err != nil {
 		if errors.Is(err, packet.ErrHeader) {
 			Warnf("session %s from %s: %v", quote(s.Id()), s.RemoteIp(), err)
 		}
 		return err
 	}
-	if in.Header.Type == packet.TypeReply {
-		return s.readReply(c, in)
-	}
-	if c == nil {
-		c = newReadCtx(s)
-	}
-	c.setInput(in)
-	c.start = s.peer.startTime()
-	switch c.inHdr.Type {
+	r.count++
+	switch r.view.Type {
+	case packet.TypeReply:
+		return r.reply(c)
 	case packet.TypePull:
-		return s.readCall(c, &s.peer.PullRouter.group)
+		return r.call(c, s.peer.PullRouter.routes.table.Load())
 	case packet.TypePush:
-		return s.readCall(c, &s.peer.PushRouter.group)
+		return r.call(c, s.peer.PushRouter.routes.table.Load())
 	}
 	// An answer to what this side does not know is a reply, and a reply is never
 	// answered: two peers cannot keep each other busy.
 	s.sock.SkipBody()
-	Debugf("session %s: packet of unknown type %d dropped", quote(s.Id()), c.inHdr.Type)
-	if c.inHdr.Id != "" {
-		s.refuse(c, newXerror(StatusUnsupportedType, fmt.Sprintf("unsupported type %d", c.inHdr.Type), nil))
+	c = r.input(c, string(r.view.Uri))
+	Debugf("session %s: packet of unknown type %d dropped", quote(s.Id()), c.typ)
+	if c.id != "" {
+		s.refuse(c, newXerror(StatusUnsupportedType, fmt.Sprintf("unsupported type %d", c.typ), nil))
 	}
 	return nil
 }
 
-// readCall routes a pull or a push, reads its body and hands it to a goroutine
-// of its own.
-func (s *Session) readCall(c *packetCtx, root *group) error {
+// rest is called before the reader may have to wait: the replies that quick
+// handlers have left go out now.
+func (r *reader) rest() error {
+	if r.dirty {
+		r.dirty = false
+		if !r.enter(nil) {
+			go r.s.flush()
+			return nil
+		}
+		r.s.flush()
+		if !r.leave() {
+			return errReplaced
+		}
+	}
+	r.unwatch()
+	return nil
+}
+
+// input returns the context of a packet whose header has been read: c if hooks
+// have seen it already.
+func (r *reader) input(c *packetCtx, uri string) *packetCtx {
+	if c == nil {
+		c = newReadCtx(r.s)
+	}
+	v := &r.view
+	c.keepId(v.Id)
+	c.typ, c.uri = v.Type, uri
+	c.setInput(v, r.length, uri)
+	c.start = r.s.peer.startTime()
+	return c
+}
+
+// call routes a pull or a push, reads its body and runs its handler, here or on
+// a goroutine of its own.
+func (r *reader) call(c *packetCtx, table *routeTable) error {
+	s := r.s
+	h := table.handlers[string(r.view.Uri)]
+	if h != nil {
+		c = r.input(c, h.path) // which is the same text
+	} else {
+		c = r.input(c, string(r.view.Uri))
+	}
 	if err := packet.CheckGzip(c.inHdr.Gzip); err != nil {
 		return s.reject(c, newXerror(StatusBadRequest, err.Error(), err))
 	}
-	table := root.routes.table.Load()
-	if err := table.postReadHeader.run(c); err != nil {
-		Debugf("%s %s from %s: %v", c.kind(), quote(c.inHdr.Uri), c.Ip(), err)
-		return s.reject(c, err.xerror())
+	if len(table.postReadHeader) > 0 {
+		if err := table.postReadHeader.run(c); err != nil {
+			Debugf("%s %s from %s: %v", c.kind(), quote(c.inHdr.Uri), c.Ip(), err)
+			return s.reject(c, err.xerror())
+		}
+		c.fixInput()
 	}
-	c.fixInput()
-	var err error
-	if c.path, c.rawQuery, err = splitURI(c.inHdr.Uri); err != nil {
-		return s.reject(c, newXerror(StatusBadRequest, err.Error(), err))
+	if h == nil || c.uri != h.path {
+		path, _, err := splitURI(c.uri)
+		if err != nil {
+			return s.reject(c, newXerror(StatusBadRequest, err.Error(), err))
+		}
+		if h = table.find(path); h == nil {
+			return s.reject(c, newXerror(StatusNotFound, "", nil))
+		}
 	}
-	if c.handler = table.find(c.path); c.handler == nil {
-		return s.reject(c, newXerror(StatusNotFound, "", nil))
-	}
-	var raw []byte
-	if c.handler.unknown {
-		c.raw, err = s.sock.ReadBody(nil)
-		raw = c.raw
-	} else {
-		c.body = bufpool.Get()
-		c.body.B, err = s.sock.ReadBody(c.body.B)
-		raw = c.body.B
-	}
-	if err != nil {
+	c.handler = h
+	if err := c.readBody(s.sock, r.length, h.unknown); err != nil {
 		if socket.Fatal(err) {
 			return err
 		}
@@ -120,10 +207,32 @@ func (s *Session) readCall(c *packetCtx, root *group) error {
 		s.handlerDone()
 		return nil
 	}
-	c.in.BodyCodec, _ = packet.RawBody(raw).Codec()
-	go c.handle()
+	c.in.BodyCodec, _ = packet.RawBody(c.body).Codec()
+	if h.pace.quick.Load() && r.enter(h) {
+		c.timed = r.count%sampleQuick == 0
+		return r.run(c)
+	}
+	c.timed = r.count%sampleSlow == 1
+	s.peer.workers.run(c)
 	return nil
 }
+
+// run runs a quick handler.
+func (r *reader) run(c *packetCtx) error {
+	c.inline, r.dirty = true, true
+	if waiting := c.handle(); waiting >= flushAt {
+		r.s.flush()
+		r.dirty = false
+	}
+	if !r.leave() {
+		r.s.flush()
+		return errReplaced
+	}
+	return nil
+}
+
+// flushAt is how many bytes of replies are not held back any longer.
+const flushAt = 64 << 10
 
 // kind names the packet in logs.
 func (c *packetCtx) kind() string {
@@ -155,39 +264,46 @@ func (s *Session) refuse(c *packetCtx, x Xerror) {
 		c.prepareReply()
 		c.reply(nil, x)
 		c.logHandled(x)
+		c.release()
 	}()
 }
 
-// readReply hands a reply to the pull that waits for it. The context c is that
-// of PreReadHeader hooks; nil if there are none.
-func (s *Session) readReply(c *packetCtx, in *packet.Packet) error {
-	s.running.Add(1) // so that Shutdown waits for the body too
-	defer s.handlerDone()
+// reply hands a reply to the pull that waits for it. The context c is that of
+// PreReadHeader hooks; nil if there are none.
+func (r *reader) reply(c *packetCtx) error {
+	s := r.s
+	if !s.sock.BodyBuffered() {
+		s.running.Add(1) // so that Shutdown waits for the body too
+		defer s.handlerDone()
+	}
 	var cmd *PullCmd
-	if id, ok := parsePullId(in.Header.Id); ok {
+	if id, ok := parsePullId(r.view.Id); ok {
 		cmd = s.takePull(id)
 	}
 	if cmd == nil {
 		s.sock.SkipBody()
-		Debugf("session %s: reply %s to no pull in flight dropped", quote(s.Id()), quote(in.Header.Id))
+		Debugf("session %s: reply %s to no pull in flight dropped", quote(s.Id()), quote(string(r.view.Id)))
 		return nil
 	}
-	cmd.ctx.setInput(in)
+	f := cmd.flight.Load()
+	pull := &f.ctx
+	pull.typ = packet.TypeReply
+	pull.setInput(&r.view, r.length, string(r.view.Uri))
 	if c != nil {
-		cmd.ctx.addPublic(c)
+		pull.addPublic(c)
 	}
-	if err := s.peer.chain.postReadHeader.run(&cmd.ctx); err != nil {
-		s.sock.SkipBody()
-		cmd.settle(err.xerror())
-		return nil
+	if hooks := s.peer.chain.postReadHeader; len(hooks) > 0 {
+		if err := hooks.run(pull); err != nil {
+			s.sock.SkipBody()
+			cmd.settle(err.xerror())
+			return nil
+		}
+		pull.fixInput()
 	}
-	cmd.ctx.fixInput()
-	cmd.body = bufpool.Get()
-	var err error
-	cmd.body.B, err = s.sock.ReadBody(cmd.body.B)
+	err := f.readBody(s.sock, r.length, false)
 	switch {
 	case err == nil:
-		cmd.ctx.in.BodyCodec, _ = packet.RawBody(cmd.body.B).Codec()
+		f.in.BodyCodec, _ = packet.RawBody(f.body).Codec()
 		cmd.settle(nil)
 	case socket.Fatal(err):
 		cmd.settle(newXerror(StatusConnClosed, "connection closed in the middle of the reply: "+err.Error(), err))
@@ -198,18 +314,31 @@ func (s *Session) readReply(c *packetCtx, in *packet.Packet) error {
 	return nil
 }
 
-// setInput makes a packet whose header has been read the context's own.
-func (c *packetCtx) setInput(in *packet.Packet) {
-	c.in, c.inHdr = *in, *in.Header
-	c.in.Header = &c.inHdr
-	c.id, c.typ = c.inHdr.Id, c.inHdr.Type
+// setInput makes a header that has been read the context's own. Its id is c.id.
+func (c *packetCtx) setInput(v *packet.HeaderView, bodyLength int64, uri string) {
+	c.inHdr = packet.Header{
+		Id: c.id, Type: v.Type, Uri: uri, Gzip: v.Gzip, StatusCode: v.StatusCode, Status: string(v.Status),
+	}
+	c.in = packet.Packet{
+		Header: &c.inHdr, HeaderCodec: v.Codec,
+		HeaderLength: v.Length, BodyLength: bodyLength, Length: v.Length + bodyLength,
+	}
+}
+
+// keepId sets c.id to a copy of id.
+func (c *packetCtx) keepId(id []byte) {
+	if len(id) > len(c.idText) {
+		c.id = string(id)
+		return
+	}
+	c.id = unsafe.String(&c.idText[0], copy(c.idText[:], id))
 }
 
 // addPublic adds what hooks have stored in another context.
 func (c *packetCtx) addPublic(from *packetCtx) {
-	if from.public != nil {
+	if from.values != nil {
 		public := c.Public()
-		from.public.Range(func(k, v interface{}) bool {
+		from.Public().Range(func(k, v interface{}) bool {
 			public.Store(k, v)
 			return true
 		})

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/url"
 	"path"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -76,6 +77,63 @@ func (r *PushRouter) SetUnknown(fn func(ctx UnknownPushCtx, body *[]byte), plugi
 	})
 }
 
+// HandlePull registers a function that answers pulls to the path, which stands
+// behind that of the router's group: HandlePull(router.Group("a"), "/b", fn)
+// serves /a/b. It is to [PullRouter.Reg] as a function is to a method: there is
+// no controller, and the compiler checks the types. Args is decoded into a fresh
+// A for each call; a nil Xerror means success and sends the reply. It panics if
+// the path cannot be a route's or is taken. It is safe for concurrent use.
+func HandlePull[A, R any](r *PullRouter, path string, fn func(ctx PullCtx, args *A) (R, Xerror), plugins ...Plugin) {
+	if fn == nil {
+		panic(fmt.Sprintf("tp: HandlePull(%q): the function is nil.", path))
+	}
+	r.handle("HandlePull", path, plugins, &Handler{
+		pull:      true,
+		argType:   reflect.TypeFor[A](),
+		replyType: reflect.TypeFor[R](),
+		newArg:    func() interface{} { return new(A) },
+		call: func(c *packetCtx, arg interface{}) (interface{}, Xerror) {
+			return fn(c, arg.(*A))
+		},
+	})
+}
+
+// HandlePush registers a function that takes pushes to the path, as [HandlePull]
+// does for pulls.
+func HandlePush[A any](r *PushRouter, path string, fn func(ctx PushCtx, args *A), plugins ...Plugin) {
+	if fn == nil {
+		panic(fmt.Sprintf("tp: HandlePush(%q): the function is nil.", path))
+	}
+	r.handle("HandlePush", path, plugins, &Handler{
+		argType: reflect.TypeFor[A](),
+		newArg:  func() interface{} { return new(A) },
+		call: func(c *packetCtx, arg interface{}) (interface{}, Xerror) {
+			fn(c, arg.(*A))
+			return nil, nil
+		},
+	})
+}
+
+// handle registers h, which lacks a path and plugins.
+func (g *group) handle(caller, p string, plugins []Plugin, h *Handler) {
+	if path.Join("/", p) == "/" {
+		panic(fmt.Sprintf("tp: %s(%q): the path has no name in it.", caller, p))
+	}
+	h.path = joinPath(caller, g.prefix, p)
+	h.chain = g.chain.with(plugins)
+	g.add([]*Handler{h})
+}
+
+// joinPath returns the canonical path of what is registered in a group. Dots in p
+// do not lead out of it.
+func joinPath(caller, prefix, p string) string {
+	joined := path.Join(prefix, path.Join("/", p))
+	if strings.ContainsAny(joined, "?%") {
+		panic(fmt.Sprintf("tp: %s(%q): a path has no ? and no %% in it.", caller, p))
+	}
+	return joined
+}
+
 // group is one place in a tree of routes.
 type group struct {
 	routes *routes
@@ -90,11 +148,7 @@ func newGroup(chain *pluginChain) group {
 }
 
 func (g *group) sub(prefix string, plugins []Plugin) group {
-	p := path.Join("/", g.prefix, prefix)
-	if _, _, err := splitURI(p); err != nil || strings.ContainsAny(p, "?%") {
-		panic(fmt.Sprintf("tp: Group(%q): the prefix cannot stand in a path.", prefix))
-	}
-	return group{routes: g.routes, prefix: p, chain: g.chain.with(plugins)}
+	return group{routes: g.routes, prefix: joinPath("Group", g.prefix, prefix), chain: g.chain.with(plugins)}
 }
 
 func (g *group) add(handlers []*Handler) {

@@ -99,7 +99,7 @@ func FuzzSplitURI(f *testing.F) {
 		if raw != "" && !strings.HasSuffix(uri, "?"+raw) {
 			t.Errorf("%q: query %q", uri, raw)
 		}
-		c := &packetCtx{rawQuery: raw}
+		c := &packetCtx{uri: "/a?" + raw}
 		_ = c.Query()
 	})
 }

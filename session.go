@@ -28,6 +28,13 @@ type Session struct {
 	running atomic.Int64
 	// ended is state == stateClosed, to be read without mu.
 	ended atomic.Bool
+	// turn says whether the reader may be replaced, see inline.go; slot is where
+	// it begins to look for a slot of the watch.
+	turn atomic.Uint64
+	slot uint32
+	// inline is the route whose handler the reader runs; nil in a write. It is
+	// set before a turn becomes odd and is read by who has made it even.
+	inline *Handler
 
 	mu     sync.Mutex // guards the fields below
 	state  sessionState
@@ -151,20 +158,36 @@ func (s *Session) GoPull(uri string, args, reply interface{}, done chan *PullCmd
 // the connection, not that it was handled.
 func (s *Session) Push(uri string, args interface{}, setting ...PacketSetting) Xerror {
 	chain := s.peer.chain
-	c := &packetCtx{sess: s}
+	start := s.peer.startTime()
+	if len(chain.preWritePush) == 0 && len(chain.postWritePush) == 0 && start.IsZero() {
+		return s.pushBare(uri, args, setting)
+	}
+	c := &packetCtx{sess: s, exchange: new(exchange)}
+	c.start = start
 	c.setOutput(packet.TypePush, uri, args, setting)
-	c.start = s.peer.startTime()
 	if err := chain.preWritePush.run(c); err != nil {
 		return err.xerror()
 	}
 	c.fixOutput(c.outHdr.Id, packet.TypePush)
-	if err := s.write(&c.out); err != nil {
+	if err := s.push(c.exchange); err != nil {
 		return sendXerror(err)
 	}
 	if err := chain.postWritePush.run(c); err != nil {
 		Warnf("push %s: %v", quote(uri), err)
 	}
 	c.logPushed()
+	return nil
+}
+
+// pushBare is Push where no hook and no log needs a context.
+func (s *Session) pushBare(uri string, args interface{}, settings []PacketSetting) Xerror {
+	x := exchanges.Get().(*exchange)
+	s.peer.cfg.fill(&x.out, &x.outHdr, packet.TypePush, uri, args, settings)
+	err := s.push(x)
+	x.put()
+	if err != nil {
+		return sendXerror(err)
+	}
 	return nil
 }
 

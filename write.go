@@ -3,25 +3,27 @@ package tp
 import (
 	"errors"
 
-	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/socket"
 )
 
 // errSocketClosed is what the socket says when this side has closed it.
 var errSocketClosed = socket.ErrClosed
 
-// write encodes and sends a packet. An error of encoding leaves the session as
-// it was; an error of the connection ends it.
-func (s *Session) write(p *packet.Packet) error {
-	frame, err := s.sock.Encode(p)
+// push encodes and sends the output, which has no answer.
+func (s *Session) push(x *exchange) error {
+	frame, err := s.sock.EncodeTo(x.frameMem[:0], &x.out)
 	if err != nil {
 		return err
 	}
-	return s.writeFrame(frame)
+	return s.wrote(s.sock.PostFrame(frame))
 }
 
-func (s *Session) writeFrame(f socket.Frame) error {
-	err := s.sock.WriteFrame(f)
+// flush sends what quick handlers have left queued.
+func (s *Session) flush() { _ = s.wrote(s.sock.Flush()) }
+
+// wrote ends the session if a write has failed. An error of encoding leaves it
+// as it was.
+func (s *Session) wrote(err error) error {
 	// A socket that takes no more output because it is being drained must not be
 	// closed for it: what it has sent may not have been read yet.
 	if err != nil && !errors.Is(err, errSocketClosed) {

@@ -1,0 +1,574 @@
+package tp
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/henrylee2cn/teleport/internal/pipe"
+	"github.com/henrylee2cn/teleport/packet"
+	"github.com/henrylee2cn/teleport/socket"
+)
+
+// gate is called by whatever may hold up a reader in these tests.
+var gate atomic.Pointer[func(point string)]
+
+func passGate(point string) { (*gate.Load())(point) }
+
+func setGate(t testing.TB, f func(point string)) {
+	gate.Store(&f)
+	t.Cleanup(func() { gate.Store(nil) })
+}
+
+type gatedArgs struct{}
+
+func (*gatedArgs) UnmarshalJSON([]byte) error { passGate("decode"); return nil }
+
+type gatedReply struct{}
+
+func (gatedReply) MarshalJSON() ([]byte, error) { passGate("encode"); return []byte(`"slow"`), nil }
+
+// gatedPeer serves /slow, which passes the gate wherever users' code may be, and
+// /quick. Both are taken for quick.
+func gatedPeer(t testing.TB) *Peer {
+	points := &testPlugin{"points", map[string]func(interface{}) error{}}
+	for _, point := range []string{"PreReadBody", "PostReadBody", "PreWriteReply", "PostWriteReply"} {
+		points.on[point] = func(interface{}) error { passGate(point); return nil }
+	}
+	srv := newTestPeer(t, nil)
+	HandlePull(srv.PullRouter, "/slow", func(PullCtx, *gatedArgs) (gatedReply, Xerror) {
+		passGate("handler")
+		return gatedReply{}, nil
+	}, points)
+	HandlePull(srv.PullRouter, "/quick", func(ctx PullCtx, args *string) (string, Xerror) { return *args, nil })
+	takeForQuick(srv)
+	return srv
+}
+
+func takeForQuick(p *Peer) {
+	for _, r := range []*routes{p.PullRouter.routes, p.PushRouter.routes} {
+		for _, h := range r.table.Load().all {
+			h.pace.quick.Store(true)
+			h.pace.since = time.Now()
+		}
+	}
+}
+
+// readers counts the goroutines that read sessions.
+func readers() int {
+	buf := make([]byte, 1<<20)
+	buf = buf[:runtime.Stack(buf, true)]
+	return strings.Count(string(buf), "tp.(*Session).read(") + strings.Count(string(buf), "teleport.(*Session).read(")
+}
+
+var gatePoints = []string{"PreReadBody", "decode", "PostReadBody", "handler", "PreWriteReply", "encode", "PostWriteReply"}
+
+// Wherever a quick route's call is held up, what comes behind it on the same
+// session waits a millisecond at most, the call itself is answered once, and one
+// reader is left.
+func TestHeldUpReaderIsReplaced(t *testing.T) {
+	for _, point := range gatePoints {
+		t.Run(point, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				release := make(chan struct{})
+				var calls, passed atomic.Int32
+				setGate(t, func(p string) {
+					if p == "handler" {
+						calls.Add(1)
+					}
+					if p == point && passed.Add(1) == 1 {
+						<-release
+					}
+				})
+				cli := newTestPeer(t, nil)
+				sess, _ := connect(t, cli, gatedPeer(t), pipe.Options{})
+
+				slow := sess.GoPull("/slow", 1, new(string), nil)
+				synctest.Wait()
+				for i := range 3 {
+					var got string
+					start := time.Now()
+					require.Nil(t, sess.Pull("/quick", "hello", &got).Xerror)
+					require.Equal(t, "hello", got)
+					took := time.Since(start)
+					require.LessOrEqual(t, took, 2*watchTick)
+					require.Equal(t, i == 0, took > 0, "the first waits, the others do not: %v", took)
+				}
+				if point == "PostWriteReply" { // the reply has been sent by then
+					require.Len(t, slow.Done(), 1)
+				} else {
+					require.Empty(t, slow.Done())
+				}
+				close(release)
+				cmd := <-slow.Done()
+				require.Nil(t, cmd.Xerror)
+				require.Equal(t, "slow", *cmd.reply.(*string))
+				require.EqualValues(t, 1, calls.Load())
+
+				// The reader that was held up does not go on reading.
+				synctest.Wait()
+				require.Equal(t, 2, readers(), "one for each end")
+				var got string
+				require.Nil(t, sess.Pull("/quick", "still here", &got).Xerror)
+				require.Equal(t, "still here", got)
+			})
+		})
+	}
+}
+
+// Many are held up, one after the other, as when what all handlers wait for is
+// gone. Every one costs what comes behind it a millisecond at most.
+func TestManyHeldUpReaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		setGate(t, func(p string) {
+			if p == "handler" {
+				<-release
+			}
+		})
+		srv := gatedPeer(t)
+		sess, _ := connect(t, newTestPeer(t, nil), srv, pipe.Options{})
+		done := make(chan *PullCmd, 100)
+		start := time.Now()
+		for range 100 {
+			takeForQuick(srv)
+			sess.GoPull("/slow", 1, new(string), done)
+			var got string
+			require.Nil(t, sess.Pull("/quick", "x", &got).Xerror)
+		}
+		require.LessOrEqual(t, time.Since(start), 100*2*watchTick)
+		require.Empty(t, done)
+		close(release)
+		for range 100 {
+			cmd := <-done
+			require.Nil(t, cmd.Xerror)
+			require.Equal(t, "slow", *cmd.reply.(*string))
+		}
+		synctest.Wait()
+		require.Equal(t, 2, readers())
+	})
+}
+
+// Replies of handlers that ran before the one that blocks are not held back with
+// it.
+func TestRepliesBeforeAHeldUpHandlerLeave(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		setGate(t, func(p string) {
+			if p == "handler" {
+				<-release
+			}
+		})
+		srv := gatedPeer(t)
+		ca, cb := pipe.New(pipe.Options{})
+		raw := socket.New(ca, socket.Options{})
+		defer raw.Close()
+		// All requests are there before any is read.
+		for i, uri := range []string{"/quick", "/quick", "/slow"} {
+			_, err := raw.QueueFrame(encoded(t, raw, &packet.Packet{
+				Header: &packet.Header{Id: fmt.Sprint(i), Type: packet.TypePull, Uri: uri}, Body: "x",
+			}))
+			require.NoError(t, err)
+		}
+		require.NoError(t, raw.Flush())
+		start := time.Now()
+		_, err := srv.ServeConn(cb)
+		require.NoError(t, err)
+		for i := range 2 {
+			var p packet.Packet
+			require.NoError(t, raw.ReadPacket(&p, nil))
+			require.Equal(t, fmt.Sprint(i), p.Header.Id)
+		}
+		require.LessOrEqual(t, time.Since(start), 2*watchTick)
+		close(release)
+		var p packet.Packet
+		require.NoError(t, raw.ReadPacket(&p, nil))
+		require.Equal(t, "2", p.Header.Id)
+	})
+}
+
+func encoded(t testing.TB, s *socket.Socket, p *packet.Packet) socket.Frame {
+	t.Helper()
+	f, err := s.Encode(p)
+	require.NoError(t, err)
+	return f
+}
+
+// A reader that is held up by its own write, because the other side does not
+// read, is replaced too: what is sent is still taken in.
+func TestReaderHeldUpByAWriteIsReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := newTestPeer(t, nil)
+		HandlePull(srv.PullRouter, "/quick", func(ctx PullCtx, args *string) (string, Xerror) { return *args, nil })
+		pushed := make(chan struct{}, 10)
+		HandlePush(srv.PushRouter, "/note", func(PushCtx, *string) { pushed <- struct{}{} })
+		takeForQuick(srv)
+		ca, cb := pipe.New(pipe.Options{Buffer: 1000})
+		raw := socket.New(ca, socket.Options{})
+		defer raw.Close()
+		sess, err := srv.ServeConn(cb)
+		require.NoError(t, err)
+
+		// The reply is larger than the connection holds, and is not read.
+		text := strings.Repeat("x", 10000)
+		require.NoError(t, raw.WritePacket(&packet.Packet{Header: &packet.Header{Id: "1", Type: packet.TypePull, Uri: "/quick"}, Body: text}))
+		for range 3 {
+			start := time.Now()
+			require.NoError(t, raw.WritePacket(&packet.Packet{Header: &packet.Header{Type: packet.TypePush, Uri: "/note"}, Body: "x"}))
+			<-pushed
+			require.LessOrEqual(t, time.Since(start), 2*watchTick)
+		}
+		var got string
+		require.NoError(t, raw.ReadPacket(new(packet.Packet), func(*packet.Header) interface{} { return &got }))
+		require.Equal(t, text, got)
+		synctest.Wait()
+		require.Equal(t, 1, readers())
+		require.NoError(t, sess.Close())
+	})
+}
+
+// A quick handler may pull from its caller: the reader that would take the reply
+// is the one that waits for it, until it is replaced.
+func TestQuickHandlerPullsBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
+		HandlePull(srv.PullRouter, "/back", func(ctx PullCtx, args *string) (string, Xerror) {
+			var got string
+			cmd := ctx.Session().Pull("/echo", *args, &got)
+			return got, cmd.Xerror
+		})
+		HandlePull(cli.PullRouter, "/echo", func(ctx PullCtx, args *string) (string, Xerror) { return *args, nil })
+		takeForQuick(srv)
+		takeForQuick(cli)
+		sess, _ := connect(t, cli, srv, pipe.Options{})
+		for range 5 {
+			takeForQuick(srv)
+			var got string
+			require.Nil(t, sess.Pull("/back", "ping", &got).Xerror)
+			require.Equal(t, "ping", got)
+		}
+	})
+}
+
+// runtime.Goexit in a quick handler ends its goroutine, which is the reader: the
+// call is answered and another reader goes on.
+func TestGoexitInAQuickHandler(t *testing.T) {
+	for _, point := range gatePoints {
+		t.Run(point, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				setGate(t, func(p string) {
+					if p == point {
+						runtime.Goexit()
+					}
+				})
+				srv := gatedPeer(t)
+				sess, _ := connect(t, newTestPeer(t, nil), srv, pipe.Options{})
+				for range 3 {
+					takeForQuick(srv)
+					cmd := sess.Pull("/slow", 1, new(string))
+					if point == "PostWriteReply" {
+						require.Nil(t, cmd.Xerror)
+					} else {
+						require.Equal(t, StatusInternalServerError, cmd.Xerror.Code())
+					}
+					var got string
+					require.Nil(t, sess.Pull("/quick", "x", &got).Xerror)
+				}
+				require.Equal(t, 2, readers())
+			})
+		})
+	}
+}
+
+// A handler that is held up when its session ends, and when its peer shuts down,
+// holds up neither the end nor the other sessions, and Shutdown waits for it.
+func TestEndWithAHeldUpReader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		setGate(t, func(p string) {
+			if p == "handler" {
+				<-release
+			}
+		})
+		srv := gatedPeer(t)
+		first, other := connect(t, newTestPeer(t, nil), srv, pipe.Options{})
+		second, _ := connect(t, newTestPeer(t, nil), srv, pipe.Options{})
+		done := make(chan *PullCmd, 2)
+		first.GoPull("/slow", 1, new(string), done)
+		takeForQuick(srv)
+		second.GoPull("/slow", 1, new(string), done)
+		synctest.Wait()
+		require.NoError(t, other.Close())
+		require.Equal(t, StatusConnClosed, (<-done).Xerror.Code())
+
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		down := make(chan error, 1)
+		go func() { down <- srv.Shutdown(ctx) }()
+		time.Sleep(time.Second) // of the bubble's time
+		require.Empty(t, down)
+		close(release)
+		require.Nil(t, (<-done).Xerror)
+		require.NoError(t, <-down)
+	})
+}
+
+// Where no slot of the watch is free, quick routes are given goroutines too.
+func TestReadersWithoutASlot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := newTestPeer(t, nil)
+		var inline atomic.Bool
+		HandlePull(srv.PullRouter, "/where", func(PullCtx, *string) (string, Xerror) {
+			inline.Store(runsOnReader())
+			return "", nil
+		})
+		sess, _ := connect(t, newTestPeer(t, nil), srv, pipe.Options{})
+		require.Nil(t, sess.Pull("/where", "", new(string)).Xerror)
+		require.False(t, inline.Load())
+		takeForQuick(srv)
+		require.Nil(t, sess.Pull("/where", "", new(string)).Xerror)
+		require.True(t, inline.Load())
+		synctest.Wait()
+
+		nobody := new(Session)
+		for i := range srv.watch.slots {
+			require.True(t, srv.watch.slots[i].CompareAndSwap(nil, nobody), "slot %d is taken while nobody runs", i)
+		}
+		require.Nil(t, sess.Pull("/where", "", new(string)).Xerror)
+		require.False(t, inline.Load())
+		for i := range srv.watch.slots {
+			srv.watch.slots[i].Store(nil)
+		}
+		require.Nil(t, sess.Pull("/where", "", new(string)).Xerror)
+		require.True(t, inline.Load())
+	})
+}
+
+func runsOnReader() bool { return strings.Contains(string(debug.Stack()), "(*reader).run") }
+
+// The watch's goroutine ends when nobody has been seen for some time, and is
+// there again when it is needed.
+func TestWatchEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		setGate(t, func(p string) {
+			if p == "handler" {
+				<-release
+			}
+		})
+		srv := gatedPeer(t)
+		sess, _ := connect(t, newTestPeer(t, nil), srv, pipe.Options{})
+		for range 3 {
+			require.Nil(t, sess.Pull("/quick", "", new(string)).Xerror)
+			require.True(t, srv.watch.running.Load())
+			time.Sleep((watchIdle + 1) * watchTick) // of the bubble's time
+			synctest.Wait()
+			require.False(t, srv.watch.running.Load())
+		}
+		// It does not end while somebody is held up, and not before it has helped.
+		takeForQuick(srv)
+		cmd := sess.GoPull("/slow", 1, new(string), nil)
+		require.Nil(t, sess.Pull("/quick", "", new(string)).Xerror)
+		close(release)
+		require.Nil(t, (<-cmd.Done()).Xerror)
+	})
+}
+
+// A route becomes quick when enough of its calls were, on average.
+func TestPaceOfARoute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var p pace
+		for range tryAfter - 1 {
+			p.sample(time.Microsecond)
+			require.False(t, p.quick.Load())
+		}
+		p.sample(time.Microsecond)
+		require.True(t, p.quick.Load())
+
+		// One slow call, whatever its time, does not count for more than it is.
+		p.sample(time.Hour)
+		require.True(t, p.quick.Load())
+		for range 100 {
+			p.sample(time.Microsecond)
+		}
+		// Slow ones do.
+		for range 20 {
+			p.sample(200 * time.Microsecond)
+		}
+		require.False(t, p.quick.Load())
+		for range 1000 {
+			p.sample(200 * time.Microsecond)
+			require.False(t, p.quick.Load())
+		}
+	})
+}
+
+// A route that holds up readers again and again is tried more and more rarely;
+// one that does it now and then stays quick.
+func TestPaceOfARouteThatBlocks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var p pace
+		tries := func() (n int) {
+			for !p.quick.Load() {
+				p.sample(time.Microsecond)
+				n++
+			}
+			return n
+		}
+		for i := range maxWary + 3 {
+			require.Equal(t, tryAfter<<min(i, maxWary), tries())
+			p.heldUp()
+			require.False(t, p.quick.Load(), "held up at once")
+		}
+		require.Equal(t, tryAfter<<maxWary, tries())
+		for range maxWary {
+			time.Sleep(late + 1) // of the bubble's time
+			p.heldUp()
+			require.True(t, p.quick.Load(), "held up after a long time")
+		}
+		p.heldUp()
+		require.False(t, p.quick.Load(), "held up twice in a short time")
+		require.Equal(t, tryAfter<<1, tries())
+		time.Sleep(soon)
+		p.heldUp()
+		require.True(t, p.quick.Load())
+		p.demoteLocked()
+		p.heldUp() // by a call that began before
+		require.False(t, p.quick.Load())
+		require.Equal(t, tryAfter<<2, tries())
+	})
+}
+
+// Quick routes whose handlers block now and then, under load and the race
+// detector: no reply is lost, doubled or another's.
+func TestHeldUpReadersUnderLoad(t *testing.T) {
+	srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
+	HandlePull(srv.PullRouter, "/some", func(_ PullCtx, n *uint64) (uint64, Xerror) {
+		switch {
+		case *n%97 == 0:
+			time.Sleep(2 * time.Millisecond) // it is what the test is about
+		case *n%89 == 0:
+			runtime.Gosched()
+		}
+		return *n + 1, nil
+	})
+	addr := serve(t, srv)
+	stop := make(chan struct{})
+	var promoting sync.WaitGroup
+	promoting.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				srv.PullRouter.routes.table.Load().handlers["/some"].pace.quick.Store(true)
+				runtime.Gosched()
+			}
+		}
+	})
+	var wg sync.WaitGroup
+	for s := range 3 {
+		sess, err := cli.Dial(addr)
+		require.NoError(t, err)
+		for c := range 8 {
+			wg.Go(func() {
+				for i := range 300 {
+					n := uint64(s)<<40 | uint64(c)<<32 | uint64(i*7+c)
+					var got uint64
+					if cmd := sess.Pull("/some", n, &got); !assert.Nil(t, cmd.Xerror) || !assert.Equal(t, n+1, got) {
+						return
+					}
+				}
+			})
+		}
+	}
+	wg.Wait()
+	close(stop)
+	promoting.Wait()
+}
+
+// A session that does nothing for a while is given a new reader, whose stack is
+// small, and loses nothing by it.
+func TestQuietSessionGetsANewReader(t *testing.T) {
+	srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
+	HandlePull(srv.PullRouter, "/echo", func(_ PullCtx, s *string) (string, Xerror) { return *s, nil })
+	sess := dial(t, cli, srv)
+	for i := range 3 {
+		text := strings.Repeat("x", 1+i*100000)
+		var got string
+		require.Nil(t, sess.Pull("/echo", text, &got).Xerror)
+		require.Equal(t, text, got)
+		require.Eventually(t, func() bool { // both ends have been quiet
+			buf := make([]byte, 1<<20)
+			all := string(buf[:runtime.Stack(buf, true)])
+			const by = "created by github.com/henrylee2cn/teleport."
+			return strings.Count(all, by+"(*reader).await")+strings.Count(all, by+"(*Session).replaceReader") == 2
+		}, 20*time.Second, 50*time.Millisecond)
+	}
+	require.NoError(t, sess.Close())
+}
+
+// The length that a frame declares is not waited for by a replaced reader alone:
+// a packet that is only half there when the reader is replaced is read whole.
+func TestHalfAPacketWhenTheReaderIsReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		setGate(t, func(p string) {
+			if p == "handler" {
+				<-release
+			}
+		})
+		srv := gatedPeer(t)
+		ca, cb := pipe.New(pipe.Options{})
+		_, err := srv.ServeConn(cb)
+		require.NoError(t, err)
+		frame := func(id, uri string) []byte {
+			b, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: id, Type: packet.TypePull, Uri: uri}, Body: "x"}, packet.Limits{})
+			require.NoError(t, err)
+			return b
+		}
+		second := frame("2", "/quick")
+		require.Greater(t, int(binary.BigEndian.Uint32(second)), 4)
+		_, err = ca.Write(append(frame("1", "/slow"), second[:7]...))
+		require.NoError(t, err)
+		time.Sleep(10 * watchTick) // of the bubble's time
+		_, err = ca.Write(second[7:])
+		require.NoError(t, err)
+		raw := socket.New(ca, socket.Options{})
+		defer raw.Close()
+		var p packet.Packet
+		require.NoError(t, raw.ReadPacket(&p, nil))
+		require.Equal(t, "2", p.Header.Id)
+		close(release)
+		require.NoError(t, raw.ReadPacket(&p, nil))
+		require.Equal(t, "1", p.Header.Id)
+	})
+}
+
+var errGate = errors.New("gate")
+
+// A hook's error on a quick route reaches the caller as on any other.
+func TestHookErrorOnAQuickRoute(t *testing.T) {
+	srv := newTestPeer(t, nil)
+	HandlePull(srv.PullRouter, "/no", func(PullCtx, *string) (string, Xerror) { return "", nil },
+		hookPlugin("no", "PostReadBody", func(interface{}) error { return errGate }))
+	takeForQuick(srv)
+	sess := dial(t, newTestPeer(t, nil), srv)
+	for range 3 {
+		cmd := sess.Pull("/no", "", new(string))
+		require.Equal(t, StatusFailedPlugin, cmd.Xerror.Code())
+		require.Equal(t, "gate", cmd.Xerror.Text())
+	}
+}
