@@ -47,6 +47,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	jsonFile := flags.String("o", "", "write the results to this file, as JSON")
 	svgFile := flags.String("svg", "", "draw calls/s and CPU against callers into this file")
 	from := flags.String("from", "", "measure nothing: take the results from this file, written with -o")
+	profiles := flags.String("profile", "", "write profiles of the CPU into this directory")
 	list := flags.Bool("list", false, "list the systems and the workloads")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -80,7 +81,12 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	if *rounds < 1 || *window <= 0 || *warmUp < 0 {
 		return fmt.Errorf("-rounds %d, -window %v, -warmup %v: the first two must be positive, the third not negative", *rounds, *window, *warmUp)
 	}
-	o := harness.Options{Rounds: *rounds, WarmUp: *warmUp, Window: *window, Progress: progress}
+	o := harness.Options{Rounds: *rounds, WarmUp: *warmUp, Window: *window, Profiles: *profiles, Progress: progress}
+	if *profiles != "" {
+		if err := os.MkdirAll(*profiles, 0o755); err != nil {
+			return err
+		}
+	}
 	var err error
 	if o.Systems, err = plan.Systems(*systemList); err != nil {
 		return err

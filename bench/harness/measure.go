@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"path/filepath"
 	"runtime"
 	"time"
 
@@ -27,6 +28,15 @@ type cell struct {
 	workload       plan.Workload
 	warmUp, window time.Duration
 	spins          int
+	profiles       string // a directory; empty for none
+}
+
+// profile returns the file for the profile of one side.
+func (c cell) profile(side string) string {
+	if c.profiles == "" {
+		return ""
+	}
+	return filepath.Join(c.profiles, fmt.Sprintf("%s-%s-%s.pprof", c.workload.Name, c.system.Name, side))
 }
 
 // measure runs a server and a client and measures them.
@@ -46,18 +56,18 @@ func (c cell) measure(ctx context.Context) report.Round {
 }
 
 func (c cell) run(ctx context.Context) (map[string]float64, error) {
-	server, err := startProcess(ctx, role{System: c.system.Name, Spins: max(c.spins, 1)})
+	server, err := startProcess(ctx, role{System: c.system.Name, Spins: max(c.spins, 1), Profile: c.profile("server")})
 	if err != nil {
 		return nil, fmt.Errorf("server: %w", err)
 	}
 	defer server.end()
-	client, err := startProcess(ctx, role{System: c.system.Name, Addr: server.hello.Addr, Workload: c.workload})
+	client, err := startProcess(ctx, role{System: c.system.Name, Addr: server.hello.Addr, Workload: c.workload, Profile: c.profile("client")})
 	if err != nil {
 		return nil, fmt.Errorf("client: %w", err)
 	}
 	defer client.end()
 	if c.workload.Mode == plan.Idle {
-		return c.runIdle(client, server)
+		return c.runIdle(ctx, client, server)
 	}
 
 	if err := pause(ctx, c.warmUp); err != nil {
@@ -143,14 +153,20 @@ func awaitArrival(ctx context.Context, server *process, sent int64) (int64, erro
 	}
 }
 
+// idleTime is how long connections do nothing before they are taken for idle.
+const idleTime = 3 * time.Second
+
 // runIdle measures the server's memory before and after the connections.
-func (c cell) runIdle(client, server *process) (map[string]float64, error) {
+func (c cell) runIdle(ctx context.Context, client, server *process) (map[string]float64, error) {
 	before, err := server.ask(cmdSettle, answerTimeout)
 	if err != nil {
 		return nil, fmt.Errorf("server: %w", err)
 	}
 	if _, err := client.ask(cmdFill, startTimeout); err != nil {
 		return nil, fmt.Errorf("client: %w", err)
+	}
+	if err := pause(ctx, idleTime); err != nil {
+		return nil, err
 	}
 	asIs, err := server.ask(cmdMark, answerTimeout)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"runtime/pprof"
 	"time"
 
 	tp "github.com/henrylee2cn/teleport"
@@ -27,6 +28,8 @@ type role struct {
 	// Addr makes it a client of the server with the address.
 	Addr     string        `json:"addr,omitempty"`
 	Workload plan.Workload `json:"workload,omitzero"`
+	// Profile is the file that gets a profile of the CPU; empty for none.
+	Profile string `json:"profile,omitempty"`
 }
 
 // childArg is a child process's first argument.
@@ -104,6 +107,17 @@ func RunChild() {
 
 // serveRole does what a child does, until in ends.
 func serveRole(r role, in io.Reader, out io.Writer) error {
+	if r.Profile != "" {
+		f, err := os.Create(r.Profile)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
+	}
 	answer := json.NewEncoder(out)
 	var c child
 	var addr string

@@ -21,6 +21,10 @@ type Options struct {
 	// WarmUp is how long the load runs before it is measured, Window how long it
 	// is measured.
 	WarmUp, Window time.Duration
+	// Profiles is a directory that gets profiles of the CPU, one for each side of
+	// each measurement, of which a later round's replace the earlier; empty for
+	// none.
+	Profiles string
 	// Progress is told about every measurement.
 	Progress io.Writer
 	// After is called with the report so far when a workload is through.
@@ -51,7 +55,7 @@ func Run(ctx context.Context, o Options) (*report.Report, error) {
 		for round := range o.Rounds {
 			for turn := range some {
 				i := (round + turn) % len(some)
-				c := cell{system: some[i], workload: w, warmUp: o.WarmUp, window: o.Window, spins: spins}
+				c := cell{system: some[i], workload: w, warmUp: o.WarmUp, window: o.Window, spins: spins, profiles: o.Profiles}
 				r := c.measure(ctx)
 				if err := ctx.Err(); err != nil {
 					return rep, err

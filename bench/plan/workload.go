@@ -94,7 +94,7 @@ func All() []Workload {
 			Mode: Calls, Conns: 1, Callers: 4, Data: 1 << 20, Refs: callRefs, Compare: []string{MBps, CPU},
 		},
 		{
-			Name: "idle", About: "5,000 connections after a call each",
+			Name: "idle", About: "5,000 connections, 3 s after a call each",
 			Mode: Idle, Conns: 5000, Callers: 1, Refs: callRefs, Compare: []string{RSS, RSSAsIs},
 		},
 		{

@@ -63,9 +63,7 @@ type Pusher interface {
 func All() []System {
 	return []System{
 		tpController,
-		// To be added here: tpFunction, called "tp-func", which is tpController with
-		// plain functions in the place of the controllers. Tables, ratios and plot
-		// know the name already.
+		tpFunction,
 		tpJSON,
 		socketAlone,
 		floorA,

@@ -18,9 +18,27 @@ var tpController = System{
 	NewClient: func(addr string) (Client, error) { return newTPClient(addr, "protobuf", tpProtobuf), nil },
 }
 
+var tpFunction = System{
+	Name:  "tp-func",
+	About: "the same, plain functions in the place of the controller",
+	Push:  true,
+	Serve: func(w *payload.Work) (Server, error) {
+		return serveTP(func(peer *tp.Peer) {
+			for _, k := range payload.Kinds() {
+				tp.HandlePull(peer.PullRouter, k.Path(), func(_ tp.PullCtx, m *payload.Message) (*payload.Message, tp.Xerror) {
+					w.Handle(k, m)
+					return m, nil
+				})
+			}
+			tp.HandlePush(peer.PushRouter, payload.NotePath, func(_ tp.PushCtx, m *payload.Message) { w.Note(m) })
+		})
+	},
+	NewClient: tpController.NewClient,
+}
+
 var tpJSON = System{
 	Name:  "tp-json",
-	About: "the same, JSON bodies",
+	About: "a controller, JSON bodies",
 	Serve: func(w *payload.Work) (Server, error) {
 		return serveTP(func(peer *tp.Peer) { peer.PullRouter.Group("json").Reg(&PlainBench{work: w}) })
 	},
