@@ -54,7 +54,7 @@ func (p *byPointer) PromotedPointer(a *shapeArgs) (*string, Xerror) {
 }
 
 type shapes struct {
-	pad [3]byte
+	_ [3]byte
 	byValue
 	*byPointer
 	Calls int
@@ -78,11 +78,13 @@ func (s *shapes) Float(a *shapeArgs) (float64, Xerror)  { return float64(a.N) / 
 func (s *shapes) Map(a *shapeArgs) (map[string]int, Xerror) {
 	return map[string]int{a.Text: a.N}, a.xerror()
 }
-func (s *shapes) Slice(a *shapeArgs) ([]*int, Xerror)            { return []*int{a.Keep, nil}, a.xerror() }
-func (s *shapes) Array(a *shapeArgs) ([3]int, Xerror)            { return [3]int{a.N, 2, 3}, a.xerror() }
-func (s *shapes) PointerArray(a *shapeArgs) ([1]*int, Xerror)    { return [1]*int{a.Keep}, a.xerror() }
-func (s *shapes) Any(a *shapeArgs) (interface{}, Xerror)         { return a, a.xerror() }
-func (s *shapes) NilAny(a *shapeArgs) (interface{}, Xerror)      { return nil, a.xerror() }
+func (s *shapes) Slice(a *shapeArgs) ([]*int, Xerror)         { return []*int{a.Keep, nil}, a.xerror() }
+func (s *shapes) Array(a *shapeArgs) ([3]int, Xerror)         { return [3]int{a.N, 2, 3}, a.xerror() }
+func (s *shapes) PointerArray(a *shapeArgs) ([1]*int, Xerror) { return [1]*int{a.Keep}, a.xerror() }
+func (s *shapes) Any(a *shapeArgs) (interface{}, Xerror)      { return a, a.xerror() }
+func (s *shapes) NilAny(a *shapeArgs) (interface{}, Xerror)   { return nil, a.xerror() }
+
+//lint:ignore ST1008 a reply may be of any type
 func (s *shapes) Error(a *shapeArgs) (error, Xerror)             { return errors.New(a.Text), a.xerror() }
 func (s *shapes) TypedNilXerror(*shapeArgs) (*shapeArgs, Xerror) { return nil, (*xerror)(nil) }
 func (s *shapes) TypedNilXerrorValue(*shapeArgs) (int, Xerror)   { return 0, (*xerror)(nil) }

@@ -250,7 +250,7 @@ func TestHandlerAsPostRegSeesIt(t *testing.T) {
 	}
 	p := newTestPeer(t, nil, see("peer"))
 	HandlePull(p.PullRouter.Group("g"), "/pull", func(PullCtx, *point) (map[string]*point, Xerror) { return nil, nil }, see("own"))
-	HandlePull(p.PullRouter, "/any", func(PullCtx, *interface{}) (error, Xerror) { return nil, nil })
+	HandlePull(p.PullRouter, "/any", func(PullCtx, *interface{}) (fmt.Stringer, Xerror) { return nil, nil })
 	HandlePush(p.PushRouter.Group("g"), "push", func(PushCtx, *[]string) {})
 	require.Len(t, seen, 4)
 	require.Same(t, seen[0], seen[1])
@@ -261,7 +261,7 @@ func TestHandlerAsPostRegSeesIt(t *testing.T) {
 		arg, answer reflect.Type
 	}{
 		{seen[0], "/g/pull", true, reflect.TypeFor[point](), reflect.TypeFor[map[string]*point]()},
-		{seen[2], "/any", true, reflect.TypeFor[interface{}](), reflect.TypeFor[error]()},
+		{seen[2], "/any", true, reflect.TypeFor[interface{}](), reflect.TypeFor[fmt.Stringer]()},
 		{seen[3], "/g/push", false, reflect.TypeFor[[]string](), nil},
 	} {
 		require.Equal(t, c.name, c.h.Name(), i)

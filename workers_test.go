@@ -128,7 +128,7 @@ func TestIdleWorkersEnd(t *testing.T) {
 			synctest.Wait()
 			require.Equal(t, 5, workersNow())
 			require.Equal(t, 5, w.idleNow(), "not yet idle from one sweep to the next")
-			time.Sleep(1)
+			time.Sleep(time.Nanosecond)
 			synctest.Wait()
 			require.Zero(t, w.idleNow())
 			require.Zero(t, workersNow())
