@@ -309,7 +309,7 @@ func TestSweepAfterClose(t *testing.T) {
 		time.Sleep(sweepWorkers + 1) // of the bubble's time: all ten are spare now
 		require.NoError(t, srv.Close())
 		time.Sleep(2 * sweepWorkers)
-		require.Empty(t, srv.workers.idle)
-		require.False(t, srv.workers.sweeping)
+		require.Zero(t, srv.workers.idleNow())
+		require.False(t, srv.workers.sweepingNow())
 	})
 }
