@@ -66,11 +66,17 @@ func takeForQuick(p *Peer) {
 	}
 }
 
-// readers counts the goroutines that read sessions.
-func readers() int {
+// readers counts the goroutines that read sessions, in the test's bubble.
+func readers() (n int) {
+	synctest.Wait()
 	buf := make([]byte, 1<<20)
-	buf = buf[:runtime.Stack(buf, true)]
-	return strings.Count(string(buf), "tp.(*Session).read(") + strings.Count(string(buf), "teleport.(*Session).read(")
+	for stack := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+		head, _, _ := strings.Cut(stack, "\n")
+		if strings.Contains(head, "synctest bubble") && strings.Contains(stack, ".(*Session).read(") {
+			n++
+		}
+	}
+	return n
 }
 
 var gatePoints = []string{"PreReadBody", "decode", "PostReadBody", "handler", "PreWriteReply", "encode", "PostWriteReply"}
