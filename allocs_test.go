@@ -44,24 +44,7 @@ func TestAllocsOfServing(t *testing.T) {
 		{"push", packet.TypePush, "/note", 3},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			srv := newTestPeer(t, nil)
-			srv.PullRouter.Reg(new(Bench))
-			HandlePull(srv.PullRouter, "/echo", func(_ PullCtx, args *wrapperspb.StringValue) (*wrapperspb.StringValue, Xerror) {
-				return args, nil
-			})
-			HandlePush(srv.PushRouter, "/note", func(PushCtx, *wrapperspb.StringValue) {})
-			frame, err := packet.Append(nil, &packet.Packet{
-				BodyCodec: "protobuf",
-				Header:    &packet.Header{Id: "12345", Type: c.typ, Uri: c.uri},
-				Body:      wrapperspb.String(allocText),
-			}, packet.Limits{})
-			require.NoError(t, err)
-			requireAllocs(t, c.most, func(calls int) {
-				f := &feed{frame: frame, batch: 32, left: calls, empty: make(chan struct{})}
-				_, err := srv.ServeConn(f)
-				require.NoError(t, err)
-				<-f.empty
-			})
+			requireAllocs(t, c.most, serveFeed(t, c.typ, c.uri, wrapperspb.String(allocText)))
 		})
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/henrylee2cn/teleport/packet"
@@ -120,6 +121,29 @@ func (f *feed) RemoteAddr() net.Addr             { return &net.TCPAddr{} }
 func (f *feed) SetReadDeadline(time.Time) error  { return nil }
 func (f *feed) SetWriteDeadline(time.Time) error { return nil }
 
+// serveFeed makes a peer with routes for the benchmarks and returns what serves n
+// packets of the type, with the URI and the body.
+func serveFeed(t testing.TB, typ int32, uri string, body *wrapperspb.StringValue) (run func(n int)) {
+	srv := newTestPeer(t, nil)
+	srv.PullRouter.Reg(new(Bench))
+	HandlePull(srv.PullRouter, "/echo", func(_ PullCtx, args *wrapperspb.StringValue) (*wrapperspb.StringValue, Xerror) {
+		return args, nil
+	})
+	HandlePush(srv.PushRouter, "/note", func(PushCtx, *wrapperspb.StringValue) {})
+	frame, err := packet.Append(nil, &packet.Packet{
+		BodyCodec: "protobuf",
+		Header:    &packet.Header{Id: "12345", Type: typ, Uri: uri},
+		Body:      body,
+	}, packet.Limits{})
+	require.NoError(t, err)
+	return func(n int) {
+		f := &feed{frame: frame, batch: 32, left: n, empty: make(chan struct{})}
+		_, err := srv.ServeConn(f)
+		require.NoError(t, err)
+		<-f.empty
+	}
+}
+
 // BenchmarkServe is the serving side of a call alone, with quick handlers: from
 // the read buffer to the buffer of what is written.
 func BenchmarkServe(b *testing.B) {
@@ -136,27 +160,7 @@ func BenchmarkServe(b *testing.B) {
 		{"push", packet.TypePush, "/note"},
 	} {
 		b.Run(tc.name, func(b *testing.B) {
-			srv := newTestPeer(b, nil)
-			srv.PullRouter.Reg(new(Bench))
-			HandlePull(srv.PullRouter, "/echo", func(_ PullCtx, args *wrapperspb.StringValue) (*wrapperspb.StringValue, Xerror) {
-				return args, nil
-			})
-			HandlePush(srv.PushRouter, "/note", func(PushCtx, *wrapperspb.StringValue) {})
-			frame, err := packet.Append(nil, &packet.Packet{
-				BodyCodec: "protobuf",
-				Header:    &packet.Header{Id: "12345", Type: tc.typ, Uri: tc.uri},
-				Body:      args,
-			}, packet.Limits{})
-			if err != nil {
-				b.Fatal(err)
-			}
-			run := func(n int) {
-				f := &feed{frame: frame, batch: 32, left: n, empty: make(chan struct{})}
-				if _, err := srv.ServeConn(f); err != nil {
-					b.Fatal(err)
-				}
-				<-f.empty
-			}
+			run := serveFeed(b, tc.typ, tc.uri, args)
 			run(1000) // until the route is known to be quick
 			b.ReportAllocs()
 			b.ResetTimer()

@@ -32,6 +32,17 @@ func setGate(t testing.TB, f func(point string)) {
 	t.Cleanup(func() { gate.Store(nil) })
 }
 
+// holdHandlers holds up the handlers of /slow until the channel is closed.
+func holdHandlers(t testing.TB) (release chan struct{}) {
+	release = make(chan struct{})
+	setGate(t, func(p string) {
+		if p == "handler" {
+			<-release
+		}
+	})
+	return release
+}
+
 type gatedArgs struct{}
 
 func (*gatedArgs) UnmarshalJSON([]byte) error { passGate("decode"); return nil }
@@ -138,12 +149,7 @@ func TestHeldUpReaderIsReplaced(t *testing.T) {
 // gone. Every one costs what comes behind it a millisecond at most.
 func TestManyHeldUpReaders(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		release := make(chan struct{})
-		setGate(t, func(p string) {
-			if p == "handler" {
-				<-release
-			}
-		})
+		release := holdHandlers(t)
 		srv := gatedPeer(t)
 		sess, _ := connect(t, newTestPeer(t, nil), srv, pipe.Options{})
 		done := make(chan *PullCmd, 100)
@@ -171,12 +177,7 @@ func TestManyHeldUpReaders(t *testing.T) {
 // it.
 func TestRepliesBeforeAHeldUpHandlerLeave(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		release := make(chan struct{})
-		setGate(t, func(p string) {
-			if p == "handler" {
-				<-release
-			}
-		})
+		release := holdHandlers(t)
 		srv := gatedPeer(t)
 		ca, cb := pipe.New(pipe.Options{})
 		raw := socket.New(ca, socket.Options{})
@@ -302,12 +303,7 @@ func TestGoexitInAQuickHandler(t *testing.T) {
 // holds up neither the end nor the other sessions, and Shutdown waits for it.
 func TestEndWithAHeldUpReader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		release := make(chan struct{})
-		setGate(t, func(p string) {
-			if p == "handler" {
-				<-release
-			}
-		})
+		release := holdHandlers(t)
 		srv := gatedPeer(t)
 		first, other := connect(t, newTestPeer(t, nil), srv, pipe.Options{})
 		second, _ := connect(t, newTestPeer(t, nil), srv, pipe.Options{})
@@ -368,12 +364,7 @@ func runsOnReader() bool { return strings.Contains(string(debug.Stack()), "(*rea
 // there again when it is needed.
 func TestWatchEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		release := make(chan struct{})
-		setGate(t, func(p string) {
-			if p == "handler" {
-				<-release
-			}
-		})
+		release := holdHandlers(t)
 		srv := gatedPeer(t)
 		sess, _ := connect(t, newTestPeer(t, nil), srv, pipe.Options{})
 		for range 3 {
@@ -530,12 +521,7 @@ func TestQuietSessionGetsANewReader(t *testing.T) {
 // a packet that is only half there when the reader is replaced is read whole.
 func TestHalfAPacketWhenTheReaderIsReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		release := make(chan struct{})
-		setGate(t, func(p string) {
-			if p == "handler" {
-				<-release
-			}
-		})
+		release := holdHandlers(t)
 		srv := gatedPeer(t)
 		ca, cb := pipe.New(pipe.Options{})
 		_, err := srv.ServeConn(cb)

@@ -64,7 +64,11 @@ func (l *lazyReader) tryRead(fd uintptr) bool {
 		if err == syscall.EAGAIN {
 			return false
 		}
-		l.take(n, err)
+		if n > 0 {
+			l.r.take(l.r.size())
+			l.r.buf.B[0] = l.one[0]
+		}
+		l.done(n, err)
 		return true
 	}
 	l.r.take(l.r.size())
@@ -76,15 +80,6 @@ func (l *lazyReader) tryRead(fd uintptr) bool {
 	}
 	l.done(n, err)
 	return true
-}
-
-// take puts the one byte that was read into a buffer.
-func (l *lazyReader) take(n int, err error) {
-	if n > 0 {
-		l.r.take(l.r.size())
-		l.r.buf.B[0] = l.one[0]
-	}
-	l.done(n, err)
 }
 
 func (l *lazyReader) done(n int, err error) {

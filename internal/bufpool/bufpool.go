@@ -31,15 +31,23 @@ func Get() *Buffer { return GetSize(First) }
 
 // GetSize lends an empty buffer with a capacity of at least n bytes.
 func GetSize(n int) *Buffer {
+	b, size := pooled(n)
+	if b == nil {
+		b = &Buffer{B: make([]byte, 0, size)}
+	}
+	return b
+}
+
+// pooled lends what the pools have of the least size that n bytes fit in, and
+// returns that size; the buffer is nil if they have none.
+func pooled(n int) (b *Buffer, size int) {
 	for i, size := range sizes {
 		if n <= size {
-			if b, _ := pools[i].Get().(*Buffer); b != nil {
-				return b
-			}
-			return &Buffer{B: make([]byte, 0, size)}
+			b, _ = pools[i].Get().(*Buffer)
+			return b, size
 		}
 	}
-	return &Buffer{B: make([]byte, 0, n)}
+	return nil, n
 }
 
 // Put takes a buffer back; nil is allowed. The caller must not use b, or any
@@ -77,13 +85,8 @@ func TryGrow(b []byte, n int) []byte {
 	if cap(b)-len(b) >= n {
 		return b
 	}
-	for i, size := range sizes {
-		if len(b)+n <= size {
-			if other, _ := pools[i].Get().(*Buffer); other != nil {
-				return append(other.B, b...)
-			}
-			break
-		}
+	if other, _ := pooled(len(b) + n); other != nil {
+		return append(other.B, b...)
 	}
 	return b
 }
