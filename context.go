@@ -200,6 +200,7 @@ func (c *packetCtx) keep() *exchange {
 func (c *packetCtx) release() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.sealed = true
 	if x := c.exchange; !c.kept {
 		c.exchange = nil
 		x.put()

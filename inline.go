@@ -2,6 +2,7 @@ package tp
 
 import (
 	"errors"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -162,7 +163,8 @@ const (
 	// takes the processor away.
 	longTime = 5 * quickTime
 	// One handler in sampleSlow is timed, of a quick route one in sampleQuick: to
-	// read the clock twice costs about as much as to hand over a call.
+	// read the clock twice costs about as much as to hand over a call. Chance
+	// chooses which, so that no pattern of calls escapes.
 	sampleSlow  = 16
 	sampleQuick = 64
 	// tryAfter is how many of them a route is timed before it is taken for quick,
@@ -174,6 +176,9 @@ const (
 	soon     = 8 * time.Millisecond
 	late     = 2 * soon
 )
+
+// oneIn is true once in n times, on average.
+func oneIn(n uint32) bool { return rand.Uint32N(n) == 0 }
 
 // pace says whether a route is quick. The zero value says no until it knows.
 type pace struct {

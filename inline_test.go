@@ -299,6 +299,35 @@ func TestGoexitInAQuickHandler(t *testing.T) {
 	}
 }
 
+// The same when the reader was held up before, and replaced: there is nobody else
+// to flush the reply.
+func TestGoexitOfAReplacedReader(t *testing.T) {
+	for _, point := range gatePoints {
+		t.Run(point, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				setGate(t, func(p string) {
+					if p == point {
+						time.Sleep(20 * watchTick)
+						runtime.Goexit()
+					}
+				})
+				sess, _ := connect(t, newTestPeer(t, nil), gatedPeer(t), pipe.Options{})
+				cmd := sess.GoPull("/slow", 1, new(string), nil)
+				synctest.Wait()
+				time.Sleep(30 * watchTick)
+				synctest.Wait()
+				require.Len(t, cmd.Done(), 1, "the pull was not answered")
+				if point == "PostWriteReply" {
+					require.Nil(t, (<-cmd.Done()).Xerror)
+				} else {
+					require.Equal(t, StatusInternalServerError, (<-cmd.Done()).Xerror.Code())
+				}
+				require.Equal(t, 2, readers())
+			})
+		})
+	}
+}
+
 // A handler that is held up when its session ends, and when its peer shuts down,
 // holds up neither the end nor the other sessions, and Shutdown waits for it.
 func TestEndWithAHeldUpReader(t *testing.T) {
@@ -494,6 +523,46 @@ func TestHeldUpReadersUnderLoad(t *testing.T) {
 	wg.Wait()
 	close(stop)
 	promoting.Wait()
+}
+
+// Every route is sampled, whatever the pattern of the calls: here two routes are
+// called in turn, and on many short sessions. One that was quick is found out when
+// it no longer is, even if it never takes long enough to be seen by the watch.
+func TestEveryRouteIsSampled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var took time.Duration
+		srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
+		paths := []string{"/a", "/b"}
+		for _, path := range paths {
+			HandlePull(srv.PullRouter, path, func(PullCtx, *string) (string, Xerror) {
+				time.Sleep(took)
+				return "", nil
+			})
+		}
+		callUntil := func(quick bool) {
+			for n := 0; ; n++ {
+				sess, other := connect(t, cli, srv, pipe.Options{})
+				for range 10 {
+					for _, path := range paths {
+						require.Nil(t, sess.Pull(path, "", nil).Xerror)
+					}
+				}
+				require.NoError(t, sess.Close())
+				<-other.Done()
+				same := true
+				for _, h := range srv.PullRouter.routes.table.Load().all {
+					same = same && h.pace.quick.Load() == quick
+				}
+				if same {
+					return
+				}
+				require.Less(t, n, 10_000, "quick: %v", !quick)
+			}
+		}
+		callUntil(true)
+		took = watchTick / 2
+		callUntil(false)
+	})
 }
 
 // A session that does nothing for a while is given a new reader, whose stack is

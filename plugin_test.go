@@ -385,6 +385,65 @@ func TestHooksThatGoWrong(t *testing.T) {
 	}
 }
 
+// A hook may hold its context and ask it for the packets when the call is long
+// over, as one that writes an audit log in the background does.
+func TestContextsHeldByHooks(t *testing.T) {
+	var mu sync.Mutex
+	held, holding := map[string]interface{}{}, true
+	hold := func(side string) Plugin {
+		p := &testPlugin{side, map[string]func(interface{}) error{}}
+		for _, point := range []string{
+			"PreWritePull", "PostWritePull", "PreWritePush", "PostWritePush", "PreReadHeader",
+			"PostReadHeader", "PreReadBody", "PostReadBody", "PreWriteReply", "PostWriteReply",
+		} {
+			p.on[point] = func(c interface{}) error {
+				mu.Lock()
+				defer mu.Unlock()
+				if holding {
+					held[side+" "+point] = c
+				}
+				return nil
+			}
+		}
+		return p
+	}
+	srv, cli := newTestPeer(t, nil, hold("server")), newTestPeer(t, nil, hold("client"))
+	HandlePull(srv.PullRouter, "/a", func(PullCtx, *string) (string, Xerror) { return "reply", nil })
+	sess, _ := connect(t, cli, srv, pipe.Options{})
+	require.Nil(t, sess.Pull("/a", "args", new(string)).Xerror)
+	require.Nil(t, sess.Push("/none", "args"))
+	require.Equal(t, StatusNotFound, sess.Pull("/none", "args", nil).Xerror.Code())
+	mu.Lock()
+	holding = false
+	mu.Unlock()
+	for range 100 { // others, in what memory the first ones had
+		require.Nil(t, sess.Pull("/a", "args", new(string)).Xerror)
+	}
+	require.NoError(t, sess.Close())
+	require.NoError(t, srv.Close())
+
+	mu.Lock()
+	defer mu.Unlock()
+	for point, c := range held {
+		switch {
+		case strings.HasSuffix(point, "PreReadHeader"): // of the next packet, which there may not be
+			require.NotNil(t, c.(ReadCtx).Input().Header, point)
+		case strings.Contains(point, "Read"):
+			require.NotEmpty(t, c.(ReadCtx).Input().Header.Type, point)
+		default:
+			require.NotEmpty(t, c.(WriteCtx).Output().Header.Type, point)
+		}
+	}
+	for _, point := range []string{"PreReadBody", "PostReadBody"} {
+		in := held["server "+point].(ReadCtx).Input()
+		require.Equal(t, "/a", in.Header.Uri)
+		require.Equal(t, "args", *in.Body.(*string))
+	}
+	require.Equal(t, "/none", held["server PostReadHeader"].(ReadCtx).Input().Header.Uri)
+	require.Equal(t, "reply", *held["client PostReadBody"].(ReadCtx).Input().Body.(*string))
+	require.NotPanics(t, func() { held["server PostReadHeader"].(PullCtx).SetGzip(3) })
+}
+
 func TestPostRegMayRegister(t *testing.T) {
 	var p *Peer
 	once := false

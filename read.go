@@ -19,7 +19,7 @@ type reader struct {
 	turn   uint64            // s.turn
 	slot   int               // of the watch; -1 none
 	dirty  bool              // replies of quick handlers are queued
-	count  uint32            // of the packets, for samples
+	began  bool              // a packet has been read
 	view   packet.HeaderView // of the packet that is being read
 	length int64             // of its body
 }
@@ -36,7 +36,11 @@ func (s *Session) read(replaces bool) {
 			err = fmt.Errorf("reading panicked")
 		}
 		inHandler := r.turn%2 == 1 // which has called runtime.Goexit
-		if err == errReplaced || inHandler && !r.leave() {
+		if err == errReplaced {
+			return
+		}
+		if inHandler && !r.leave() {
+			s.flush() // the other reader may have done so before there was a reply
 			return
 		}
 		r.unwatch()
@@ -90,7 +94,7 @@ func (r *reader) await() (c *packetCtx, err error) {
 		return nil, nil
 	}
 	quiet := quietTime
-	if r.count == 0 {
+	if !r.began {
 		quiet = 0
 	}
 	if err = s.sock.Await(quiet); err == socket.ErrQuiet {
@@ -111,7 +115,7 @@ func (r *reader) next(c *packetCtx) error {
 		}
 		return err
 	}
-	r.count++
+	r.began = true
 	switch r.view.Type {
 	case packet.TypeReply:
 		return r.reply(c)
@@ -209,10 +213,10 @@ func (r *reader) call(c *packetCtx, table *routeTable) error {
 	}
 	c.in.BodyCodec, _ = packet.RawBody(c.body).Codec()
 	if h.pace.quick.Load() && r.enter(h) {
-		c.timed = r.count%sampleQuick == 0
+		c.timed = oneIn(sampleQuick)
 		return r.run(c)
 	}
-	c.timed = r.count%sampleSlow == 1
+	c.timed = oneIn(sampleSlow)
 	s.peer.workers.run(c)
 	return nil
 }

@@ -23,8 +23,8 @@ type Session struct {
 	// id is written under the hub's mutex.
 	id    atomic.Pointer[string]
 	pulls pullTable
-	// running counts pulls and pushes from the time their header was read until
-	// their reply is handed to the connection.
+	// running counts pulls and pushes from the time their body was read until
+	// their reply is queued on the socket.
 	running atomic.Int64
 	// ended is state == stateClosed, to be read without mu.
 	ended atomic.Bool
