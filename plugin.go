@@ -132,10 +132,15 @@ type hooks[C any] []hook[C]
 // run calls the hooks in order up to the first error. They may hold the context
 // and ask it for packets later.
 func (hs hooks[C]) run(c C) *hookError {
-	if len(hs) > 0 {
-		if held, ok := any(c).(*packetCtx); ok {
-			held.keep()
-		}
+	if len(hs) == 0 { // as nearly always; this is inlined
+		return nil
+	}
+	return hs.runAll(c)
+}
+
+func (hs hooks[C]) runAll(c C) *hookError {
+	if held, ok := any(c).(*packetCtx); ok {
+		held.keep()
 	}
 	for i := range hs {
 		if err := hs[i].safely(c); err != nil {

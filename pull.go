@@ -27,8 +27,7 @@ type PullCmd struct {
 	uri         string
 	args, reply interface{}
 	id          uint64
-	done        chan *PullCmd  // GoPull delivers on it; nil for Pull,
-	wait        sync.WaitGroup // which waits here
+	done        chan *PullCmd // GoPull delivers on it; nil for Pull
 	// flight is nil once the pull is complete and all that is left of it is in
 	// packed, until somebody asks for more.
 	flight atomic.Pointer[flight]
@@ -40,9 +39,14 @@ type PullCmd struct {
 type flight struct {
 	ctx packetCtx // of the packet sent and of the reply
 	exchange
+	settled parker // where Pull waits
 }
 
-var flights = sync.Pool{New: func() any { return new(flight) }}
+var flights = sync.Pool{New: func() any {
+	f := new(flight)
+	f.settled.init()
+	return f
+}}
 
 func newPullCmd(s *Session, uri string, args, reply interface{}, settings []PacketSetting) *PullCmd {
 	cmd := &PullCmd{sess: s, uri: uri, args: args, reply: reply}
@@ -129,7 +133,7 @@ func (cmd *PullCmd) launch() {
 func (cmd *PullCmd) settle(x Xerror) {
 	cmd.Xerror = x
 	if cmd.done == nil {
-		cmd.wait.Done()
+		cmd.flight.Load().settled.unpark()
 		return
 	}
 	go func() {
@@ -281,16 +285,16 @@ func (t *pullTable) newId() uint64 { return t.last.Add(1) }
 // add enters the command under its id; false means that the session has ended.
 func (t *pullTable) add(cmd *PullCmd) bool {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.closed {
-		return false
+	open := !t.closed
+	if open {
+		if t.n >= len(t.ring)/2 {
+			t.growLocked()
+		}
+		t.n++
+		t.placeLocked(cmd)
 	}
-	if t.n >= len(t.ring)/2 {
-		t.growLocked()
-	}
-	t.n++
-	t.placeLocked(cmd)
-	return true
+	t.mu.Unlock()
+	return open
 }
 
 func (t *pullTable) placeLocked(cmd *PullCmd) {
@@ -320,7 +324,12 @@ func (t *pullTable) growLocked() {
 // take removes and returns the command with the id, nil if there is none.
 func (t *pullTable) take(id uint64) *PullCmd {
 	t.mu.Lock()
-	defer t.mu.Unlock()
+	cmd := t.takeLocked(id)
+	t.mu.Unlock()
+	return cmd
+}
+
+func (t *pullTable) takeLocked(id uint64) *PullCmd {
 	if t.n == 0 {
 		return nil
 	}

@@ -130,9 +130,9 @@ func (s *Session) SetWriteTimeout(d time.Duration) { s.sock.SetWriteTimeout(d) }
 // is nil on success. Args and reply belong to the call until it returns.
 func (s *Session) Pull(uri string, args, reply interface{}, setting ...PacketSetting) *PullCmd {
 	cmd := newPullCmd(s, uri, args, reply, setting)
-	cmd.wait.Add(1)
+	f := cmd.flight.Load()
 	cmd.launch()
-	cmd.wait.Wait()
+	f.settled.park()
 	cmd.finish()
 	return cmd
 }
