@@ -199,10 +199,13 @@ func (c *packetCtx) keep() *exchange {
 // release is the end of a call whose packets are not needed any more.
 func (c *packetCtx) release() {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.sealed = true
-	if x := c.exchange; !c.kept {
+	x, kept := c.exchange, c.kept
+	if !kept {
 		c.exchange = nil
+	}
+	c.mu.Unlock()
+	if !kept {
 		x.put()
 	}
 }
