@@ -380,7 +380,7 @@ func (c *packetCtx) process() (interface{}, Xerror) {
 		c.keep()
 	} else {
 		arg = h.newArg()
-		if x := c.decode(c.body, arg); x != nil {
+		if x := decodeBody(c.sess, c.body, c.inHdr.Gzip, arg); x != nil {
 			return nil, x
 		}
 		c.in.Body = arg
@@ -392,9 +392,9 @@ func (c *packetCtx) process() (interface{}, Xerror) {
 	return c.callHandler(arg)
 }
 
-// decode decodes a raw body; no body leaves v as it is.
-func (c *packetCtx) decode(raw []byte, v interface{}) Xerror {
-	if _, err := packet.DecodeBody(raw, c.inHdr.Gzip, v, c.sess.sock.Limits()); err != nil {
+// decodeBody decodes a raw body; no body leaves v as it is.
+func decodeBody(s *Session, raw []byte, gzip int32, v interface{}) Xerror {
+	if _, err := packet.DecodeBody(raw, gzip, v, s.sock.Limits()); err != nil {
 		return bodyXerror(err)
 	}
 	return nil

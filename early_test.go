@@ -17,8 +17,8 @@ import (
 )
 
 // A pull of GoPull that waits for room to be written in may be settled by a
-// reply that the other side sends without having seen it. Its frame, which is in
-// the flight's memory, must not be given to another pull before it was written:
+// reply that the other side sends without having seen it. The memory that its frame
+// is in must not be given to another pull before it was written:
 // what goes to this side's other connections would go to that one.
 func TestEarlyReplyToAWaitingGoPull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -1,6 +1,7 @@
 package tp
 
 import (
+	"encoding/binary"
 	"fmt"
 	"strings"
 	"sync"
@@ -219,5 +220,43 @@ func TestPublicOfACompletePull(t *testing.T) {
 	for _, other := range []goutil.Map{second.Public(), bare.Public()} {
 		_, ok = other.Load("b")
 		require.False(t, ok)
+	}
+}
+
+// The same for replies whose bodies cannot be read.
+func TestPackedPullsOfBadReplies(t *testing.T) {
+	answer := func(p *Peer, body []byte, length int) *PullCmd {
+		conn, far := pipe.New(pipe.Options{})
+		sess, err := p.ServeConn(conn)
+		require.NoError(t, err)
+		go func() {
+			b, err := packet.Append(nil, &packet.Packet{
+				Header: &packet.Header{Id: "1", Type: packet.TypeReply, StatusCode: StatusOK},
+			}, packet.Limits{})
+			if err != nil {
+				return
+			}
+			binary.BigEndian.PutUint32(b[len(b)-4:], uint32(length))
+			_, _ = far.Write(append(b, body...))
+		}()
+		cmd := sess.Pull("/a", 1, new(int), WithHeaderCodec("protobuf"))
+		_, _ = sess.Close(), far.Close()
+		return cmd
+	}
+	bare, hooked := newTestPeer(t, nil), newTestPeer(t, nil, &testPlugin{name: "nothing"})
+	for name, c := range map[string]struct {
+		body   []byte
+		length int
+		want   int32
+	}{
+		"no codec has this id": {[]byte("\x01body"), 5, StatusUnsupportedCodec},
+		"malformed":            {[]byte("j{"), 2, StatusBadRequest},
+		"over the limit":       {nil, 1 << 30, StatusTooLarge},
+	} {
+		got, want := answer(bare, c.body, c.length), answer(hooked, c.body, c.length)
+		require.Equal(t, c.want, want.Xerror.Code(), name)
+		require.Equal(t, want.Xerror.Error(), got.Xerror.Error(), name)
+		require.Equal(t, want.Input(), got.Input(), name)
+		require.Equal(t, want.Output(), got.Output(), name)
 	}
 }

@@ -37,7 +37,10 @@ type PullCmd struct {
 // flight is what a pull needs until it is complete. Nearly nobody looks at it
 // afterwards, so it is used again.
 type flight struct {
-	ctx packetCtx // of the packet sent and of the reply
+	// bare is true while nobody can see the packets. Then they are not made: what
+	// there is to know of them is in the command's packed.
+	bare bool
+	ctx  packetCtx // of the packet sent and of the reply
 	exchange
 	settled parker // where Pull waits
 }
@@ -48,15 +51,25 @@ var flights = sync.Pool{New: func() any {
 	return f
 }}
 
-func newPullCmd(s *Session, uri string, args, reply interface{}, settings []PacketSetting) *PullCmd {
+func newPullCmd(s *Session, uri string, args, reply interface{}) *PullCmd {
 	cmd := &PullCmd{sess: s, uri: uri, args: args, reply: reply}
 	f := flights.Get().(*flight)
-	f.ctx.sess, f.ctx.exchange = s, &f.exchange
-	f.in.Header = &f.inHdr
-	f.ctx.setOutput(packet.TypePull, uri, args, settings)
-	f.start = s.peer.startTime()
+	start := s.peer.startTime()
+	if len(s.peer.chain.all) == 0 && start.IsZero() {
+		f.bare = true
+	} else {
+		f.show(s)
+		f.start = start
+	}
 	cmd.flight.Store(f)
 	return cmd
+}
+
+// show makes a bare flight one whose packets are seen.
+func (f *flight) show(s *Session) {
+	f.bare = false
+	f.ctx.sess, f.ctx.exchange = s, &f.exchange
+	f.in.Header = &f.inHdr
 }
 
 // Session returns the session that the pull was made on.
@@ -78,54 +91,85 @@ func (cmd *PullCmd) Public() goutil.Map { return cmd.unpacked().ctx.Public() }
 func (cmd *PullCmd) Done() <-chan *PullCmd { return cmd.done }
 
 // launch sends the pull. Whatever happens, the command is settled once.
-func (cmd *PullCmd) launch() {
-	s, c := cmd.sess, &cmd.flight.Load().ctx
-	chain := s.peer.chain
-	cmd.id = s.pulls.newId()
-	c.keepId(appendPullId(make([]byte, 0, len(c.idText)), cmd.id))
+func (cmd *PullCmd) launch(settings []PacketSetting) {
+	f := cmd.flight.Load()
+	cmd.id = cmd.sess.pulls.newId()
+	if f.bare {
+		x := exchanges.Get().(*exchange)
+		cmd.launchBare(f, x, settings)
+		x.put()
+		return
+	}
+	c, chain := &f.ctx, cmd.sess.peer.chain
+	c.setOutput(packet.TypePull, cmd.uri, cmd.args, settings)
+	f.numberId(cmd.id)
 	c.outHdr.Id = c.id
 	if err := chain.preWritePull.run(c); err != nil {
 		cmd.settle(err.xerror())
 		return
 	}
 	c.fixOutput(c.id, packet.TypePull)
-	var frame socket.Frame
-	var err error
-	if cmd.done == nil {
-		frame, err = s.sock.EncodeTo(c.frameMem[:0], &c.out)
-	} else {
-		// A reply may come while the frame still waits to be written: the other
-		// side can guess ids. Then the flight is used again by another pull.
-		frame, err = s.sock.Encode(&c.out)
+	// A reply may come while the frame still waits to be written, for the other
+	// side can guess ids, and then the flight may be another pull's: the frame must
+	// not be in its memory.
+	frame, err := cmd.sess.sock.Encode(&c.out)
+	if err != nil {
+		cmd.settle(sendXerror(err))
+		return
+	}
+	if cmd.send(frame) { // it may be complete by now
+		if err := chain.postWritePull.run(c); err != nil {
+			Warnf("pull %s: %v", quote(cmd.uri), err)
+		}
+	}
+}
+
+// launchBare is launch where nobody sees the packet, which is made in x.
+func (cmd *PullCmd) launchBare(f *flight, x *exchange, settings []PacketSetting) {
+	s := cmd.sess
+	s.peer.cfg.fill(&x.out, &x.outHdr, packet.TypePull, cmd.uri, cmd.args, settings)
+	x.numberId(cmd.id)
+	x.outHdr.Id = x.id
+	frame, err := s.sock.EncodeTo(x.frameMem[:0], &x.out)
+	if err != nil || !cmd.packOutput(&x.out) {
+		f.show(s)
+		f.ctx.setOutput(packet.TypePull, cmd.uri, cmd.args, settings)
+		f.ctx.numberId(cmd.id)
+		f.outHdr.Id = f.id
+		f.out.HeaderLength, f.out.BodyLength, f.out.Length = x.out.HeaderLength, x.out.BodyLength, x.out.Length
 	}
 	if err != nil {
 		cmd.settle(sendXerror(err))
 		return
 	}
+	cmd.send(frame)
+}
+
+// send enters the pull among those in flight and writes it. It reports false if
+// it was not sent, and settles the command then.
+func (cmd *PullCmd) send(frame socket.Frame) bool {
+	s := cmd.sess
 	// From here on a reply may come: whoever takes the entry out of the table
 	// settles the command.
 	if !s.pulls.add(cmd) {
 		frame.Drop()
 		cmd.settle(newXerror(StatusConnClosed, "connection closed, the pull was not sent", nil))
-		return
+		return false
 	}
 	if s.peer.refusesPulls() {
 		frame.Drop()
 		if s.takePull(cmd.id) != nil {
 			cmd.settle(newXerror(StatusServiceUnavailable, "this peer is shutting down, the pull was not sent", nil))
 		}
-		return
+		return false
 	}
 	if err := s.wrote(s.sock.WriteFrame(frame)); err != nil {
 		if s.takePull(cmd.id) != nil {
 			cmd.settle(sendXerror(err))
 		}
-		return
+		return false
 	}
-	// The pull may be complete by now.
-	if err := chain.postWritePull.run(c); err != nil {
-		Warnf("pull %s: %v", quote(cmd.uri), err)
-	}
+	return true
 }
 
 // settle completes the command: with an error, or with the reply in the flight's
@@ -159,12 +203,20 @@ func (cmd *PullCmd) settle(x Xerror) {
 // decoding.
 func (cmd *PullCmd) finish() {
 	f := cmd.flight.Load()
+	if f.bare {
+		if cmd.Xerror == nil {
+			cmd.Xerror = decodeBody(cmd.sess, f.body, int32(cmd.packed.inGzip), cmd.reply)
+		}
+		f.dropBody()
+		cmd.flight.Store(nil)
+		flights.Put(f)
+		return
+	}
 	if cmd.Xerror == nil {
 		cmd.Xerror = cmd.readReply(f)
 	}
 	f.dropBody()
 	cmd.logPulled(&f.ctx)
-	cmd.pack(f)
 }
 
 func (cmd *PullCmd) readReply(f *flight) Xerror {
@@ -176,7 +228,7 @@ func (cmd *PullCmd) readReply(f *flight) Xerror {
 	if err := chain.preReadBody.run(c); err != nil {
 		return err.xerror()
 	}
-	if x := c.decode(f.body, cmd.reply); x != nil {
+	if x := decodeBody(c.sess, f.body, f.inHdr.Gzip, cmd.reply); x != nil {
 		return x
 	}
 	f.in.Body = cmd.reply
@@ -188,76 +240,86 @@ func (cmd *PullCmd) readReply(f *flight) Xerror {
 }
 
 // packed is what the packets of a pull hold beside what its command has anyway,
-// if all went as it mostly does.
+// if all goes as it mostly does.
 type packed struct {
-	outHeader, inHeader    uint16 // lengths
+	outHeader, inHeader    uint16 // lengths; inHeader is 0 if there was no reply
 	outBody, inBody        uint32
 	headerCodec, bodyCodec byte // of both packets
 	outGzip, inGzip        int8
 }
 
-// pack keeps the little that is worth keeping of the flight, if no hook may be
-// holding it and there is no more.
-func (cmd *PullCmd) pack(f *flight) {
-	if cmd.Xerror != nil || len(cmd.sess.peer.chain.all) > 0 || f.ctx.values != nil ||
-		f.in.HeaderCodec != f.out.HeaderCodec || f.in.BodyCodec != f.out.BodyCodec || f.inHdr.Uri != "" || f.inHdr.Status != "" ||
-		f.out.HeaderLength > math.MaxUint16 || f.in.HeaderLength > math.MaxUint16 {
-		return
-	}
-	headerCodec, err := codec.GetByName(f.out.HeaderCodec)
+// packOutput packs a packet that is encoded. It reports false if that does not
+// fit.
+func (cmd *PullCmd) packOutput(out *packet.Packet) bool {
+	headerCodec, err := codec.GetByName(out.HeaderCodec)
 	if err != nil {
-		return
+		return false
 	}
-	bodyCodec, err := codec.GetByName(f.out.BodyCodec)
-	if err != nil {
-		return
+	bodyCodec, err := codec.GetByName(out.BodyCodec)
+	if err != nil || out.HeaderLength > math.MaxUint16 {
+		return false
 	}
-	cmd.packed = packed{
-		outHeader:   uint16(f.out.HeaderLength),
-		outBody:     uint32(f.out.BodyLength),
-		inHeader:    uint16(f.in.HeaderLength),
-		inBody:      uint32(f.in.BodyLength),
-		headerCodec: headerCodec.Id(),
-		bodyCodec:   bodyCodec.Id(),
-		outGzip:     int8(f.outHdr.Gzip),
-		inGzip:      int8(f.inHdr.Gzip),
+	p := &cmd.packed
+	p.headerCodec, p.bodyCodec = headerCodec.Id(), bodyCodec.Id()
+	p.outHeader, p.outBody = uint16(out.HeaderLength), uint32(out.BodyLength)
+	p.outGzip = int8(out.Header.Gzip)
+	return true
+}
+
+// packInput packs a reply, whose body will have the pull's codec. It reports false
+// if that does not fit.
+func (cmd *PullCmd) packInput(v *packet.HeaderView, body int64) bool {
+	p := &cmd.packed
+	if v.StatusCode != StatusOK || len(v.Status) > 0 || len(v.Uri) > 0 || body == 0 ||
+		v.Length > math.MaxUint16 || packet.CheckGzip(v.Gzip) != nil {
+		return false
 	}
-	cmd.flight.Store(nil)
-	f.ctx, f.transit = packetCtx{}, transit{}
-	flights.Put(f)
+	if headerCodec, err := codec.GetById(p.headerCodec); err != nil || headerCodec.Name() != v.Codec {
+		return false
+	}
+	p.inHeader, p.inBody = uint16(v.Length), uint32(body)
+	p.inGzip = int8(v.Gzip)
+	return true
 }
 
 // unpacked returns the flight, made again if need be.
 func (cmd *PullCmd) unpacked() *flight {
-	if f := cmd.flight.Load(); f != nil {
+	if f := cmd.flight.Load(); f != nil && !f.bare {
 		return f
 	}
-	p, f := &cmd.packed, new(flight)
-	id := string(appendPullId(nil, cmd.id))
-	headerCodec, _ := codec.GetById(p.headerCodec) // they were there before
-	bodyCodec, _ := codec.GetById(p.bodyCodec)
-	f.outHdr = packet.Header{Id: id, Type: packet.TypePull, Uri: cmd.uri, Gzip: int32(p.outGzip)}
-	f.inHdr = packet.Header{Id: id, Type: packet.TypeReply, Gzip: int32(p.inGzip), StatusCode: StatusOK}
-	for _, side := range []struct {
-		to   *packet.Packet
-		hdr  *packet.Header
-		body interface{}
-		hlen uint16
-		blen uint32
-	}{
-		{&f.out, &f.outHdr, cmd.args, p.outHeader, p.outBody},
-		{&f.in, &f.inHdr, cmd.reply, p.inHeader, p.inBody},
-	} {
-		*side.to = packet.Packet{
-			HeaderCodec: headerCodec.Name(), BodyCodec: bodyCodec.Name(), Header: side.hdr, Body: side.body,
-			HeaderLength: int64(side.hlen), BodyLength: int64(side.blen), Length: int64(side.hlen) + int64(side.blen),
+	f := new(flight)
+	f.show(cmd.sess)
+	f.unpack(cmd)
+	if cmd.packed.inHeader > 0 && cmd.Xerror == nil {
+		f.in.Body = cmd.reply
+	}
+	if !cmd.flight.CompareAndSwap(nil, f) { // somebody else has asked too
+		if other := cmd.flight.Load(); other != nil && !other.bare {
+			return other
 		}
 	}
-	f.ctx.sess, f.ctx.exchange = cmd.sess, &f.exchange
-	if !cmd.flight.CompareAndSwap(nil, f) { // somebody else has asked too
-		return cmd.flight.Load()
-	}
 	return f
+}
+
+// unpack makes the packets of what is packed.
+func (f *flight) unpack(cmd *PullCmd) {
+	p := &cmd.packed
+	headerCodec, _ := codec.GetById(p.headerCodec) // they were there before
+	bodyCodec, _ := codec.GetById(p.bodyCodec)
+	f.ctx.numberId(cmd.id)
+	f.outHdr = packet.Header{Id: f.id, Type: packet.TypePull, Uri: cmd.uri, Gzip: int32(p.outGzip)}
+	f.out = packet.Packet{
+		HeaderCodec: headerCodec.Name(), BodyCodec: bodyCodec.Name(), Header: &f.outHdr, Body: cmd.args,
+		HeaderLength: int64(p.outHeader), BodyLength: int64(p.outBody), Length: int64(p.outHeader) + int64(p.outBody),
+	}
+	if p.inHeader == 0 {
+		return
+	}
+	f.inHdr = packet.Header{Id: f.id, Type: packet.TypeReply, Gzip: int32(p.inGzip), StatusCode: StatusOK}
+	f.in = packet.Packet{
+		HeaderCodec: headerCodec.Name(), BodyCodec: bodyCodec.Name(), Header: &f.inHdr,
+		HeaderLength: int64(p.inHeader), BodyLength: int64(p.inBody), Length: int64(p.inHeader) + int64(p.inBody),
+	}
 }
 
 // pullTable holds the pulls in flight on one session. Taking an entry out is

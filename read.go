@@ -290,24 +290,37 @@ func (r *reader) reply(c *packetCtx) error {
 		return nil
 	}
 	f := cmd.flight.Load()
-	pull := &f.ctx
-	pull.typ = packet.TypeReply
-	pull.setInput(&r.view, r.length, string(r.view.Uri))
-	if c != nil {
-		pull.addPublic(c)
+	if f.bare && !cmd.packInput(&r.view, r.length) {
+		f.show(s)
+		f.unpack(cmd)
 	}
-	if hooks := s.peer.chain.postReadHeader; len(hooks) > 0 {
-		if err := hooks.run(pull); err != nil {
-			s.sock.SkipBody()
-			cmd.settle(err.xerror())
-			return nil
+	if !f.bare {
+		pull := &f.ctx
+		pull.typ = packet.TypeReply
+		pull.setInput(&r.view, r.length, string(r.view.Uri))
+		if c != nil {
+			pull.addPublic(c)
 		}
-		pull.fixInput()
+		if hooks := s.peer.chain.postReadHeader; len(hooks) > 0 {
+			if err := hooks.run(pull); err != nil {
+				s.sock.SkipBody()
+				cmd.settle(err.xerror())
+				return nil
+			}
+			pull.fixInput()
+		}
 	}
 	err := f.readBody(s.sock, r.length, false)
+	if f.bare && (err != nil || f.body[0] != cmd.packed.bodyCodec) {
+		f.show(s)
+		f.unpack(cmd)
+		f.in.BodyCodec = ""
+	}
 	switch {
 	case err == nil:
-		f.in.BodyCodec, _ = packet.RawBody(f.body).Codec()
+		if !f.bare {
+			f.in.BodyCodec, _ = packet.RawBody(f.body).Codec()
+		}
 		cmd.settle(nil)
 	case socket.Fatal(err):
 		cmd.settle(newXerror(StatusConnClosed, "connection closed in the middle of the reply: "+err.Error(), err))
@@ -329,13 +342,18 @@ func (c *packetCtx) setInput(v *packet.HeaderView, bodyLength int64, uri string)
 	}
 }
 
-// keepId sets c.id to a copy of id.
-func (c *packetCtx) keepId(id []byte) {
-	if len(id) > len(c.idText) {
-		c.id = string(id)
+// keepId sets x.id to a copy of id.
+func (x *exchange) keepId(id []byte) {
+	if len(id) > len(x.idText) {
+		x.id = string(id)
 		return
 	}
-	c.id = unsafe.String(&c.idText[0], copy(c.idText[:], id))
+	x.id = unsafe.String(&x.idText[0], copy(x.idText[:], id))
+}
+
+// numberId sets x.id to a pull's number.
+func (x *exchange) numberId(n uint64) {
+	x.id = unsafe.String(&x.idText[0], len(appendPullId(x.idText[:0], n)))
 }
 
 // addPublic adds what hooks have stored in another context.

@@ -129,9 +129,9 @@ func (s *Session) SetWriteTimeout(d time.Duration) { s.sock.SetWriteTimeout(d) }
 // reply, a pointer; a nil reply drops the body. The returned command's Xerror
 // is nil on success. Args and reply belong to the call until it returns.
 func (s *Session) Pull(uri string, args, reply interface{}, setting ...PacketSetting) *PullCmd {
-	cmd := newPullCmd(s, uri, args, reply, setting)
+	cmd := newPullCmd(s, uri, args, reply)
 	f := cmd.flight.Load()
-	cmd.launch()
+	cmd.launch(setting)
 	f.settled.park()
 	cmd.finish()
 	return cmd
@@ -148,9 +148,9 @@ func (s *Session) GoPull(uri string, args, reply interface{}, done chan *PullCmd
 	if done == nil {
 		done = make(chan *PullCmd, 1)
 	}
-	cmd := newPullCmd(s, uri, args, reply, setting)
+	cmd := newPullCmd(s, uri, args, reply)
 	cmd.done = done
-	cmd.launch()
+	cmd.launch(setting)
 	return cmd
 }
 
