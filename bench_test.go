@@ -78,10 +78,11 @@ func BenchmarkRoute(b *testing.B) {
 			for b.Loop() {
 				h := table.handlers[string(uri)]
 				if h == nil {
-					path, _, err := splitURI(tc.uri)
+					uri, err := canonicalURI(tc.uri)
 					if err != nil {
 						b.Fatal(err)
 					}
+					path, _ := splitURI(uri)
 					h = table.find(path)
 				}
 				if (h != nil) != tc.found {

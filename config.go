@@ -29,10 +29,11 @@ type PeerConfig struct {
 	// files means no TLS.
 	TLSConfig *tls.Config
 	// DefaultReadTimeout is the longest that a session waits for the next packet
-	// before it is closed; zero means no bound.
+	// before it is closed; zero and negative values mean no bound.
 	DefaultReadTimeout time.Duration
-	// DefaultWriteTimeout is the longest that one write may take before the
-	// session is closed; zero means no bound.
+	// DefaultWriteTimeout is the longest that one write may take, and that a packet
+	// waits for room in the session's output, before the session is closed; zero
+	// means 30 s and a negative value no bound.
 	DefaultWriteTimeout time.Duration
 	// SlowCometDuration is the time from which a pull, or the handling of a pull
 	// or a push, is logged as slow; zero means never.
@@ -49,19 +50,77 @@ type PeerConfig struct {
 	// PrintBody logs every packet's bodies, escaped and cut at 1 KiB, at
 	// LevelInfo; without it packets are logged at LevelDebug and without bodies.
 	PrintBody bool
-	// DefaultDialTimeout bounds Dial, TLS included; zero means 10 s and a
-	// negative value no bound.
-	DefaultDialTimeout time.Duration
 	// ListenAddrs are the addresses that Listen serves: "host:port", or
 	// "unix:/path" for a unix socket.
 	ListenAddrs []string
+
+	// What follows bounds what the other sides, and the network, can do to this
+	// peer. In each field zero means the default that is given, which is safe for
+	// a server that anybody may connect to, and a negative value no bound.
+
+	// DefaultPullTimeout is the longest that a pull of this peer's takes before it
+	// completes with StatusDeadlineExceeded; zero means no bound.
+	DefaultPullTimeout time.Duration
+	// DefaultDialTimeout bounds Dial, TLS included (10 s).
+	DefaultDialTimeout time.Duration
+	// HandshakeTimeout bounds the TLS handshake with a client (10 s).
+	HandshakeTimeout time.Duration
+	// HookTimeout bounds the PostDial hooks, and the PostAccept hooks (10 s).
+	HookTimeout time.Duration
+	// FrameTimeout is the longest that a packet may take from its first byte to
+	// its last, before the session is closed (30 s).
+	FrameTimeout time.Duration
+	// KeepAlive is for how long nothing comes by a TCP connection before the kernel
+	// asks whether the other side is still there: three times, a third of this
+	// apart; then the session ends (15 s). A negative value turns it off.
+	KeepAlive time.Duration
+	// UserTimeout is for how long data that was sent by TCP may stay unacknowledged
+	// before the session ends, on Linux (30 s). Elsewhere the kernel decides.
+	UserTimeout time.Duration
+
+	// MaxHeaderBytes bounds a packet's header (64 KiB), MaxBodyBytes its body on the
+	// wire (16 MiB) and MaxInflatedBytes its body when decompressed (16 MiB), each in
+	// both directions. At most 4 GiB can be sent at all.
+	MaxHeaderBytes, MaxBodyBytes, MaxInflatedBytes int64
+	// MaxBodyDepth bounds how deep JSON and protobuf bodies may be nested (1,000).
+	MaxBodyDepth int
+	// MaxBufferedBytes bounds what the bodies that are being received or handled and
+	// the packets that wait to be written take together, of all sessions (256 MiB).
+	// A pull whose body finds no room is answered with StatusOverloaded.
+	MaxBufferedBytes int64
+	// MaxSessionInput bounds the pushes of one session that wait for others to be
+	// handled, in bytes of memory (8 MiB); past it the session is closed.
+	MaxSessionInput int64
+	// MaxSessionOutput is how many bytes may wait to be written to one session
+	// before who writes there waits too, for the write timeout (8 MiB).
+	MaxSessionOutput int64
+	// MaxSessionHandlers and MaxHandlers bound the handlers that run for one session
+	// (4,096) and for all (65,536). A pull beyond them is answered with
+	// StatusOverloaded and was not run; a push waits.
+	MaxSessionHandlers, MaxHandlers int
+	// MaxSessions bounds the sessions (65,536, or 80% of how many files the process
+	// may open where that is less), and MaxHandshakes those connections that were
+	// accepted and have not yet passed TLS and the PostAccept hooks (1,024).
+	// Connections beyond them are closed at once.
+	MaxSessions, MaxHandshakes int
 }
 
+// The defaults of PeerConfig; of those that are not here see package packet.
 const (
-	defaultDialTimeout = 10 * time.Second
-	// handshakeTimeout bounds a TLS handshake with a client, and the PostDial and
-	// PostAccept hooks.
-	handshakeTimeout = 10 * time.Second
+	defaultDialTimeout        = 10 * time.Second
+	defaultHandshakeTimeout   = 10 * time.Second
+	defaultHookTimeout        = 10 * time.Second
+	defaultWriteTimeout       = 30 * time.Second
+	defaultFrameTimeout       = 30 * time.Second
+	defaultKeepAlive          = 15 * time.Second
+	defaultUserTimeout        = 30 * time.Second
+	defaultMaxBuffered        = 256 << 20
+	defaultMaxSessionInput    = 8 << 20
+	defaultMaxSessionOutput   = 8 << 20
+	defaultMaxSessionHandlers = 4 << 10
+	defaultMaxHandlers        = 64 << 10
+	defaultMaxSessions        = 64 << 10
+	defaultMaxHandshakes      = 1 << 10
 )
 
 // check panics with a sentence that names the field that is wrong.
@@ -69,17 +128,8 @@ func (c *PeerConfig) check() {
 	bad := func(field string, format string, args ...interface{}) {
 		panic(fmt.Sprintf("tp: PeerConfig.%s: %s.", field, fmt.Sprintf(format, args...)))
 	}
-	for _, f := range []struct {
-		name string
-		d    time.Duration
-	}{
-		{"DefaultReadTimeout", c.DefaultReadTimeout},
-		{"DefaultWriteTimeout", c.DefaultWriteTimeout},
-		{"SlowCometDuration", c.SlowCometDuration},
-	} {
-		if f.d < 0 {
-			bad(f.name, "%v is negative; zero means none", f.d)
-		}
+	if c.SlowCometDuration < 0 {
+		bad("SlowCometDuration", "%v is negative; zero means never", c.SlowCometDuration)
 	}
 	if err := packet.CheckHeaderCodec(c.DefaultHeaderCodec); err != nil {
 		bad("DefaultHeaderCodec", "%v", err)
@@ -110,10 +160,44 @@ func (c *PeerConfig) withDefaults() PeerConfig {
 	if cfg.DefaultBodyCodec == "" {
 		cfg.DefaultBodyCodec = codec.NameJSON
 	}
-	if cfg.DefaultDialTimeout == 0 {
-		cfg.DefaultDialTimeout = defaultDialTimeout
+	orDefault(&cfg.DefaultDialTimeout, defaultDialTimeout)
+	orDefault(&cfg.DefaultWriteTimeout, defaultWriteTimeout)
+	orDefault(&cfg.HandshakeTimeout, defaultHandshakeTimeout)
+	orDefault(&cfg.HookTimeout, defaultHookTimeout)
+	orDefault(&cfg.FrameTimeout, defaultFrameTimeout)
+	orDefault(&cfg.KeepAlive, defaultKeepAlive)
+	orDefault(&cfg.UserTimeout, defaultUserTimeout)
+	orDefault(&cfg.MaxBufferedBytes, defaultMaxBuffered)
+	orDefault(&cfg.MaxSessionInput, defaultMaxSessionInput)
+	orDefault(&cfg.MaxSessionOutput, defaultMaxSessionOutput)
+	orDefault(&cfg.MaxSessionHandlers, defaultMaxSessionHandlers)
+	orDefault(&cfg.MaxHandlers, defaultMaxHandlers)
+	orDefault(&cfg.MaxHandshakes, defaultMaxHandshakes)
+	if cfg.MaxSessions == 0 {
+		cfg.MaxSessions = min(defaultMaxSessions, maxOpenFiles()/5*4)
 	}
 	return cfg
+}
+
+// orDefault gives a field that is zero its default.
+func orDefault[T int | int64 | time.Duration](field *T, def T) {
+	if *field == 0 {
+		*field = def
+	}
+}
+
+// within reports whether n is at most the bound, of which a negative one is none.
+func within[T int | int64](n, bound T) bool { return bound < 0 || n <= bound }
+
+// limits is what the configuration says about packets.
+func (c *PeerConfig) limits() packet.Limits {
+	return packet.Limits{
+		Header:   c.MaxHeaderBytes,
+		Body:     c.MaxBodyBytes,
+		Inflated: c.MaxInflatedBytes,
+		Depth:    c.MaxBodyDepth,
+		Budget:   packet.NewBudget(c.MaxBufferedBytes),
+	}
 }
 
 // splitAddr returns the network and the address: "unix:/a/b" is unix, all else
@@ -157,7 +241,16 @@ func (c *PeerConfig) tlsConfigs() (server, client *tls.Config, err error) {
 			client.RootCAs.AddCert(pair.Leaf)
 		}
 	}
+	if client.InsecureSkipVerify && client.VerifyConnection == nil {
+		return nil, nil, errors.New("tp: PeerConfig.TLSConfig.InsecureSkipVerify is set without VerifyConnection: a client always verifies the server")
+	}
+	if server.ClientCAs != nil && server.ClientAuth == tls.NoClientCert {
+		server.ClientAuth = tls.RequireAndVerifyClientCert
+	}
 	for _, cfg := range []*tls.Config{server, client} {
+		if cfg.MinVersion != 0 && cfg.MinVersion < tls.VersionTLS12 || cfg.MaxVersion != 0 && cfg.MaxVersion < tls.VersionTLS12 {
+			return nil, nil, errors.New("tp: PeerConfig.TLSConfig allows no version from TLS 1.2 on, or one before it")
+		}
 		if cfg.MinVersion == 0 {
 			cfg.MinVersion = tls.VersionTLS12
 		}

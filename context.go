@@ -1,6 +1,7 @@
 package tp
 
 import (
+	"compress/gzip"
 	"errors"
 	"fmt"
 	"net/url"
@@ -50,9 +51,10 @@ type WriteCtx interface {
 // PushCtx is what a push handler knows. A push controller embeds it.
 type PushCtx interface {
 	Ctx
-	// Uri is the packet's URI: the path, and ?query if there was one.
+	// Uri is the packet's URI: the path, unescaped, and ?query as it came, if there
+	// was one.
 	Uri() string
-	// Path is the URI's path, unescaped.
+	// Path is the URI's path.
 	Path() string
 	// Query is the URI's query; pairs that are malformed are left out. The map is
 	// the call's own.
@@ -136,13 +138,17 @@ type transit struct {
 	idText [20]byte // where id is, if it fits
 	typ    int32    // the input's, as it came
 
-	inline  bool // the handler runs on the reading goroutine, which will flush,
-	waiting int  // and this is how much output there was when its reply was queued
-	timed   bool // it is a sample for the route's pace
+	inline  bool   // the handler runs on the reading goroutine, which will flush,
+	waiting int    // and this is how much output there was when its reply was queued
+	timed   bool   // it is a sample for the route's pace
+	refusal Xerror // why there is no handler
+	offered bool   // the reply must not wait for room in the output
 
-	body  []byte          // the input's raw body
-	buf   *bufpool.Buffer // that body is the content of; nil for others
-	start time.Time       // zero unless it is measured
+	body   []byte          // the input's raw body
+	buf    *bufpool.Buffer // that body is the content of; nil for others
+	cost   int64           // of it, taken from budget
+	budget *packet.Budget
+	start  time.Time // zero unless it is measured
 	// printed is the input's body as the log shows it, made before the handler
 	// gets to change it. The context's mu guards it.
 	printed string
@@ -151,21 +157,35 @@ type transit struct {
 // readBody reads the body of a packet whose header was read last. For an unknown
 // handler, which may keep it, it takes memory that is used once.
 func (x *exchange) readBody(sock *socket.Socket, length int64, keep bool) (err error) {
-	switch {
-	case keep:
-		x.body, err = sock.ReadBody(nil)
-	case length <= smallPacket:
+	if length <= smallPacket && !keep {
 		x.body, err = sock.ReadBody(x.bodyMem[:0])
-	default:
+		return err
+	}
+	x.budget = sock.Limits().Budget
+	var mem []byte
+	if !keep {
 		x.buf = bufpool.Get()
-		x.buf.B, err = sock.ReadBody(x.buf.B)
-		x.body = x.buf.B
+		mem = x.buf.B
+	}
+	x.body, err = sock.ReadBody(mem)
+	if err == nil && cap(x.body) != cap(mem) {
+		x.cost = int64(cap(x.body))
+	}
+	if x.buf != nil {
+		x.buf.B = x.body
 	}
 	return err
 }
 
+// payBack returns to the budget what the body has taken.
+func (x *exchange) payBack() {
+	x.budget.Give(x.cost)
+	x.cost = 0
+}
+
 // dropBody ends the use of body.
 func (x *exchange) dropBody() {
+	x.payBack()
 	bufpool.Put(x.buf)
 	x.buf, x.body = nil, nil
 }
@@ -256,7 +276,7 @@ func (c *packetCtx) Output() *packet.Packet { return &c.keep().out }
 func (c *packetCtx) Uri() string            { return c.uri }
 
 func (c *packetCtx) Path() string {
-	path, _, _ := splitURI(c.uri)
+	path, _ := splitURI(c.uri)
 	return path
 }
 
@@ -275,7 +295,7 @@ func (c *packetCtx) Query() url.Values {
 	defer c.mu.Unlock()
 	v := c.valuesLocked()
 	if v.query == nil {
-		_, rawQuery, _ := splitURI(c.uri)
+		_, rawQuery := splitURI(c.uri)
 		v.query, _ = url.ParseQuery(rawQuery)
 	}
 	return v.query
@@ -326,6 +346,13 @@ func (c *packetCtx) Unmarshal(b []byte, v interface{}, assignToInput ...bool) (s
 // It returns how much output waits, of a quick one.
 func (c *packetCtx) handle() (waiting int) {
 	defer c.sess.handlerDone()
+	if c.refusal != nil {
+		c.prepareReply()
+		c.reply(nil, c.refusal)
+		c.logHandled(c.refusal)
+		c.release()
+		return 0
+	}
 	pull := c.handler.pull
 	if pull {
 		c.prepareReply()
@@ -338,7 +365,7 @@ func (c *packetCtx) handle() (waiting int) {
 		// A hook or the handler has called runtime.Goexit, or something here has
 		// panicked, which must not end the process.
 		if p := recover(); p != nil {
-			Criticalf("%s %s: handling panicked: %v\n%s", c.kind(), quote(c.inHdr.Uri), p, debug.Stack())
+			Criticalf("%s %s: handling panicked: %s\n%s", c.kind(), quote(c.inHdr.Uri), quote(fmt.Sprint(p)), debug.Stack())
 		}
 		c.seal()
 		if pull {
@@ -355,7 +382,9 @@ func (c *packetCtx) handle() (waiting int) {
 	}
 	c.seal()
 	processed = true
-	if !c.handler.unknown {
+	if c.handler.unknown { // which may keep it
+		c.payBack()
+	} else {
 		c.dropBody()
 	}
 	if pull {
@@ -405,7 +434,7 @@ func decodeBody(s *Session, raw []byte, gzip int32, v interface{}) Xerror {
 func (c *packetCtx) callHandler(arg interface{}) (reply interface{}, x Xerror) {
 	defer func() {
 		if p := recover(); p != nil {
-			Errorf("handler of %s: panic: %v\n%s", c.handler.path, p, debug.Stack())
+			Errorf("handler of %s: panic: %s\n%s", c.handler.path, quote(fmt.Sprint(p)), debug.Stack())
 			reply, x = nil, newXerror(StatusInternalServerError, "", fmt.Errorf("panic: %v", p))
 		}
 	}()
@@ -427,8 +456,10 @@ func (c *packetCtx) seal() {
 func (c *packetCtx) prepareReply() {
 	c.outHdr.Id = c.id
 	c.outHdr.Type = packet.TypeReply
-	if packet.CheckGzip(c.inHdr.Gzip) == nil {
-		c.outHdr.Gzip = c.inHdr.Gzip
+	if c.inHdr.Gzip != 0 { // then it may be compressed, but by how much is not for the other side to say
+		if c.outHdr.Gzip = int32(c.sess.peer.cfg.DefaultBodyGzipLevel); c.outHdr.Gzip == 0 {
+			c.outHdr.Gzip = gzip.DefaultCompression
+		}
 	}
 	c.out = packet.Packet{Header: &c.outHdr, HeaderCodec: c.in.HeaderCodec, BodyCodec: c.in.BodyCodec}
 	if c.out.BodyCodec == "" {
@@ -446,7 +477,7 @@ func (c *packetCtx) reply(body interface{}, x Xerror) {
 		}
 		// A hook has called runtime.Goexit, or something here has panicked.
 		if p := recover(); p != nil {
-			Criticalf("reply to %s: panic: %v\n%s", quote(c.inHdr.Uri), p, debug.Stack())
+			Criticalf("reply to %s: panic: %s\n%s", quote(c.inHdr.Uri), quote(fmt.Sprint(p)), debug.Stack())
 		}
 		c.fixOutput(c.id, packet.TypeReply)
 		c.setReply(nil, newXerror(StatusInternalServerError, "", nil))
@@ -501,9 +532,12 @@ func (c *packetCtx) send() error {
 	if err != nil {
 		return err
 	}
-	if c.inline {
+	switch {
+	case c.offered:
+		err = sock.OfferFrame(frame)
+	case c.inline:
 		c.waiting, err = sock.QueueFrame(frame)
-	} else {
+	default:
 		err = sock.WriteFrame(frame)
 	}
 	return c.sess.wrote(err)
@@ -547,6 +581,8 @@ func bodyXerror(err error) Xerror {
 		return newXerror(StatusUnsupportedCodec, err.Error(), err)
 	case errors.Is(err, packet.ErrTooLarge):
 		return newXerror(StatusTooLarge, err.Error(), err)
+	case errors.Is(err, packet.ErrBudget):
+		return newXerror(StatusOverloaded, err.Error(), err)
 	}
 	return newXerror(StatusBadRequest, err.Error(), err)
 }

@@ -11,6 +11,8 @@ import (
 // session.
 var ErrIdTaken = errors.New("tp: the session id is taken")
 
+var errTooManySessions = errors.New("tp: there are as many sessions as PeerConfig.MaxSessions allows")
+
 // hub holds the live sessions of a peer by id. A session is in it from before
 // its hooks run until it closes, so that an id has one owner at any time.
 type hub struct {
@@ -19,6 +21,7 @@ type hub struct {
 	// leaving holds closed sessions whose handlers still run.
 	leaving map[*Session]struct{}
 	closed  bool
+	most    int    // sessions; a negative number is no bound
 	serial  int    // for names
 	count   uint32 // of all sessions that were in it
 }
@@ -31,6 +34,9 @@ func (h *hub) add(s *Session, id string, given bool) error {
 	defer h.mu.Unlock()
 	if h.closed {
 		return ErrPeerClosed
+	}
+	if !within(len(h.byId)+1, h.most) {
+		return errTooManySessions
 	}
 	if h.byId == nil {
 		h.byId = make(map[string]*Session)
@@ -53,6 +59,13 @@ func (h *hub) add(s *Session, id string, given bool) error {
 	h.count++
 	s.slot = h.count * slotStep
 	return nil
+}
+
+// full reports whether no further session would be taken in.
+func (h *hub) full() bool {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	return !within(len(h.byId)+1, h.most)
 }
 
 // rename gives s another id. If that belongs to another session, it is an error,

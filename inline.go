@@ -117,6 +117,7 @@ func (s *Session) replaceReader() {
 	if h := s.inline; h != nil {
 		h.pace.heldUp()
 	}
+	s.peer.workers.adopt(s)
 	go s.read(true)
 }
 
@@ -142,6 +143,7 @@ func (r *reader) enter(h *Handler) bool {
 func (r *reader) leave() bool {
 	if !r.s.turn.CompareAndSwap(r.turn, r.turn+1) {
 		r.slot = -1
+		r.s.peer.workers.ended(r.s)
 		return false
 	}
 	r.turn++

@@ -112,6 +112,33 @@ func Fatalf(format string, args ...interface{}) {
 	exitProcess(1)
 }
 
+// rarely logs at LevelWarn, but one line a second at most: what strangers can cause as
+// often as they like. The zero value is ready to use.
+type rarely struct {
+	mu   sync.Mutex // guards the fields below
+	last time.Time
+	left int // out since then
+}
+
+func (r *rarely) logf(format string, args ...interface{}) {
+	r.mu.Lock()
+	if now := time.Now(); now.Sub(r.last) >= time.Second {
+		r.last = now
+	} else {
+		r.left++
+		r.mu.Unlock()
+		return
+	}
+	left := r.left
+	r.left = 0
+	r.mu.Unlock()
+	if left > 0 {
+		format += " (and %d times more since the last such line)"
+		args = append(args, left)
+	}
+	Warnf(format, args...)
+}
+
 // textLogger prints a line a message: time, level, the message as it was
 // written.
 type textLogger struct {

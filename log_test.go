@@ -144,7 +144,7 @@ func TestPrintBody(t *testing.T) {
 	require.Contains(t, launch, `received`)
 
 	sess.Pull("/nowhere\n", strings.Repeat("x", 5000), nil)
-	line := c.next(t, "pull-launch", "404 not found", `/nowhere\n`)
+	line := c.next(t, "pull-launch", "400 the URI", `/nowhere\n`)
 	require.Less(t, len(line), 4096)
 	require.NotContains(t, line, "\n")
 	require.Contains(t, line, "xxx...")

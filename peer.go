@@ -29,11 +29,15 @@ type Peer struct {
 	PushRouter *PushRouter
 
 	cfg         PeerConfig
+	limits      packet.Limits
 	chain       *pluginChain
 	packetLevel slog.Level // at which packets are logged
 	hub         hub
 	watch       watch
 	workers     workers
+	// handshaking counts the accepted connections that are not sessions yet.
+	handshaking atomic.Int64
+	turnedAway  rarely // logs of connections over a limit
 
 	// loadTLS reads the files once; both results are nil without TLS.
 	loadTLS func() (*tlsPair, error)
@@ -81,6 +85,10 @@ func NewPeer(cfg *PeerConfig, plugins ...Plugin) *Peer {
 		quiet:       make(chan struct{}, 1),
 	}
 	p.cfg.check()
+	p.limits = p.cfg.limits()
+	p.hub.most = p.cfg.MaxSessions
+	p.workers.most, p.workers.mostOfOne = p.cfg.MaxHandlers, p.cfg.MaxSessionHandlers
+	p.workers.mostWaiting = p.cfg.MaxSessionInput
 	if p.cfg.PrintBody {
 		p.packetLevel = LevelInfo
 	}
@@ -164,6 +172,10 @@ func (p *Peer) Serve(ln net.Listener) error {
 		conn, err := ln.Accept()
 		if err == nil {
 			delay = 0
+			if !within(p.handshaking.Add(1), int64(p.cfg.MaxHandshakes)) {
+				p.turnAway(conn, fmt.Errorf("%d others have not passed their handshake", p.cfg.MaxHandshakes))
+				continue
+			}
 			go p.accept(conn, pair.server)
 			continue
 		}
@@ -187,28 +199,62 @@ func (p *Peer) Serve(ln net.Listener) error {
 	}
 }
 
+// turnAway closes a connection that was accepted and is not wanted.
+func (p *Peer) turnAway(conn net.Conn, why error) {
+	p.handshaking.Add(-1)
+	_ = conn.Close()
+	p.turnedAway.logf("connection from %s refused: %s", conn.RemoteAddr(), quote(why.Error()))
+}
+
 // accept takes one connection through its handshakes, off the accept loop.
 func (p *Peer) accept(conn net.Conn, cfg *tls.Config) {
+	if p.hub.full() { // before it costs anything
+		p.turnAway(conn, errTooManySessions)
+		return
+	}
+	p.tune(conn)
 	if cfg != nil {
 		if !p.trackAccepting(conn) {
-			_ = conn.Close()
+			p.turnAway(conn, ErrPeerClosed)
 			return
 		}
 		tc := tls.Server(conn, cfg)
-		ctx, cancel := context.WithTimeout(context.Background(), handshakeTimeout)
+		ctx, cancel := bounded(context.Background(), p.cfg.HandshakeTimeout)
 		err := tc.HandshakeContext(ctx)
 		cancel()
 		p.untrackAccepting(conn)
 		if err != nil {
-			Infof("TLS handshake with %s: %v", conn.RemoteAddr(), quote(err.Error()))
-			_ = conn.Close()
+			p.turnAway(conn, fmt.Errorf("TLS handshake: %w", err))
 			return
 		}
 		conn = tc
 	}
-	if _, err := p.ServeConn(conn); err != nil {
-		Infof("connection from %s refused: %v", conn.RemoteAddr(), quote(err.Error()))
+	if _, err := p.newSession(context.Background(), conn, p.chain.postAccept, nil); err != nil {
+		p.turnAway(conn, err)
+		return
 	}
+	p.handshaking.Add(-1)
+}
+
+// tune sets the options of a connection of the kernel's, as far as it has them.
+func (p *Peer) tune(conn net.Conn) {
+	tc, ok := conn.(*net.TCPConn)
+	if !ok {
+		return
+	}
+	keep := net.KeepAliveConfig{Enable: p.cfg.KeepAlive > 0, Idle: p.cfg.KeepAlive, Interval: p.cfg.KeepAlive / 3, Count: 3}
+	_ = tc.SetKeepAliveConfig(keep)
+	if d := p.cfg.UserTimeout; d > 0 {
+		setUserTimeout(tc, d)
+	}
+}
+
+// bounded is context.WithTimeout with negative values for no bound.
+func bounded(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	if d < 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, d)
 }
 
 // Dial connects to "host:port", or "unix:/path", and returns the session once
@@ -216,17 +262,13 @@ func (p *Peer) accept(conn net.Conn, cfg *tls.Config) {
 // or else the address of the other side, with "#" and a number behind it if that
 // is taken. The whole takes PeerConfig.DefaultDialTimeout at most.
 func (p *Peer) Dial(addr string, id ...string) (*Session, error) {
-	ctx := context.Background()
-	if d := p.cfg.DefaultDialTimeout; d > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, d)
-		defer cancel()
-	}
+	ctx, cancel := bounded(context.Background(), p.cfg.DefaultDialTimeout)
+	defer cancel()
 	return p.DialContext(ctx, addr, id...)
 }
 
-// DialContext is Dial, bounded by ctx, and by 10 s for the PostDial hooks. Once
-// the session has been returned ctx means nothing to it.
+// DialContext is Dial, bounded by ctx, and by PeerConfig.HookTimeout for the
+// PostDial hooks. Once the session has been returned ctx means nothing to it.
 func (p *Peer) DialContext(ctx context.Context, addr string, id ...string) (*Session, error) {
 	pair, err := p.loadTLS()
 	if err != nil {
@@ -236,11 +278,12 @@ func (p *Peer) DialContext(ctx context.Context, addr string, id ...string) (*Ses
 		return nil, fmt.Errorf("tp: dial %s: %w", addr, ErrPeerClosed)
 	}
 	network, address := splitAddr(addr)
-	var conn net.Conn
-	if pair.client != nil {
-		conn, err = (&tls.Dialer{Config: pair.client}).DialContext(ctx, network, address)
-	} else {
-		conn, err = new(net.Dialer).DialContext(ctx, network, address)
+	conn, err := new(net.Dialer).DialContext(ctx, network, address)
+	if err == nil {
+		p.tune(conn)
+		if pair.client != nil {
+			conn, err = clientTLS(ctx, conn, pair.client, address)
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("tp: dial %s: %w", addr, err)
@@ -250,6 +293,24 @@ func (p *Peer) DialContext(ctx context.Context, addr string, id ...string) (*Ses
 		return nil, fmt.Errorf("tp: dial %s: %w", addr, err)
 	}
 	return sess, nil
+}
+
+// clientTLS makes a TLS client of conn, which it closes after an error. The name
+// to verify is the address's unless the configuration has one.
+func clientTLS(ctx context.Context, conn net.Conn, cfg *tls.Config, address string) (net.Conn, error) {
+	if cfg.ServerName == "" {
+		cfg = cfg.Clone()
+		cfg.ServerName = address
+		if host, _, err := net.SplitHostPort(address); err == nil {
+			cfg.ServerName = host
+		}
+	}
+	tc := tls.Client(conn, cfg)
+	if err := tc.HandshakeContext(ctx); err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	return tc, nil
 }
 
 // ServeConn makes a session of a connection that was accepted elsewhere, as it
@@ -263,8 +324,11 @@ func (p *Peer) ServeConn(conn net.Conn, id ...string) (*Session, error) {
 // newSession runs the hooks and starts the session.
 func (p *Peer) newSession(ctx context.Context, conn net.Conn, hs hooks[ForeSession], id []string) (*Session, error) {
 	s := &Session{peer: p, sock: socket.New(conn, socket.Options{
+		Limits:       p.limits,
 		ReadTimeout:  p.cfg.DefaultReadTimeout,
 		WriteTimeout: p.cfg.DefaultWriteTimeout,
+		FrameTimeout: p.cfg.FrameTimeout,
+		MaxOutput:    p.cfg.MaxSessionOutput,
 	})}
 	addr, given := conn.RemoteAddr().String(), len(id) > 0
 	if given {
@@ -286,12 +350,12 @@ func (p *Peer) newSession(ctx context.Context, conn net.Conn, hs hooks[ForeSessi
 	return s, nil
 }
 
-// handshake runs the hooks, for at most 10 s, and opens the session. On an error
+// handshake runs the hooks, for at most HookTimeout, and opens the session. On an error
 // the session is closed, but in such a way that what a hook has sent arrives.
 func (s *Session) handshake(ctx context.Context, hs hooks[ForeSession]) error {
 	var err error
 	if len(hs) > 0 {
-		ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+		ctx, cancel := bounded(ctx, s.peer.cfg.HookTimeout)
 		defer cancel()
 		// On a goroutine of their own: a hook may wait for something that closing
 		// the connection does not end.

@@ -153,7 +153,7 @@ func (hs hooks[C]) runAll(c C) *hookError {
 func (h *hook[C]) safely(c C) (err *hookError) {
 	defer func() {
 		if p := recover(); p != nil {
-			Errorf("plugin %s: panic in %s: %v\n%s", h.name, h.point, p, debug.Stack())
+			Errorf("plugin %s: panic in %s: %s\n%s", h.name, h.point, quote(fmt.Sprint(p)), debug.Stack())
 			err = &hookError{text: fmt.Sprintf("plugin %s: panic in %s", h.name, h.point), code: StatusFailedPlugin, told: StatusText(StatusFailedPlugin)}
 		}
 	}()

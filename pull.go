@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/henrylee2cn/goutil"
 
@@ -42,7 +43,8 @@ type flight struct {
 	bare bool
 	ctx  packetCtx // of the packet sent and of the reply
 	exchange
-	settled parker // where Pull waits
+	settled parker      // where Pull waits
+	timer   *time.Timer // of the pull's deadline; nil if it has none
 }
 
 var flights = sync.Pool{New: func() any {
@@ -151,7 +153,7 @@ func (cmd *PullCmd) send(frame socket.Frame) bool {
 	s := cmd.sess
 	// From here on a reply may come: whoever takes the entry out of the table
 	// settles the command.
-	if !s.pulls.add(cmd) {
+	if !s.pulls.add(cmd, s.peer.cfg.DefaultPullTimeout) {
 		frame.Drop()
 		cmd.settle(newXerror(StatusConnClosed, "connection closed, the pull was not sent", nil))
 		return false
@@ -172,6 +174,15 @@ func (cmd *PullCmd) send(frame socket.Frame) bool {
 	return true
 }
 
+// startTimer completes the pull when it has taken too long.
+func (cmd *PullCmd) startTimer(d time.Duration) {
+	cmd.flight.Load().timer = time.AfterFunc(d, func() {
+		if cmd.sess.takePull(cmd.id) != nil {
+			cmd.settle(newXerror(StatusDeadlineExceeded, fmt.Sprintf("no reply after %v, the outcome of the pull is unknown", d), nil))
+		}
+	})
+}
+
 // settle completes the command: with an error, or with the reply in the flight's
 // in and body. Only whoever owns the command may call it, once.
 func (cmd *PullCmd) settle(x Xerror) {
@@ -188,7 +199,7 @@ func (cmd *PullCmd) settle(x Xerror) {
 			}
 			// A hook has called runtime.Goexit, or something here has panicked.
 			if p := recover(); p != nil {
-				Criticalf("reply of %s: panic: %v\n%s", quote(cmd.uri), p, debug.Stack())
+				Criticalf("reply of %s: panic: %s\n%s", quote(cmd.uri), quote(fmt.Sprint(p)), debug.Stack())
 			}
 			cmd.Xerror = newXerror(StatusFailedPlugin, "", nil)
 			cmd.done <- cmd
@@ -203,6 +214,10 @@ func (cmd *PullCmd) settle(x Xerror) {
 // decoding.
 func (cmd *PullCmd) finish() {
 	f := cmd.flight.Load()
+	if f.timer != nil {
+		f.timer.Stop()
+		f.timer = nil
+	}
 	if f.bare {
 		if cmd.Xerror == nil {
 			cmd.Xerror = decodeBody(cmd.sess, f.body, int32(cmd.packed.inGzip), cmd.reply)
@@ -344,8 +359,9 @@ const (
 
 func (t *pullTable) newId() uint64 { return t.last.Add(1) }
 
-// add enters the command under its id; false means that the session has ended.
-func (t *pullTable) add(cmd *PullCmd) bool {
+// add enters the command under its id, for so long at most if timeout is not zero;
+// false means that the session has ended.
+func (t *pullTable) add(cmd *PullCmd, timeout time.Duration) bool {
 	t.mu.Lock()
 	open := !t.closed
 	if open {
@@ -354,6 +370,9 @@ func (t *pullTable) add(cmd *PullCmd) bool {
 		}
 		t.n++
 		t.placeLocked(cmd)
+		if timeout > 0 { // nobody can settle the pull before mu is free
+			cmd.startTimer(timeout)
+		}
 	}
 	t.mu.Unlock()
 	return open

@@ -32,7 +32,7 @@ func (s *Session) read(replaces bool) {
 	defer func() {
 		p := recover()
 		if p != nil { // a defect here must not end the process
-			Criticalf("session %s: reading panicked: %v\n%s", quote(s.Id()), p, debug.Stack())
+			Criticalf("session %s: reading panicked: %s\n%s", quote(s.Id()), quote(fmt.Sprint(p)), debug.Stack())
 			err = fmt.Errorf("reading panicked")
 		}
 		inHandler := r.turn%2 == 1 // which has called runtime.Goexit
@@ -130,7 +130,7 @@ func (r *reader) next(c *packetCtx) error {
 	c = r.input(c, string(r.view.Uri))
 	Debugf("session %s: packet of unknown type %d dropped", quote(s.Id()), c.typ)
 	if c.id != "" {
-		s.refuse(c, newXerror(StatusUnsupportedType, fmt.Sprintf("unsupported type %d", c.typ), nil))
+		r.refuse(c, newXerror(StatusUnsupportedType, fmt.Sprintf("unsupported type %d", c.typ), nil))
 	}
 	return nil
 }
@@ -174,26 +174,31 @@ func (r *reader) call(c *packetCtx, table *routeTable) error {
 	h := table.handlers[string(r.view.Uri)]
 	if h != nil {
 		c = r.input(c, h.path) // which is the same text
+	} else if uri, err := canonicalURI(string(r.view.Uri)); err == nil {
+		c = r.input(c, uri)
 	} else {
 		c = r.input(c, string(r.view.Uri))
+		return r.reject(c, newXerror(StatusBadRequest, err.Error(), err))
 	}
 	if err := packet.CheckGzip(c.inHdr.Gzip); err != nil {
-		return s.reject(c, newXerror(StatusBadRequest, err.Error(), err))
+		return r.reject(c, newXerror(StatusBadRequest, err.Error(), err))
 	}
 	if len(table.postReadHeader) > 0 {
 		if err := table.postReadHeader.run(c); err != nil {
 			Debugf("%s %s from %s: %v", c.kind(), quote(c.inHdr.Uri), c.Ip(), err)
-			return s.reject(c, err.xerror())
+			return r.reject(c, err.xerror())
 		}
 		c.fixInput()
 	}
 	if h == nil || c.uri != h.path {
-		path, _, err := splitURI(c.uri)
+		uri, err := canonicalURI(c.uri) // hooks may have put another one in
 		if err != nil {
-			return s.reject(c, newXerror(StatusBadRequest, err.Error(), err))
+			return r.reject(c, newXerror(StatusBadRequest, err.Error(), err))
 		}
+		c.uri, c.inHdr.Uri = uri, uri
+		path, _ := splitURI(uri)
 		if h = table.find(path); h == nil {
-			return s.reject(c, newXerror(StatusNotFound, "", nil))
+			return r.reject(c, newXerror(StatusNotFound, "", nil))
 		}
 	}
 	c.handler = h
@@ -201,13 +206,13 @@ func (r *reader) call(c *packetCtx, table *routeTable) error {
 		if socket.Fatal(err) {
 			return err
 		}
-		return s.reject(c, bodyXerror(err))
+		return r.reject(c, bodyXerror(err))
 	}
 	// Counted first and checked second, while Shutdown does it the other way
 	// round: one of the two sees the other.
 	s.running.Add(1)
 	if s.peer.draining() && c.typ == packet.TypePull {
-		s.refuse(c, newXerror(StatusServiceUnavailable, "shutting down, the pull was not run", nil))
+		r.refuse(c, newXerror(StatusServiceUnavailable, "shutting down, the pull was not run", nil))
 		s.handlerDone()
 		return nil
 	}
@@ -217,7 +222,14 @@ func (r *reader) call(c *packetCtx, table *routeTable) error {
 		return r.run(c)
 	}
 	c.timed = oneIn(sampleSlow)
-	s.peer.workers.run(c)
+	switch s.peer.workers.run(c) {
+	case overloaded:
+		r.refuse(c, newXerror(StatusOverloaded, "too many handlers are running, the pull was not run", nil))
+		s.handlerDone()
+	case overflown:
+		s.handlerDone()
+		return fmt.Errorf("too many pushes wait to be handled, %d of them are dropped", 1+s.peer.workers.drop(s))
+	}
 	return nil
 }
 
@@ -248,28 +260,37 @@ func (c *packetCtx) kind() string {
 
 // reject ends a pull or push before its handler: the pull is answered and the
 // push logged. The session lives on.
-func (s *Session) reject(c *packetCtx, x Xerror) error {
-	s.sock.SkipBody()
+func (r *reader) reject(c *packetCtx, x Xerror) error {
+	r.s.sock.SkipBody()
 	if c.typ == packet.TypePush {
 		Warnf("push %s from %s dropped: %s", quote(c.inHdr.Uri), c.Ip(), quote(x.Error()))
 		return nil
 	}
-	s.refuse(c, x)
+	r.refuse(c, x)
 	return nil
 }
 
-// refuse answers a packet that no handler is for. The reply is written on
-// another goroutine, for the reading one must not wait for the other side to
-// read.
-func (s *Session) refuse(c *packetCtx, x Xerror) {
-	s.running.Add(1)
-	go func() {
-		defer s.handlerDone()
-		c.prepareReply()
-		c.reply(nil, x)
-		c.logHandled(x)
-		c.release()
-	}()
+// refuse answers a packet that no handler is for. The reader never waits for the
+// other side to read: where there are hooks a worker writes the reply, and if
+// there is no room for it the session ends.
+func (r *reader) refuse(c *packetCtx, x Xerror) {
+	s := r.s
+	c.payBack()
+	c.refusal = x
+	if chain := s.peer.chain; len(chain.preWriteReply)+len(chain.postWriteReply) > 0 && x.Code() != StatusOverloaded {
+		s.running.Add(1)
+		if s.peer.workers.run(c) == accepted {
+			return
+		}
+		s.handlerDone()
+	}
+	c.prepareReply()
+	c.setReply(nil, x)
+	r.dirty = true
+	c.offered = true
+	_ = c.writeReply() // which ends the session if there is no room
+	c.logHandled(x)
+	c.release()
 }
 
 // reply hands a reply to the pull that waits for it. The context c is that of

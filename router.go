@@ -4,13 +4,14 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
-	"net/url"
 	"path"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"unicode/utf8"
 )
 
 // PullRouter registers what answers pulls, at the root or in a group. Routes may
@@ -131,6 +132,9 @@ func joinPath(caller, prefix, p string) string {
 	if strings.ContainsAny(joined, "?%") {
 		panic(fmt.Sprintf("tp: %s(%q): a path has no ? and no %% in it.", caller, p))
 	}
+	if canonical, err := canonicalURI(joined); err != nil || canonical != joined || !utf8.ValidString(p) {
+		panic(fmt.Sprintf("tp: %s(%q): a path has no control characters in it and is UTF-8.", caller, p))
+	}
 	return joined
 }
 
@@ -250,17 +254,62 @@ func (t *routeTable) find(p string) *Handler {
 	return nil
 }
 
-// splitURI takes a URI apart into the path that is routed, unescaped, and the
-// raw query.
-func splitURI(uri string) (p, rawQuery string, err error) {
-	p, rawQuery, _ = strings.Cut(uri, "?")
-	if p == "" || p[0] != '/' {
-		return "", "", fmt.Errorf("the URI %q does not begin with a slash", quote(uri))
+// canonicalURI returns the one form of a URI that routes are matched by and that
+// hooks see: the path unescaped, then "?" and the query as it came, if there is
+// one. A URI whose path could be understood in more than one way has none.
+func canonicalURI(uri string) (string, error) {
+	bad := func(why string) (string, error) {
+		return "", fmt.Errorf("the URI %q %s", quote(uri), why)
 	}
-	if strings.IndexByte(p, '%') >= 0 {
-		if p, err = url.PathUnescape(p); err != nil {
-			return "", "", fmt.Errorf("the URI %q: %w", quote(uri), err)
+	p, query, hasQuery := strings.Cut(uri, "?")
+	if p == "" || p[0] != '/' {
+		return bad("does not begin with a slash")
+	}
+	for i := range len(uri) {
+		if uri[i] < ' ' || uri[i] == 0x7f {
+			return bad("has a control character in it")
 		}
 	}
-	return p, rawQuery, nil
+	if strings.IndexByte(p, '%') >= 0 {
+		var b strings.Builder
+		for i := 0; i < len(p); i++ {
+			c := p[i]
+			if c == '%' {
+				n, err := strconv.ParseUint(p[i+1:min(i+3, len(p))], 16, 8)
+				if err != nil || i+3 > len(p) {
+					return bad("has an escape in it that is not % and two hexadecimal digits")
+				}
+				c = byte(n)
+				i += 2
+				if c < ' ' || c == 0x7f || c == '/' || c == '%' || c == '?' {
+					return bad(fmt.Sprintf("has an escaped %q in its path", c))
+				}
+			}
+			b.WriteByte(c)
+		}
+		if p = b.String(); !utf8.ValidString(p) {
+			return bad("is not UTF-8 when unescaped")
+		}
+		uri = p
+		if hasQuery {
+			uri += "?" + query
+		}
+	}
+	for rest := p[1:]; rest != ""; {
+		var name string
+		name, rest, _ = strings.Cut(rest, "/")
+		switch name {
+		case "":
+			return bad("has an empty name in its path")
+		case ".", "..":
+			return bad("has dots for a name in its path")
+		}
+	}
+	return uri, nil
+}
+
+// splitURI takes a canonical URI apart into path and raw query.
+func splitURI(uri string) (p, rawQuery string) {
+	p, rawQuery, _ = strings.Cut(uri, "?")
+	return p, rawQuery
 }

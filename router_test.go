@@ -2,8 +2,10 @@ package tp
 
 import (
 	"fmt"
+	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -76,28 +78,88 @@ func TestRoutes(t *testing.T) {
 			require.Equal(t, c.want, got, c.uri)
 		}
 	}
-	_, raw, err := splitURI("/a?b?c")
-	require.NoError(t, err)
-	require.Equal(t, "b?c", raw)
 }
 
-func FuzzSplitURI(f *testing.F) {
-	for _, s := range []string{"", "/", "/a/b?c=d", "/%61", "/%", "/a%2fb", "//h/x", "/a?b%", "/\x00", "/é"} {
+// The path that is routed is the one that hooks and the handler see, and there is
+// no other way to write one.
+func TestCanonicalURI(t *testing.T) {
+	for _, uri := range []string{"/", "/a", "/a/", "/a/b?c=d", "/a?b?c%zz", "/é", "/a b", "/...", "/.a", "/a\\b", "/a?//..", "/a?"} {
+		got, err := canonicalURI(uri)
+		require.NoError(t, err, uri)
+		require.Equal(t, uri, got)
+	}
+	for uri, want := range map[string]string{"/%61": "/a", "/a%20b?%61": "/a b?%61", "/%C3%a9/": "/é/", "/%5c": "/\\", "/%61?": "/a?"} {
+		got, err := canonicalURI(uri)
+		require.NoError(t, err, uri)
+		require.Equal(t, want, got)
+	}
+	for _, uri := range []string{
+		"", "a", "?a", "*", "//host/a", "/a//b", "/a//", "//", "/.", "/..", "/a/../b", "/a/./b", "/a/..", "/%2e%2e/a", "/%2E/a", "/a/.%2e",
+		"/a%2fb", "/a%2Fb", "/%2f", "/a%25b", "/a%2561", "/a%3fb", "/%", "/%4", "/%4g", "/%+1", "/a%", "/%zz",
+		"/a\x00", "/a\n", "/a?\r", "/a\x7f", "/%00", "/%0a", "/%7f", "/%ff", "http://host/a",
+	} {
+		_, err := canonicalURI(uri)
+		require.Error(t, err, uri)
+		require.Less(t, len(err.Error()), 500)
+	}
+	path, query := splitURI("/a?b?c")
+	require.Equal(t, []string{"/a", "b?c"}, []string{path, query})
+}
+
+// What hooks see of a URI is what is routed: one that lets only /open pass cannot
+// be led by the nose.
+func TestHooksSeeTheCanonicalURI(t *testing.T) {
+	var secret atomic.Int32
+	var seen []string
+	srv := newTestPeer(t, nil, hookPlugin("guard", "PostReadHeader", func(c interface{}) error {
+		uri := c.(ReadCtx).Input().Header.Uri
+		seen = append(seen, uri)
+		if !strings.HasPrefix(uri, "/open/") {
+			return errHook
+		}
+		return nil
+	}))
+	HandlePull(srv.PullRouter, "/open/a", func(ctx PullCtx, _ *string) (string, Xerror) { return ctx.Uri() + " " + ctx.Path(), nil })
+	HandlePull(srv.PullRouter, "/secret", func(PullCtx, *string) (string, Xerror) { secret.Add(1); return "", nil })
+	srv.PullRouter.Group("/secrets").SetUnknown(func(UnknownPullCtx, *[]byte) (interface{}, Xerror) { secret.Add(1); return "", nil })
+	sess, _ := connect(t, newTestPeer(t, nil), srv, pipe.Options{})
+	var got string
+	require.Nil(t, sess.Pull("/open/%61?x=%20", "", &got).Xerror)
+	require.Equal(t, "/open/a?x=%20 /open/a", got)
+	require.Equal(t, []string{"/open/a?x=%20"}, seen)
+	for _, uri := range []string{
+		"/secret", "/open/../secret", "/open/%2e%2e/secret", "/open%2f..%2fsecret", "//open/secret", "/open//../secret", "/%73ecret", "/secrets/open/",
+		"/secrets/../open/a", "/open/..%2f..%2fsecrets/a", "/secret?/open/", "/secret%3f/open/", "/open/\x00/../secret",
+	} {
+		require.NotNil(t, sess.Pull(uri, "", nil).Xerror, uri)
+	}
+	require.Zero(t, secret.Load())
+}
+
+func FuzzCanonicalURI(f *testing.F) {
+	for _, s := range []string{"", "/", "/a/b?c=d", "/%61", "/%", "/a%2fb", "//h/x", "/a?b%", "/\x00", "/é", "/%2e%2e/"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, uri string) {
-		p, raw, err := splitURI(uri)
+		canonical, err := canonicalURI(uri)
 		if err != nil {
 			if len(err.Error()) > 4*maxQuoted {
 				t.Errorf("error of %d bytes", len(err.Error()))
 			}
 			return
 		}
-		if !strings.HasPrefix(p, "/") {
+		p, raw := splitURI(canonical)
+		if !strings.HasPrefix(p, "/") || strings.Contains(p, "//") || strings.Contains(p+"/", "/../") || strings.Contains(p, "%") {
 			t.Errorf("%q: path %q", uri, p)
 		}
 		if raw != "" && !strings.HasSuffix(uri, "?"+raw) {
 			t.Errorf("%q: query %q", uri, raw)
+		}
+		if again, err := canonicalURI(canonical); err != nil || again != canonical {
+			t.Errorf("%q: %q becomes %q, %v", uri, canonical, again, err)
+		}
+		if unescaped, err := url.PathUnescape(strings.SplitN(uri, "?", 2)[0]); err != nil || unescaped != p {
+			t.Errorf("%q: path %q, %q for net/url (%v)", uri, p, unescaped, err)
 		}
 		c := &packetCtx{uri: "/a?" + raw}
 		_ = c.Query()

@@ -35,6 +35,7 @@ type Session struct {
 	// inline is the route whose handler the reader runs; nil in a write. It is
 	// set before a turn becomes odd and is read by who has made it even.
 	inline *Handler
+	calls  calls // on workers; guarded by workers.mu
 
 	mu     sync.Mutex // guards the fields below
 	state  sessionState

@@ -287,9 +287,7 @@ func TestAcceptErrors(t *testing.T) {
 
 func TestConfigIsChecked(t *testing.T) {
 	for want, cfg := range map[string]PeerConfig{
-		`tp: PeerConfig.DefaultReadTimeout: -1s is negative; zero means none.`:    {DefaultReadTimeout: -time.Second},
-		`tp: PeerConfig.DefaultWriteTimeout: -1s is negative; zero means none.`:   {DefaultWriteTimeout: -time.Second},
-		`tp: PeerConfig.SlowCometDuration: -1s is negative; zero means none.`:     {SlowCometDuration: -time.Second},
+		`tp: PeerConfig.SlowCometDuration: -1s is negative; zero means never.`:    {SlowCometDuration: -time.Second},
 		`tp: PeerConfig.DefaultHeaderCodec: unknown codec: name "xml".`:           {DefaultHeaderCodec: "xml"},
 		`tp: PeerConfig.DefaultBodyCodec: unknown codec: name "xml".`:             {DefaultBodyCodec: "xml"},
 		`tp: PeerConfig.DefaultBodyGzipLevel: 10 is outside -2..9.`:               {DefaultBodyGzipLevel: 10},

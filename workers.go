@@ -3,18 +3,36 @@ package tp
 import (
 	"sync"
 	"time"
+	"unsafe"
 )
 
 // workers runs the calls of routes that are not quick, each on a goroutine of
-// its own. A goroutine is used again: its stack has grown to what calls need. The
-// zero value is ready to use.
+// its own, and no more of them than are allowed. A goroutine is used again: its
+// stack has grown to what calls need.
 type workers struct {
-	mu sync.Mutex // guards the fields below
+	// The most calls that run at once, in all and for one session, and the most
+	// memory of one session's pushes that wait; negative numbers are no bounds.
+	most, mostOfOne int
+	mostWaiting     int64
+
+	mu sync.Mutex // guards the fields below, and every session's calls
 	// idle is a stack: the one that was used last is the next.
 	idle     []*worker
 	spare    int  // the fewest that were idle since the last sweep
 	sweeping bool // a goroutine runs sweep
 	closed   bool
+	running  int // calls, and readers that were replaced while they ran one
+	// blocked are the sessions with pushes that wait only because too many calls
+	// run in all. Others wait for the end of a call of their own.
+	blocked []*Session
+}
+
+// calls is what workers knows of a session.
+type calls struct {
+	running      int
+	waiting      []*packetCtx // pushes
+	waitingBytes int64
+	blocked      bool // is in workers.blocked
 }
 
 type worker struct{ next chan *packetCtx } // with room for one; nil ends it
@@ -22,11 +40,43 @@ type worker struct{ next chan *packetCtx } // with room for one; nil ends it
 const (
 	maxIdleWorkers = 1 << 10
 	sweepWorkers   = time.Second
+	// waitingCost is what a push that waits takes beside a body of more than
+	// smallPacket.
+	waitingCost = int64(unsafe.Sizeof(packetCtx{}) + unsafe.Sizeof(exchange{}))
 )
 
-// run handles c and returns at once.
-func (w *workers) run(c *packetCtx) {
+// verdict is what becomes of a call.
+type verdict uint8
+
+const (
+	accepted   verdict = iota // it runs, or will
+	overloaded                // it is a pull, and will not
+	overflown                 // it is a push, and the session has no room for it
+)
+
+// run handles c, now or when there is room for it, and returns at once.
+func (w *workers) run(c *packetCtx) verdict {
+	own := &c.sess.calls
 	w.mu.Lock()
+	if !w.roomLocked(own) || len(own.waiting) > 0 {
+		defer w.mu.Unlock()
+		if c.handler == nil || c.handler.pull {
+			return overloaded
+		}
+		return w.waitLocked(c)
+	}
+	w.startLocked(c)
+	return accepted
+}
+
+func (w *workers) roomLocked(own *calls) bool {
+	return within(w.running+1, w.most) && within(own.running+1, w.mostOfOne)
+}
+
+// startLocked runs c and unlocks w.
+func (w *workers) startLocked(c *packetCtx) {
+	w.running++
+	c.sess.calls.running++
 	last := len(w.idle) - 1
 	if last < 0 {
 		w.mu.Unlock()
@@ -40,28 +90,132 @@ func (w *workers) run(c *packetCtx) {
 	k.next <- c
 }
 
+func (w *workers) waitLocked(c *packetCtx) verdict {
+	own := &c.sess.calls
+	cost := waitingCost + int64(len(c.body))
+	if !within(own.waitingBytes+cost, w.mostWaiting) || !c.sess.sock.Limits().Budget.Take(waitingCost) {
+		return overflown
+	}
+	own.waitingBytes += cost
+	own.waiting = append(own.waiting, c)
+	w.blockLocked(c.sess)
+	return accepted
+}
+
+// blockLocked enters the session among the blocked ones if it is one.
+func (w *workers) blockLocked(s *Session) {
+	own := &s.calls
+	if len(own.waiting) > 0 && !own.blocked && within(own.running+1, w.mostOfOne) {
+		own.blocked = true
+		w.blocked = append(w.blocked, s)
+	}
+}
+
+// adopt counts a call whose reader was replaced, which no worker runs.
+func (w *workers) adopt(s *Session) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.running++
+	s.calls.running++
+}
+
+// ended counts a call of the session's out, and starts one that has waited.
+func (w *workers) ended(s *Session) {
+	w.mu.Lock()
+	if c := w.nextLocked(s); c != nil {
+		w.startLocked(c)
+		return
+	}
+	w.mu.Unlock()
+}
+
+// nextLocked counts a call of the session's out and returns one that has waited
+// and may run now, if there is one.
+func (w *workers) nextLocked(s *Session) *packetCtx {
+	w.running--
+	s.calls.running--
+	if len(s.calls.waiting) > 0 && w.roomLocked(&s.calls) {
+		return w.takeLocked(s)
+	}
+	w.blockLocked(s)
+	for len(w.blocked) > 0 && within(w.running+1, w.most) {
+		other := w.blocked[0]
+		w.blocked[0] = nil
+		w.blocked = w.blocked[1:]
+		other.calls.blocked = false
+		if len(other.calls.waiting) > 0 && w.roomLocked(&other.calls) {
+			c := w.takeLocked(other)
+			w.blockLocked(other)
+			return c
+		}
+	}
+	return nil
+}
+
+// takeLocked returns the session's first push that waits.
+func (w *workers) takeLocked(s *Session) *packetCtx {
+	own := &s.calls
+	c := own.waiting[0]
+	own.waiting[0] = nil
+	if own.waiting = own.waiting[1:]; len(own.waiting) == 0 {
+		own.waiting = nil
+	}
+	own.waitingBytes -= waitingCost + int64(len(c.body))
+	s.sock.Limits().Budget.Give(waitingCost)
+	return c
+}
+
+// drop gives up the session's pushes that wait, and returns how many there were.
+func (w *workers) drop(s *Session) int {
+	w.mu.Lock()
+	var dropped []*packetCtx
+	for len(s.calls.waiting) > 0 {
+		dropped = append(dropped, w.takeLocked(s))
+	}
+	w.mu.Unlock()
+	for _, c := range dropped {
+		c.payBack()
+		c.release()
+		s.handlerDone()
+	}
+	return len(dropped)
+}
+
 // work is a worker's goroutine. It ends when it is not needed, or when a handler
 // ends it.
 func (w *workers) work(c *packetCtx) {
 	var k *worker
+	s := c.sess
+	defer func() {
+		if c != nil { // a handler has called runtime.Goexit
+			w.ended(s)
+		}
+	}()
 	for c != nil {
+		s = c.sess
 		c.handle()
 		if k == nil {
 			k = &worker{make(chan *packetCtx, 1)}
 		}
-		if !w.rest(k) {
-			return
+		var more bool
+		if c, more = w.rest(k, s); c == nil && more {
+			c = <-k.next
 		}
-		c = <-k.next
 	}
 }
 
-// rest reports false if the worker is one too many.
-func (w *workers) rest(k *worker) bool {
+// rest counts the session's call out and returns the next one for the worker, or
+// whether it may wait for one.
+func (w *workers) rest(k *worker, s *Session) (c *packetCtx, wait bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if c := w.nextLocked(s); c != nil {
+		w.running++
+		c.sess.calls.running++
+		return c, true
+	}
 	if w.closed || len(w.idle) >= maxIdleWorkers {
-		return false
+		return nil, false
 	}
 	w.idle = append(w.idle, k)
 	if !w.sweeping {
@@ -69,7 +223,7 @@ func (w *workers) rest(k *worker) bool {
 		w.spare = 0
 		time.AfterFunc(sweepWorkers, w.sweep)
 	}
-	return true
+	return nil, true
 }
 
 // sweep ends the workers that were idle all the time since the last sweep.

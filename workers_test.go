@@ -42,7 +42,7 @@ func testWorkers(t *testing.T, f func(t *testing.T, w *workers, call func(handle
 		defer a.Close()
 		defer b.Close()
 		sess, _ := connect(t, a, b, pipe.Options{})
-		w := new(workers)
+		w := &workers{most: -1, mostOfOne: -1, mostWaiting: -1}
 		defer func() {
 			time.Sleep(2 * sweepWorkers)
 			synctest.Wait()

@@ -37,6 +37,15 @@ type Appender interface {
 	AppendMarshal(dst []byte, v interface{}) ([]byte, error)
 }
 
+// A DepthLimiter is a Codec that can refuse values that are nested too deep. To
+// decode such a value takes a deep stack, and so does whatever is done with it
+// later. It is optional; json and protobuf do it.
+type DepthLimiter interface {
+	// UnmarshalDepth is Unmarshal, with an error for data in which more than depth
+	// values, at least 1, are inside each other.
+	UnmarshalDepth(data []byte, v interface{}, depth int) error
+}
+
 // ErrUnknown is what errors.Is finds in the error for an id or a name that is
 // not registered.
 var ErrUnknown = errors.New("unknown codec")
@@ -139,13 +148,24 @@ func Append(c Codec, dst []byte, v interface{}) (out []byte, err error) {
 
 // Decode decodes data into v with c. A panic of the codec or of v's own methods
 // becomes an error: data may come from a stranger.
-func Decode(c Codec, data []byte, v interface{}) (err error) {
+func Decode(c Codec, data []byte, v interface{}) error {
+	return DecodeDepth(c, data, v, 0)
+}
+
+// DecodeDepth is Decode with a bound on how deep the data may be nested, if c is a
+// [DepthLimiter]; 0 is the codec's own.
+func DecodeDepth(c Codec, data []byte, v interface{}, depth int) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("codec %s: decoding into %T panicked: %v", c.Name(), v, p)
 		}
 	}()
-	if err := c.Unmarshal(data, v); err != nil {
+	if d, ok := c.(DepthLimiter); ok && depth > 0 {
+		err = d.UnmarshalDepth(data, v, depth)
+	} else {
+		err = c.Unmarshal(data, v)
+	}
+	if err != nil {
 		return fmt.Errorf("codec %s: decoding into %T: %w", c.Name(), v, err)
 	}
 	return nil

@@ -1,6 +1,9 @@
 package codec
 
 import (
+	"bytes"
+	"fmt"
+
 	jsoniter "github.com/json-iterator/go"
 )
 
@@ -44,4 +47,37 @@ func (jsonCodec) AppendMarshal(dst []byte, v interface{}) ([]byte, error) {
 
 func (jsonCodec) Unmarshal(data []byte, v interface{}) error {
 	return jsonAPI.Unmarshal(data, v)
+}
+
+func (c jsonCodec) UnmarshalDepth(data []byte, v interface{}, depth int) error {
+	if tooDeep(data, depth) {
+		return fmt.Errorf("nested deeper than %d", depth)
+	}
+	return c.Unmarshal(data, v)
+}
+
+// tooDeep reports whether more than depth arrays and objects in data are open at
+// once. It need not be JSON.
+func tooDeep(data []byte, depth int) bool {
+	// Nearly always there are not even so many of them.
+	if len(data) <= depth || bytes.Count(data, []byte("["))+bytes.Count(data, []byte("{")) <= depth {
+		return false
+	}
+	open, text := 0, false
+	for i := 0; i < len(data); i++ {
+		switch b := data[i]; {
+		case text && b == '\\':
+			i++ // whatever is escaped does not end the text
+		case b == '"':
+			text = !text
+		case text:
+		case b == '[' || b == '{':
+			if open++; open > depth {
+				return true
+			}
+		case b == ']' || b == '}':
+			open--
+		}
+	}
+	return false
 }

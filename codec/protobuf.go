@@ -45,12 +45,16 @@ func (protobufCodec) AppendMarshal(dst []byte, v interface{}) ([]byte, error) {
 	return proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(dst, m)
 }
 
-func (protobufCodec) Unmarshal(data []byte, v interface{}) error {
+func (c protobufCodec) Unmarshal(data []byte, v interface{}) error {
+	return c.UnmarshalDepth(data, v, 0)
+}
+
+func (protobufCodec) UnmarshalDepth(data []byte, v interface{}, depth int) error {
 	m, err := protoMessage(v)
 	if err != nil {
 		return err
 	}
 	// As proto.Unmarshal does, by a shorter way.
 	proto.Reset(m)
-	return proto.UnmarshalOptions{Merge: true}.Unmarshal(data, m)
+	return proto.UnmarshalOptions{Merge: true, RecursionLimit: depth}.Unmarshal(data, m)
 }

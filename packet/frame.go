@@ -125,12 +125,15 @@ func DecodeBody(raw []byte, gzip int32, v interface{}, lim Limits) (string, erro
 		}
 		plain := bufpool.Get()
 		defer bufpool.Put(plain)
-		if plain.B, err = appendGunzip(plain.B, data, lim.inflated()); err != nil {
+		var cost int64
+		plain.B, cost, err = appendGunzip(plain.B, data, lim.inflated(), lim.Budget)
+		defer lim.Budget.Give(cost)
+		if err != nil {
 			return c.Name(), err
 		}
 		data = plain.B
 	}
-	return c.Name(), codec.Decode(c, data, v)
+	return c.Name(), codec.DecodeDepth(c, data, v, lim.depth())
 }
 
 // Parse reads the frame at the beginning of b into p, the body into what

@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"sync/atomic"
 )
 
 // CheckGzip returns an error that wraps [ErrGzip] unless level is one of
@@ -18,10 +19,15 @@ func CheckGzip(level int32) error {
 	return nil
 }
 
-var (
-	gzipWriters [gzip.BestCompression - gzip.HuffmanOnly + 1]sync.Pool // by level
-	gzipReaders sync.Pool
-)
+// gzipWriters keeps one writer for each level, and no more: each has some
+// 800 KB. Whoever finds it taken makes another one for itself.
+var gzipWriters [gzip.BestCompression - gzip.HuffmanOnly + 1]atomic.Pointer[gzip.Writer]
+
+var gzipReaders sync.Pool
+
+// maxMembers bounds how many gzip streams may follow each other in one body. They
+// can be empty, and then millions of them fit into a body.
+const maxMembers = 1000
 
 type appendWriter struct{ b []byte }
 
@@ -32,9 +38,9 @@ func (w *appendWriter) Write(p []byte) (int, error) {
 
 // appendGzip appends src compressed at a level that CheckGzip accepts.
 func appendGzip(dst, src []byte, level int32) ([]byte, error) {
-	pool := &gzipWriters[level-gzip.HuffmanOnly]
+	kept := &gzipWriters[level-gzip.HuffmanOnly]
 	out := appendWriter{dst}
-	zw, _ := pool.Get().(*gzip.Writer)
+	zw := kept.Swap(nil)
 	if zw == nil {
 		var err error
 		if zw, err = gzip.NewWriterLevel(&out, int(level)); err != nil {
@@ -43,19 +49,21 @@ func appendGzip(dst, src []byte, level int32) ([]byte, error) {
 	} else {
 		zw.Reset(&out)
 	}
-	defer pool.Put(zw)
+	defer func() { kept.Store(zw) }()
 	if _, err := zw.Write(src); err != nil {
 		return dst, err
 	}
 	if err := zw.Close(); err != nil {
 		return dst, err
 	}
-	zw.Reset(io.Discard) // the pool must not hold on to dst
+	zw.Reset(io.Discard) // what is kept must not hold on to dst
 	return out.b, nil
 }
 
-// appendGunzip appends what src inflates to, if that is at most the given number of bytes.
-func appendGunzip(dst, src []byte, most int64) ([]byte, error) {
+// appendGunzip appends what src inflates to, if that is at most the given number of
+// bytes. It returns how many bytes it has taken from the budget for it, after an
+// error too.
+func appendGunzip(dst, src []byte, most int64, budget *Budget) (out []byte, cost int64, err error) {
 	zr, _ := gzipReaders.Get().(*gzip.Reader)
 	if zr == nil {
 		zr = new(gzip.Reader)
@@ -63,31 +71,45 @@ func appendGunzip(dst, src []byte, most int64) ([]byte, error) {
 	defer gzipReaders.Put(zr)
 	in := bytes.NewReader(src)
 	defer in.Reset(nil) // the pool must not hold on to src
-	if err := zr.Reset(in); err != nil {
-		if err == io.EOF { // a stream of no bytes is a broken one, not an end
-			err = io.ErrUnexpectedEOF
+	start := len(dst)
+	for member := 1; ; member++ {
+		if err := zr.Reset(in); err != nil {
+			if err == io.EOF { // a stream of no bytes is a broken one, not an end
+				err = io.ErrUnexpectedEOF
+			}
+			return dst[:start], cost, fmt.Errorf("packet: %w: %w", ErrGzip, err)
 		}
-		return dst, fmt.Errorf("packet: %w: %w", ErrGzip, err)
-	}
-	start := int64(len(dst))
-	for {
-		if cap(dst)-len(dst) < 512 {
-			dst = slices.Grow(dst, max(512, len(dst))) // doubles
+		zr.Multistream(false)
+		for {
+			if cap(dst)-len(dst) < 512 {
+				room := max(512, len(dst)) // doubles
+				if !budget.Take(int64(room)) {
+					return dst[:start], cost, fmt.Errorf("packet: decompressing a body: %w", ErrBudget)
+				}
+				cost += int64(room)
+				dst = slices.Grow(dst, room)
+			}
+			free := int64(cap(dst) - len(dst))
+			if left := most + 1 - int64(len(dst)-start); free > left {
+				free = left
+			}
+			n, err := zr.Read(dst[len(dst) : int64(len(dst))+free])
+			dst = dst[:len(dst)+n]
+			if int64(len(dst)-start) > most {
+				return dst[:start], cost, fmt.Errorf("packet: %w: inflated body exceeds limit %d", ErrTooLarge, most)
+			}
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				return dst[:start], cost, fmt.Errorf("packet: %w: %w", ErrGzip, err)
+			}
 		}
-		free := int64(cap(dst) - len(dst))
-		if left := most + 1 - (int64(len(dst)) - start); free > left {
-			free = left
+		if in.Len() == 0 {
+			return dst, cost, nil
 		}
-		n, err := zr.Read(dst[len(dst) : int64(len(dst))+free])
-		dst = dst[:len(dst)+n]
-		if int64(len(dst))-start > most {
-			return dst[:start], fmt.Errorf("packet: %w: inflated body exceeds limit %d", ErrTooLarge, most)
-		}
-		if err == io.EOF {
-			return dst, nil
-		}
-		if err != nil {
-			return dst[:start], fmt.Errorf("packet: %w: %w", ErrGzip, err)
+		if member == maxMembers {
+			return dst[:start], cost, fmt.Errorf("packet: %w: more than %d streams in one body", ErrGzip, maxMembers)
 		}
 	}
 }

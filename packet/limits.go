@@ -13,6 +13,9 @@ const (
 	DefaultMaxBody   = 16 << 20
 )
 
+// DefaultMaxDepth is the default limit of how deep a body may be nested.
+const DefaultMaxDepth = 1000
+
 // Errors that errors.Is finds in what this package returns.
 var (
 	// ErrHeader: the frame cannot be followed, because a length is impossible or
@@ -22,6 +25,8 @@ var (
 	ErrTooLarge = errors.New("too large")
 	// ErrGzip: the level is none, or the stream is broken.
 	ErrGzip = errors.New("bad gzip")
+	// ErrBudget: the memory that a [Budget] allows is in use.
+	ErrBudget = errors.New("the memory budget is used up")
 )
 
 // Limits bounds what is accepted from the other side, and what is sent to it.
@@ -34,6 +39,11 @@ type Limits struct {
 	Body int64
 	// Inflated bounds a body after decompression.
 	Inflated int64
+	// Depth bounds how deep a body may be nested, where its codec can tell: see
+	// [codec.DepthLimiter].
+	Depth int
+	// Budget, if there is one, is asked for memory for bodies.
+	Budget *Budget
 }
 
 func limit(n, def int64) int64 {
@@ -49,6 +59,16 @@ func limit(n, def int64) int64 {
 func (l Limits) header() int64   { return limit(l.Header, DefaultMaxHeader) }
 func (l Limits) body() int64     { return limit(l.Body, DefaultMaxBody) }
 func (l Limits) inflated() int64 { return limit(l.Inflated, DefaultMaxBody) }
+
+func (l Limits) depth() int {
+	switch {
+	case l.Depth == 0:
+		return DefaultMaxDepth
+	case l.Depth < 0:
+		return math.MaxInt32
+	}
+	return l.Depth
+}
 
 // HeaderLength reads the four bytes that begin a frame. It returns how many
 // bytes follow for the header and its codec id, at least 1, or an error that

@@ -355,8 +355,10 @@ func TestAwaitCutsNoBodyOff(t *testing.T) {
 				require.False(t, s.BodyBuffered())
 				require.NoError(t, s.Await(quiet), "this is no lull between packets")
 				half := bodyAt + size/3
-				time.AfterFunc(4*quiet, func() { c.Write(b[bodyAt:half]) })
-				time.AfterFunc(8*quiet, func() { c.Write(append(b[half:], frame(t, message("2", "next"))...)) })
+				time.AfterFunc(4*quiet, func() {
+					c.Write(b[bodyAt:half])
+					time.AfterFunc(4*quiet, func() { c.Write(append(b[half:], frame(t, message("2", "next"))...)) })
+				})
 				if skip {
 					s.SkipBody()
 				} else {

@@ -36,13 +36,16 @@ var (
 // time.
 type reader struct {
 	conn    net.Conn
-	lazy    *lazyReader  // nil where the connection does not allow it
-	timeout atomic.Int64 // time.Duration; 0 none
-	armed   bool         // a read deadline is set on conn
-	setting sync.Mutex   // makes one step of changing timeout and due and setting conn's deadline
-	due     time.Time    // when timeout is over, if it was set during a read
-	quiet   bool         // conn's deadline is that of await
-	heard   bool         // something was read since
+	lazy    *lazyReader // nil where the connection does not allow it
+	budget  *packet.Budget
+	timeout atomic.Int64  // time.Duration; 0 none
+	frame   time.Duration // for a packet as a whole; 0 none
+	frameBy time.Time     // when the packet that has begun must be complete; zero if unknown
+	armed   bool          // a read deadline is set on conn
+	setting sync.Mutex    // makes one step of changing timeout and due and setting conn's deadline
+	due     time.Time     // when timeout is over, if it was set during a read
+	quiet   bool          // conn's deadline is that of await
+	heard   bool          // something was read since
 
 	buf   *bufpool.Buffer // nil, or its whole capacity is in use
 	r, w  int             // buf.B[r:w] has been read and not consumed
@@ -54,10 +57,12 @@ type reader struct {
 	refused error // why the current body must not be read
 }
 
-func (r *reader) init(conn net.Conn, timeout time.Duration) {
+func (r *reader) init(conn net.Conn, o Options) {
 	r.conn = conn
 	r.lazy = newLazyReader(conn)
-	r.timeout.Store(int64(max(timeout, 0)))
+	r.budget = o.Limits.Budget
+	r.frame = max(o.FrameTimeout, 0)
+	r.timeout.Store(int64(max(o.ReadTimeout, 0)))
 	r.armed = true // clears a deadline that a former owner of conn left
 }
 
@@ -66,7 +71,7 @@ func (r *reader) setTimeout(d time.Duration) {
 	r.setting.Lock()
 	defer r.setting.Unlock()
 	r.timeout.Store(int64(d))
-	r.due = deadline(d)
+	r.due = earlier(deadline(d), r.frameBy)
 	now := r.due
 	if d == 0 && r.quiet { // await has set a deadline that goes with it
 		now = time.Now()
@@ -81,15 +86,45 @@ func deadline(d time.Duration) time.Time {
 	return time.Now().Add(d)
 }
 
+// earlier returns the earlier of two deadlines, of which zero is none.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
 // arm sets the deadline of the read that follows.
 func (r *reader) arm() {
-	if r.armed || r.quiet || r.timeout.Load() > 0 {
+	begun := r.frame > 0 && (r.w > r.r || r.body > 0)
+	if r.armed || r.quiet || begun || r.timeout.Load() > 0 {
 		r.setting.Lock()
+		if begun && r.frameBy.IsZero() {
+			r.frameBy = time.Now().Add(r.frame)
+		}
 		d := time.Duration(r.timeout.Load())
-		r.armed, r.quiet = d > 0, false
-		r.conn.SetReadDeadline(deadline(d))
+		by := earlier(deadline(d), r.frameBy)
+		r.armed, r.quiet = !by.IsZero(), false
+		r.conn.SetReadDeadline(by)
 		r.setting.Unlock()
 	}
+}
+
+// next is called between two packets.
+func (r *reader) next() {
+	if !r.frameBy.IsZero() {
+		r.setting.Lock()
+		r.frameBy = time.Time{}
+		r.setting.Unlock()
+	}
+}
+
+// explain says so if a read failed because the packet took too long.
+func (r *reader) explain(err error) error {
+	if !r.frameBy.IsZero() && errors.Is(err, os.ErrDeadlineExceeded) && !time.Now().Before(r.frameBy) {
+		return fmt.Errorf("a packet was not complete after %v: %w", r.frame, err)
+	}
+	return err
 }
 
 // fill reads once from the connection into p. The caller has called arm.
@@ -157,7 +192,7 @@ func (r *reader) peek(n int, start bool) ([]byte, error) {
 	for r.w-r.r < n {
 		r.arm()
 		if err := r.more(n); err != nil && r.w-r.r < n {
-			return nil, readError(err, start && r.w == r.r)
+			return nil, readError(r.explain(err), start && r.w == r.r)
 		}
 	}
 	return r.buf.B[r.r : r.r+n], nil
@@ -254,12 +289,35 @@ func (r *reader) whole() bool {
 }
 
 // readBody appends the current body to dst, which may be given other memory. It
-// takes new memory for what has come, and for as much again.
-func (r *reader) readBody(dst []byte) ([]byte, error) {
-	dst = bufpool.TryGrow(dst, int(r.body))
+// takes new memory for what has come, and for as much again, from the budget.
+func (r *reader) readBody(dst []byte) (_ []byte, err error) {
+	given := cap(dst)
+	var cost int64
+	grown := func(b []byte) error {
+		dst = b
+		if cap(b) == given {
+			return nil
+		}
+		more := int64(cap(b)) - cost
+		if !r.budget.Take(more) {
+			return fmt.Errorf("socket: a body of %d bytes: %w", r.body, packet.ErrBudget)
+		}
+		cost += more
+		return nil
+	}
+	defer func() {
+		if err != nil {
+			r.budget.Give(cost)
+		}
+	}()
+	if err := grown(bufpool.TryGrow(dst, int(r.body))); err != nil {
+		return dst, err
+	}
 	if n := int(min(r.body, int64(r.w-r.r))); n > 0 {
 		if cap(dst)-len(dst) < n {
-			dst = bufpool.Grow(dst, n)
+			if err := grown(bufpool.Grow(dst, n)); err != nil {
+				return dst, err
+			}
 		}
 		dst = append(dst, r.buf.B[r.r:r.r+n]...)
 		r.r += n
@@ -267,7 +325,9 @@ func (r *reader) readBody(dst []byte) ([]byte, error) {
 	}
 	for r.body > 0 {
 		if len(dst) == cap(dst) {
-			dst = bufpool.Grow(dst, int(min(r.body, int64(max(len(dst), fullBuffer-len(dst))))))
+			if err := grown(bufpool.Grow(dst, int(min(r.body, int64(max(len(dst), fullBuffer-len(dst))))))); err != nil {
+				return dst, err
+			}
 		}
 		free := int(min(r.body, int64(cap(dst)-len(dst))))
 		r.arm()
@@ -275,7 +335,7 @@ func (r *reader) readBody(dst []byte) ([]byte, error) {
 		dst = dst[:len(dst)+k]
 		r.body -= int64(k)
 		if err != nil && r.body > 0 {
-			return dst, readError(err, false)
+			return dst, readError(r.explain(err), false)
 		}
 	}
 	return dst, nil
@@ -297,7 +357,7 @@ func (r *reader) skip() error {
 		k, err := r.fill(buf.B[:min(r.body, int64(cap(buf.B)))])
 		r.body -= int64(k)
 		if err != nil && r.body > 0 {
-			return readError(err, false)
+			return readError(r.explain(err), false)
 		}
 	}
 	return nil

@@ -40,9 +40,15 @@ type Options struct {
 	// ReadTimeout is the longest silence while a packet is awaited or read; zero
 	// means none.
 	ReadTimeout time.Duration
-	// WriteTimeout is the longest that one write to the connection may take; zero
-	// means no bound.
+	// WriteTimeout is the longest that one write to the connection may take, and
+	// that a packet waits for room in the output; zero means no bound.
 	WriteTimeout time.Duration
+	// FrameTimeout is the longest that a packet may take from its first byte to its
+	// last; zero means no bound.
+	FrameTimeout time.Duration
+	// MaxOutput is how many bytes may wait to be written before writers wait too;
+	// zero means 8 MiB, a negative number no bound.
+	MaxOutput int64
 }
 
 // Socket is a connection that carries packets. One goroutine at a time may
@@ -58,8 +64,8 @@ type Socket struct {
 // New wraps conn, which belongs to the Socket from then on.
 func New(conn net.Conn, o Options) *Socket {
 	s := &Socket{conn: conn, limits: o.Limits}
-	s.r.init(conn, o.ReadTimeout)
-	s.w.init(conn, o.WriteTimeout)
+	s.r.init(conn, o)
+	s.w.init(conn, o)
 	return s
 }
 
@@ -133,6 +139,10 @@ func (s *Socket) PostFrame(f Frame) error { return s.send(f, flushElsewhere) }
 func (s *Socket) QueueFrame(f Frame) (waiting int, err error) {
 	return s.queue(f, flushNot)
 }
+
+// OfferFrame is QueueFrame that does not wait: where there is no room for the
+// frame the error wraps [ErrOutputFull], and the socket can be used on.
+func (s *Socket) OfferFrame(f Frame) error { return s.send(f, flushOffered) }
 
 func (s *Socket) send(f Frame, mode flushMode) error {
 	_, err := s.queue(f, mode)
@@ -222,6 +232,7 @@ func (s *Socket) ReadHeaderView(v *packet.HeaderView) (bodyLength int64, err err
 	if err := s.r.skip(); err != nil {
 		return 0, s.readFailure(err)
 	}
+	s.r.next()
 	b, err := s.r.peek(packet.LengthSize, true)
 	if err != nil {
 		return 0, s.readFailure(err)
@@ -254,7 +265,11 @@ func (s *Socket) Buffered() bool { return s.r.whole() }
 
 // ReadBody appends to dst the body of the packet whose header was read last,
 // its codec id first, as it stands on the wire. A body over the limit is not
-// read but skipped before the next packet; the error wraps packet.ErrTooLarge.
+// read but skipped before the next packet; the error wraps packet.ErrTooLarge, or
+// packet.ErrBudget where the limits' budget has no memory left for it. Memory is
+// taken as the bytes come. If the slice that is returned has another capacity
+// than dst, so many bytes were taken from the budget, and it is for the caller to
+// give them back.
 func (s *Socket) ReadBody(dst []byte) ([]byte, error) {
 	if s.r.refused != nil {
 		return dst, s.r.refused

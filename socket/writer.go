@@ -1,6 +1,9 @@
 package socket
 
 import (
+	"errors"
+	"fmt"
+	"math"
 	"net"
 	"runtime"
 	"sync"
@@ -8,6 +11,7 @@ import (
 	"time"
 
 	"github.com/henrylee2cn/teleport/internal/bufpool"
+	"github.com/henrylee2cn/teleport/packet"
 )
 
 const (
@@ -18,6 +22,9 @@ const (
 	ownFrame = 16 << 10
 	// maxQueued is how many bytes may wait before writers have to wait too.
 	maxQueued = 8 << 20
+	// From minTaken to maxTaken bytes are taken from the budget at a time.
+	minTaken = 4 << 10
+	maxTaken = 64 << 10
 )
 
 // writer gathers frames. There is at most one flusher, who writes until nothing
@@ -26,6 +33,8 @@ const (
 // leaves what is still queued after a few rounds to a goroutine.
 type writer struct {
 	conn    net.Conn
+	budget  *packet.Budget
+	most    int64        // bytes that may wait before writers have to
 	timeout atomic.Int64 // time.Duration; 0 none
 	armed   bool         // a write deadline is set on conn; the flusher's
 
@@ -33,15 +42,23 @@ type writer struct {
 	cond     *sync.Cond // made when first waited on; see waitLocked
 	queue    []*bufpool.Buffer
 	spare    []*bufpool.Buffer // the queue's other half, while it is not in use
-	queued   int               // bytes in queue and under way
+	queued   int64             // bytes in queue and under way
+	taken    int64             // bytes from the budget, given back when nothing is queued
 	flushing bool
 	refuse   error // what new frames are refused with; queued ones are still written
 	err      error // ended the socket: nothing more is written
 }
 
-func (w *writer) init(conn net.Conn, timeout time.Duration) {
+func (w *writer) init(conn net.Conn, o Options) {
 	w.conn = conn
-	w.timeout.Store(int64(max(timeout, 0)))
+	w.budget = o.Limits.Budget
+	switch w.most = o.MaxOutput; {
+	case w.most == 0:
+		w.most = maxQueued
+	case w.most < 0:
+		w.most = math.MaxInt64
+	}
+	w.timeout.Store(int64(max(o.WriteTimeout, 0)))
 	w.armed = true // clears a deadline that a former owner of conn left
 }
 
@@ -57,31 +74,30 @@ const (
 	flushElsewhere
 	// flushNot: the sender does, later, by flushQueued.
 	flushNot
+	// flushOffered is flushNot for a frame that does not wait for room.
+	flushOffered
 )
 
 // write takes the frame. It returns how many bytes wait.
 func (w *writer) write(f Frame, mode flushMode) (waiting int, err error) {
 	w.mu.Lock()
-	for w.refuse == nil && w.queued >= maxQueued {
-		if w.flushing {
-			w.waitLocked()
-			continue
+	if !w.roomLocked(int64(len(f.b))) {
+		if err = ErrOutputFull; mode != flushOffered {
+			err = w.waitForRoomLocked(int64(len(f.b)))
 		}
-		w.flushing = true
-		w.mu.Unlock()
-		_ = w.flush() // if it fails it says so in refuse
-		w.mu.Lock()
 	}
 	if w.refuse != nil {
-		err := w.refuse
+		err = w.refuse
+	}
+	if err != nil {
 		w.mu.Unlock()
 		f.Drop()
 		return 0, &WriteError{err}
 	}
-	w.queued += len(f.b)
-	waiting = w.queued
+	w.queued += int64(len(f.b))
+	waiting = int(w.queued)
 	w.enqueueLocked(f)
-	flush := !w.flushing && mode != flushNot
+	flush := !w.flushing && mode < flushNot
 	if flush {
 		w.flushing = true
 	}
@@ -95,6 +111,72 @@ func (w *writer) write(f Frame, mode flushMode) (waiting int, err error) {
 		err = w.flush()
 	}
 	return waiting, err
+}
+
+// roomLocked reports whether n more bytes may wait, and takes them from the
+// budget. When nothing waits they may, whatever the budget says: so every
+// connection goes on.
+func (w *writer) roomLocked(n int64) bool {
+	if w.queued == 0 {
+		if more := max(n, minTaken) - w.taken; more > 0 && w.budget.Take(more) {
+			w.taken += more
+		}
+		return true
+	}
+	if w.queued >= w.most {
+		return false
+	}
+	more := w.queued + n - w.taken
+	if more <= 0 {
+		return true
+	}
+	more = max(more, min(max(w.taken, minTaken), maxTaken))
+	if !w.budget.Take(more) {
+		return false
+	}
+	w.taken += more
+	return true
+}
+
+// ErrOutputFull is what errors.Is finds when a packet found no room in the output:
+// for OfferFrame at once, for the others after the write timeout, which ends the
+// socket.
+var ErrOutputFull = errors.New("socket: the output is full")
+
+// waitForRoomLocked waits, for the write timeout, until there is room for n bytes.
+func (w *writer) waitForRoomLocked(n int64) error {
+	late := false
+	if d := time.Duration(w.timeout.Load()); d > 0 {
+		timer := time.AfterFunc(d, func() {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			late = true
+			w.wakeLocked()
+		})
+		defer timer.Stop()
+	}
+	for w.refuse == nil && !w.roomLocked(n) {
+		if late {
+			return fmt.Errorf("%w for longer than %v", ErrOutputFull, time.Duration(w.timeout.Load()))
+		}
+		if w.flushing {
+			w.waitLocked()
+			continue
+		}
+		w.flushing = true
+		w.mu.Unlock()
+		_ = w.flush() // if it fails it says so in refuse
+		w.mu.Lock()
+	}
+	return nil
+}
+
+// giveLocked returns what was taken from the budget if nothing is queued.
+func (w *writer) giveLocked() {
+	if w.taken > 0 && w.queued == 0 {
+		w.budget.Give(w.taken)
+		w.taken = 0
+	}
 }
 
 // enqueueLocked puts a large frame at the end of the queue as it is, and copies a
@@ -191,7 +273,7 @@ func (w *writer) round() (done bool, err error) {
 		queue[i] = nil
 
 		w.mu.Lock()
-		w.queued -= n
+		w.queued -= int64(n)
 		if err != nil {
 			w.failLocked(err)
 		}
@@ -213,8 +295,9 @@ func (w *writer) round() (done bool, err error) {
 func (w *writer) endFlushLocked() {
 	w.flushing = false
 	if w.err != nil {
-		w.queue, w.spare = nil, nil // will never be written
+		w.queue, w.spare, w.queued = nil, nil, 0 // will never be written
 	}
+	w.giveLocked()
 	w.wakeLocked()
 }
 

@@ -1,0 +1,11 @@
+//go:build !linux
+
+package tp
+
+import (
+	"net"
+	"time"
+)
+
+// setUserTimeout leaves it to the kernel how long data may stay unacknowledged.
+func setUserTimeout(*net.TCPConn, time.Duration) {}
