@@ -81,18 +81,16 @@ func appendGunzip(dst, src []byte, most int64, budget *Budget) (out []byte, cost
 		}
 		zr.Multistream(false)
 		for {
-			if cap(dst)-len(dst) < 512 {
-				room := max(512, len(dst)) // doubles
-				if !budget.Take(int64(room)) {
+			left := most + 1 - int64(len(dst)-start) // one more byte is one too many
+			if len(dst) == cap(dst) {
+				room := min(max(512, int64(len(dst))), left) // doubles
+				if !budget.Take(room) {
 					return dst[:start], cost, fmt.Errorf("packet: decompressing a body: %w", ErrBudget)
 				}
-				cost += int64(room)
-				dst = slices.Grow(dst, room)
+				cost += room
+				dst = slices.Grow(dst, int(room))
 			}
-			free := int64(cap(dst) - len(dst))
-			if left := most + 1 - int64(len(dst)-start); free > left {
-				free = left
-			}
+			free := min(int64(cap(dst)-len(dst)), left)
 			n, err := zr.Read(dst[len(dst) : int64(len(dst))+free])
 			dst = dst[:len(dst)+n]
 			if int64(len(dst)-start) > most {
