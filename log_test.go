@@ -14,6 +14,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
@@ -282,4 +283,74 @@ func TestPrintedBodiesAreTheHandlersOwn(t *testing.T) {
 	c.next(t, "push-handle", "/x")
 	close(stop)
 	changing.Wait()
+}
+
+// Whatever a stranger sends, wherever it ends up in the log: it is one line of at
+// most 4 KiB, and nothing in it speaks to a terminal.
+func TestHostileTextInTheLog(t *testing.T) {
+	const evil = "a\nb\r\x1b[31m\x00\xff\xfe\u202e\u2028c"
+	huge := strings.Repeat(evil, 1<<20) // 16 MiB and more
+	lines := make(lineLog, 100_000)
+	level := LogLevel()
+	SetLogger(lines)
+	SetLogLevel(LevelTrace)
+	t.Cleanup(func() { SetLogger(nil); SetLogLevel(level) })
+
+	hook := hookPlugin("hook", "PostReadBody", func(c interface{}) error {
+		if c.(ReadCtx).Input().Header.Uri == "/hook" {
+			return errors.New(huge)
+		}
+		return nil
+	})
+	srv := newTestPeer(t, &PeerConfig{PrintBody: true, MaxBodyBytes: 64 << 20}, hook)
+	cli := newTestPeer(t, &PeerConfig{PrintBody: true, MaxBodyBytes: 64 << 20, DefaultBodyCodec: "string"})
+	HandlePull(srv.PullRouter, "/echo", func(_ PullCtx, s *string) (string, Xerror) { return *s, nil })
+	HandlePull(srv.PullRouter, "/hook", func(_ PullCtx, s *string) (string, Xerror) { return *s, nil })
+	HandlePull(srv.PullRouter, "/fail", func(_ PullCtx, s *string) (string, Xerror) { return "", NewXerror(1, *s) })
+	HandlePull(srv.PullRouter, "/panic", func(_ PullCtx, s *string) (string, Xerror) { panic(*s) })
+	srv.PullRouter.Group("/un").SetUnknown(func(ctx UnknownPullCtx, b *[]byte) (interface{}, Xerror) {
+		var v string
+		_, _ = ctx.Unmarshal(*b, &v, true)
+		return v, nil
+	})
+	sess, _ := connect(t, cli, srv, pipe.Options{})
+	for _, text := range []string{evil, huge} {
+		for _, path := range []string{"/echo", "/hook", "/fail", "/panic", "/un/known", "/none"} {
+			_ = sess.Pull(path, text, new(string))
+			_ = sess.Push(path, text)
+		}
+		if text = strings.ToValidUTF8(text, "?"); len(text) > 60_000 {
+			text = text[:60_000]
+		}
+		text = strings.ToValidUTF8(text, "?")
+		_ = sess.Pull("/"+text, "", new(string))
+		_ = sess.Push("/"+text, "")
+		_ = sess.Pull("/none?"+text, "", new(string))
+		_ = sess.ChangeId(text)
+		_ = sess.Pull("/none", "", new(string))
+	}
+	require.NoError(t, sess.Close())
+	require.NoError(t, srv.Shutdown(t.Context()))
+	SetLogger(nil)
+	n := 0
+	for ; len(lines) > 0; n++ {
+		line := <-lines
+		line, _, _ = strings.Cut(line, "\ngoroutine ") // a stack, which is ours
+		require.LessOrEqual(t, len(line), 4096, "%.200s", line)
+		require.True(t, utf8.ValidString(line))
+		for _, r := range line {
+			require.True(t, unicode.IsPrint(r), "%q in %q", r, line)
+		}
+	}
+	require.Greater(t, n, 40)
+}
+
+// lineLog keeps every message.
+type lineLog chan string
+
+func (lineLog) Enabled(context.Context, slog.Level) bool { return true }
+
+func (l lineLog) Handle(_ context.Context, r slog.Record) error {
+	l <- r.Message
+	return nil
 }
