@@ -68,7 +68,8 @@ type PeerConfig struct {
 	// HookTimeout bounds the PostDial hooks, and the PostAccept hooks (10 s).
 	HookTimeout time.Duration
 	// FrameTimeout is the longest that a packet may take from its first byte to
-	// its last, before the session is closed (30 s).
+	// its last, before the session is closed (30 s, or the session's read timeout
+	// if that is shorter).
 	FrameTimeout time.Duration
 	// KeepAlive is for how long nothing comes by a TCP connection before the kernel
 	// asks whether the other side is still there: three times, a third of this

@@ -40,12 +40,15 @@ type reader struct {
 	budget  *packet.Budget
 	timeout atomic.Int64  // time.Duration; 0 none
 	frame   time.Duration // for a packet as a whole; 0 none
-	frameBy time.Time     // when the packet that has begun must be complete; zero if unknown
-	armed   bool          // a read deadline is set on conn
-	setting sync.Mutex    // makes one step of changing timeout and due and setting conn's deadline
-	due     time.Time     // when timeout is over, if it was set during a read
-	quiet   bool          // conn's deadline is that of await
-	heard   bool          // something was read since
+	// frameBy is when the packet that has begun must be complete, zero if none has,
+	// and frameFor how long it was given.
+	frameBy  time.Time
+	frameFor time.Duration
+	armed    bool       // a read deadline is set on conn
+	setting  sync.Mutex // makes one step of changing timeout and due and setting conn's deadline
+	due      time.Time  // when timeout is over, if it was set during a read
+	quiet    bool       // conn's deadline is that of await
+	heard    bool       // something was read since
 
 	buf   *bufpool.Buffer // nil, or its whole capacity is in use
 	r, w  int             // buf.B[r:w] has been read and not consumed
@@ -99,10 +102,14 @@ func (r *reader) arm() {
 	begun := r.frame > 0 && (r.w > r.r || r.body > 0)
 	if r.armed || r.quiet || begun || r.timeout.Load() > 0 {
 		r.setting.Lock()
-		if begun && r.frameBy.IsZero() {
-			r.frameBy = time.Now().Add(r.frame)
-		}
 		d := time.Duration(r.timeout.Load())
+		if begun && r.frameBy.IsZero() {
+			r.frameFor = r.frame
+			if d > 0 {
+				r.frameFor = min(d, r.frame)
+			}
+			r.frameBy = time.Now().Add(r.frameFor)
+		}
 		by := earlier(deadline(d), r.frameBy)
 		r.armed, r.quiet = !by.IsZero(), false
 		r.conn.SetReadDeadline(by)
@@ -122,7 +129,7 @@ func (r *reader) next() {
 // explain says so if a read failed because the packet took too long.
 func (r *reader) explain(err error) error {
 	if !r.frameBy.IsZero() && errors.Is(err, os.ErrDeadlineExceeded) && !time.Now().Before(r.frameBy) {
-		return fmt.Errorf("a packet was not complete after %v: %w", r.frame, err)
+		return fmt.Errorf("a packet was not complete after %v: %w", r.frameFor, err)
 	}
 	return err
 }

@@ -44,7 +44,7 @@ type Options struct {
 	// that a packet waits for room in the output; zero means no bound.
 	WriteTimeout time.Duration
 	// FrameTimeout is the longest that a packet may take from its first byte to its
-	// last; zero means no bound.
+	// last, or ReadTimeout if that is shorter; zero means no bound.
 	FrameTimeout time.Duration
 	// MaxOutput is how many bytes may wait to be written before writers wait too;
 	// zero means 8 MiB, a negative number no bound.
