@@ -143,6 +143,7 @@ type transit struct {
 	timed   bool   // it is a sample for the route's pace
 	refusal Xerror // why there is no handler
 	offered bool   // the reply must not wait for room in the output
+	waited  bool   // a push that could not be handled at once
 
 	body   []byte          // the input's raw body
 	buf    *bufpool.Buffer // that body is the content of; nil for others
@@ -350,6 +351,11 @@ func (c *packetCtx) handle() (waiting int) {
 		c.prepareReply()
 		c.reply(nil, c.refusal)
 		c.logHandled(c.refusal)
+		c.release()
+		return 0
+	}
+	if c.waited && c.sess.peer.isClosed() {
+		c.dropBody()
 		c.release()
 		return 0
 	}

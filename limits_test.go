@@ -216,6 +216,24 @@ func TestShutdownHandlesPushesThatWait(t *testing.T) {
 	})
 }
 
+// Close drops the pushes that wait.
+func TestCloseDropsPushesThatWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv, release, ran := blockedPeer(t, PeerConfig{MaxHandlers: 2})
+		sess, other := connect(t, newTestPeer(t, nil), srv, pipe.Options{})
+		for range 100 {
+			require.Nil(t, sess.Push("/wait", strings.Repeat("x", 1000)))
+		}
+		synctest.Wait()
+		require.NoError(t, srv.Close())
+		close(release)
+		synctest.Wait()
+		require.EqualValues(t, 2, ran.Load())
+		require.Zero(t, other.running.Load())
+		require.Zero(t, srv.limits.Budget.Used())
+	})
+}
+
 // What one side answers to nonsense takes bounded memory, even if the other side
 // does not read it, and no goroutine each.
 func TestRefusalsThatNobodyReads(t *testing.T) {

@@ -447,8 +447,8 @@ func (p *Peer) Addrs() []net.Addr {
 }
 
 // Close ends the peer at once: listeners and sessions are closed, pulls in
-// flight complete with StatusConnClosed, no handler is waited for. It may be
-// called more than once and from anywhere.
+// flight complete with StatusConnClosed, no handler is waited for, and pushes that
+// wait for one are dropped. It may be called more than once and from anywhere.
 func (p *Peer) Close() error {
 	err := p.stopAccepting()
 	p.setState(peerClosed)
@@ -475,6 +475,16 @@ func (p *Peer) Close() error {
 	p.workers.close()
 	p.unregister()
 	return err
+}
+
+// isClosed reports whether Close has been called, or Shutdown is through.
+func (p *Peer) isClosed() bool {
+	select {
+	case <-p.closed:
+		return true
+	default:
+		return false
+	}
 }
 
 func (p *Peer) addListener(ln net.Listener) bool {

@@ -275,7 +275,7 @@ func (r *reader) reject(c *packetCtx, x Xerror) error {
 // there is no room for it the session ends.
 func (r *reader) refuse(c *packetCtx, x Xerror) {
 	s := r.s
-	c.payBack()
+	c.dropBody()
 	c.refusal = x
 	if chain := s.peer.chain; len(chain.preWriteReply)+len(chain.postWriteReply) > 0 && x.Code() != StatusOverloaded {
 		s.running.Add(1)

@@ -96,6 +96,7 @@ func (w *workers) waitLocked(c *packetCtx) verdict {
 	if !within(own.waitingBytes+cost, w.mostWaiting) || !c.sess.sock.Limits().Budget.Take(waitingCost) {
 		return overflown
 	}
+	c.waited = true
 	own.waitingBytes += cost
 	own.waiting = append(own.waiting, c)
 	w.blockLocked(c.sess)
@@ -174,7 +175,7 @@ func (w *workers) drop(s *Session) int {
 	}
 	w.mu.Unlock()
 	for _, c := range dropped {
-		c.payBack()
+		c.dropBody()
 		c.release()
 		s.handlerDone()
 	}

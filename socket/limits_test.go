@@ -3,6 +3,7 @@ package socket_test
 import (
 	"io"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -211,4 +212,29 @@ func TestFrameTimeoutAndReadTimeout(t *testing.T) {
 		require.Equal(t, time.Second, time.Since(start))
 		_, _ = ca.Close(), b.Close()
 	})
+}
+
+// To receive a body takes at most twice the limit, and 64 KiB, all in all, whether
+// it comes at once or in pieces.
+func TestMemoryOfABody(t *testing.T) {
+	for _, size := range []int{1 << 10, 60 << 10, 1 << 20, 5 << 20, 16<<20 - 1} {
+		for _, chunk := range []int{0, 1 << 10, 100 << 10} {
+			ca, cb := pipe.New(pipe.Options{Buffer: 17 << 20, Chunk: chunk})
+			b := socket.New(cb, socket.Options{})
+			send(t, ca, frame(t, message("1", strings.Repeat("x", size))))
+			var p packet.Packet
+			require.NoError(t, b.ReadHeader(&p))
+			runtime.GC() // empties the pools of other tests
+			runtime.GC()
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			body, err := b.ReadBody(nil)
+			runtime.ReadMemStats(&after)
+			require.NoError(t, err)
+			require.Len(t, body, size+1)
+			took := after.TotalAlloc - before.TotalAlloc
+			require.LessOrEqual(t, took, uint64(2*packet.DefaultMaxBody+256<<10), "%d bytes in pieces of %d", size, chunk)
+			_, _ = ca.Close(), b.Close()
+		}
+	}
 }
