@@ -43,5 +43,12 @@ long as anything holds them; SetBodyCodec and SetGzip have no effect once the
 handler has returned. Handlers of one session run concurrently, in no set order,
 but for those that have proved to take only microseconds: they run one after the
 other on the goroutine that reads the session, until one of them blocks.
+
+# Limits
+
+What the other sides and the network can make a peer do is bounded: sizes, times,
+handlers at once, sessions, memory. Each limit is a field of [PeerConfig] with a
+default that is safe for a server which anybody may connect to. A pull that was not
+run for a limit's sake fails with [StatusOverloaded].
 */
 package tp

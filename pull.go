@@ -237,7 +237,7 @@ func (cmd *PullCmd) finish() {
 func (cmd *PullCmd) readReply(f *flight) Xerror {
 	c := &f.ctx
 	if f.inHdr.StatusCode != StatusOK {
-		return NewXerror(f.inHdr.StatusCode, f.inHdr.Status)
+		return NewXerror(f.inHdr.StatusCode, clipStatus(f.inHdr.Status))
 	}
 	chain := c.sess.peer.chain
 	if err := chain.preReadBody.run(c); err != nil {

@@ -50,6 +50,30 @@ func TestPullBothDirections(t *testing.T) {
 	require.Equal(t, "client(y)", got)
 }
 
+// A status text that comes in is fit for a terminal and of bounded length, whoever
+// wrote it.
+func TestHostileStatusText(t *testing.T) {
+	for _, text := range []string{"a\nb\x1b[31m\x00", strings.Repeat("x", 60<<10)} {
+		conn, far := pipe.New(pipe.Options{})
+		cli := newTestPeer(t, nil)
+		sess, err := cli.ServeConn(conn)
+		require.NoError(t, err)
+		b, err := packet.Append(nil, &packet.Packet{
+			Header: &packet.Header{Id: "1", Type: packet.TypeReply, StatusCode: 1234, Status: text},
+		}, packet.Limits{})
+		require.NoError(t, err)
+		go func() { _, _ = far.Write(b) }()
+		cmd := sess.Pull("/a", nil, nil)
+		require.EqualValues(t, 1234, cmd.Xerror.Code())
+		got := cmd.Xerror.Text()
+		require.LessOrEqual(t, len(got), 1024)
+		require.NotContains(t, got, "\n")
+		require.NotContains(t, got, "\x1b")
+		require.Equal(t, text, cmd.Input().Header.Status, "here it is as it came")
+		_, _ = sess.Close(), far.Close()
+	}
+}
+
 func TestManyPullsInFlightOnOneSession(t *testing.T) {
 	const n = 4000
 	srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
