@@ -534,7 +534,13 @@ func (c *packetCtx) writeReply() error {
 // only queued, and will be flushed by the reader with what else there is.
 func (c *packetCtx) send() error {
 	sock := c.sess.sock
-	frame, err := sock.EncodeTo(c.frameMem[:0], &c.out)
+	var frame socket.Frame
+	var err error
+	if c.inline || c.offered {
+		frame, err = sock.EncodeTo(c.frameMem[:0], &c.out)
+	} else if frame, err = sock.EncodeInTurn(c.frameMem[:0], &c.out); isWriteError(err) {
+		return c.sess.wrote(err)
+	}
 	if err != nil {
 		return err
 	}

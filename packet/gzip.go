@@ -5,9 +5,10 @@ import (
 	"compress/gzip"
 	"fmt"
 	"io"
-	"slices"
 	"sync"
 	"sync/atomic"
+
+	"github.com/henrylee2cn/teleport/internal/bufpool"
 )
 
 // CheckGzip returns an error that wraps [ErrGzip] unless level is one of
@@ -60,54 +61,94 @@ func appendGzip(dst, src []byte, level int32) ([]byte, error) {
 	return out.b, nil
 }
 
+// inflater reads the gzip streams that src consists of as one. Its errors are those
+// of a body.
+type inflater struct {
+	zr      *gzip.Reader
+	src     *bytes.Reader
+	members int
+}
+
+// next begins the next stream.
+func (r *inflater) next() error {
+	if r.members++; r.members > maxMembers {
+		return fmt.Errorf("packet: %w: more than %d streams in one body", ErrGzip, maxMembers)
+	}
+	if err := r.zr.Reset(r.src); err != nil {
+		if err == io.EOF { // a stream of no bytes is a broken one, not an end
+			err = io.ErrUnexpectedEOF
+		}
+		return fmt.Errorf("packet: %w: %w", ErrGzip, err)
+	}
+	r.zr.Multistream(false)
+	return nil
+}
+
+// Read reads up to the end of a stream.
+func (r *inflater) Read(p []byte) (int, error) {
+	if r.members == 0 {
+		if err := r.next(); err != nil {
+			return 0, err
+		}
+	}
+	n, err := r.zr.Read(p)
+	switch {
+	case err == nil:
+	case err != io.EOF:
+		err = fmt.Errorf("packet: %w: %w", ErrGzip, err)
+	case r.src.Len() > 0:
+		err = r.next()
+	}
+	return n, err
+}
+
+// rewind begins anew.
+func (r *inflater) rewind(src []byte) {
+	r.src.Reset(src)
+	r.members = 0
+}
+
 // appendGunzip appends what src inflates to, if that is at most the given number of
-// bytes. It returns how many bytes it has taken from the budget for it, after an
-// error too.
+// bytes, and returns how many bytes it has taken from the budget for it. More than
+// fits into a lent buffer is inflated twice, to count it first: what is refused
+// takes no memory, and what is not takes no more than it must.
 func appendGunzip(dst, src []byte, most int64, budget *Budget) (out []byte, cost int64, err error) {
 	zr, _ := gzipReaders.Get().(*gzip.Reader)
 	if zr == nil {
 		zr = new(gzip.Reader)
 	}
 	defer gzipReaders.Put(zr)
-	in := bytes.NewReader(src)
-	defer in.Reset(nil) // the pool must not hold on to src
-	start := len(dst)
-	for member := 1; ; member++ {
-		if err := zr.Reset(in); err != nil {
-			if err == io.EOF { // a stream of no bytes is a broken one, not an end
-				err = io.ErrUnexpectedEOF
-			}
-			return dst[:start], cost, fmt.Errorf("packet: %w: %w", ErrGzip, err)
+	r := inflater{zr: zr, src: bytes.NewReader(src)}
+	defer r.src.Reset(nil) // the pool must not hold on to src
+	lent := bufpool.GetSize(bufpool.Full)
+	defer bufpool.Put(lent)
+	p := lent.B[:cap(lent.B)]
+	n, all := 0, int64(0)
+	for err == nil {
+		if n == len(p) {
+			n = 0 // it does not fit; from here on it is only counted
 		}
-		zr.Multistream(false)
-		for {
-			left := most + 1 - int64(len(dst)-start) // one more byte is one too many
-			if len(dst) == cap(dst) {
-				room := min(max(512, int64(len(dst))), left) // doubles
-				if !budget.Take(room) {
-					return dst[:start], cost, fmt.Errorf("packet: decompressing a body: %w", ErrBudget)
-				}
-				cost += room
-				dst = slices.Grow(dst, int(room))
-			}
-			free := min(int64(cap(dst)-len(dst)), left)
-			n, err := zr.Read(dst[len(dst) : int64(len(dst))+free])
-			dst = dst[:len(dst)+n]
-			if int64(len(dst)-start) > most {
-				return dst[:start], cost, fmt.Errorf("packet: %w: inflated body exceeds limit %d", ErrTooLarge, most)
-			}
-			if err == io.EOF {
-				break
-			}
-			if err != nil {
-				return dst[:start], cost, fmt.Errorf("packet: %w: %w", ErrGzip, err)
-			}
-		}
-		if in.Len() == 0 {
-			return dst, cost, nil
-		}
-		if member == maxMembers {
-			return dst[:start], cost, fmt.Errorf("packet: %w: more than %d streams in one body", ErrGzip, maxMembers)
+		var k int
+		k, err = r.Read(p[n:])
+		n += k
+		if all += int64(k); all > most {
+			return dst, 0, fmt.Errorf("packet: %w: inflated body exceeds limit %d", ErrTooLarge, most)
 		}
 	}
+	if err != io.EOF {
+		return dst, 0, err
+	}
+	if !budget.Take(all) {
+		return dst, 0, fmt.Errorf("packet: decompressing a body: %w", ErrBudget)
+	}
+	if int64(n) == all {
+		return append(dst, p[:n]...), all, nil
+	}
+	at := len(dst)
+	out = append(make([]byte, 0, at+int(all)), dst...)[:at+int(all)]
+	r.rewind(src)
+	if _, err := io.ReadFull(&r, out[at:]); err != nil {
+		return dst, all, err // which it was not the first time
+	}
+	return out, all, nil
 }

@@ -122,6 +122,9 @@ func (r *reader) next() {
 	if !r.frameBy.IsZero() {
 		r.setting.Lock()
 		r.frameBy = time.Time{}
+		if r.timeout.Load() == 0 {
+			r.due = time.Time{} // setTimeout may have taken it from frameBy
+		}
 		r.setting.Unlock()
 	}
 }
@@ -155,6 +158,7 @@ func (r *reader) await(quiet time.Duration) error {
 	if r.lazy == nil || r.r < r.w || r.body > 0 || r.timeout.Load() > 0 {
 		return nil
 	}
+	r.next()
 	if r.armed {
 		r.arm()
 	}

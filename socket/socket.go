@@ -85,12 +85,18 @@ func (s *Socket) WritePacket(p *packet.Packet) error {
 // A Frame is an encoded packet that waits to be written. It is used once: by
 // WriteFrame, PostFrame, QueueFrame or Drop.
 type Frame struct {
-	b   []byte
-	buf *bufpool.Buffer // that b is the content of; nil if b is in the caller's memory
+	b    []byte
+	buf  *bufpool.Buffer // that b is the content of; nil if b is in the caller's memory
+	turn *writer         // whose turn to encode ends when the frame is queued; nil if none
 }
 
 // Drop gives up a frame that will not be written.
-func (f Frame) Drop() { bufpool.Put(f.buf) }
+func (f Frame) Drop() {
+	bufpool.Put(f.buf)
+	if f.turn != nil {
+		f.turn.endTurn()
+	}
+}
 
 // Encode is the first half of WritePacket, for who has something to do between
 // encoding, which may fail, and sending. It sets p's lengths and does not touch
@@ -103,7 +109,7 @@ func (s *Socket) Encode(p *packet.Packet) (Frame, error) {
 		return Frame{}, err
 	}
 	buf.B = b
-	return Frame{b, buf}, nil
+	return Frame{b: b, buf: buf}, nil
 }
 
 // EncodeTo is Encode into mem, if that has room, which is faster for small
@@ -115,13 +121,31 @@ func (s *Socket) EncodeTo(mem []byte, p *packet.Packet) (Frame, error) {
 	}
 	switch {
 	case cap(b) != cap(mem):
-		return Frame{b, &bufpool.Buffer{B: b}}, nil
+		return Frame{b: b, buf: &bufpool.Buffer{B: b}}, nil
 	case len(b) < ownFrame:
-		return Frame{b, nil}, nil
+		return Frame{b: b}, nil
 	}
 	buf := bufpool.GetSize(len(b)) // a large frame is queued as it is
 	buf.B = append(buf.B, b...)
-	return Frame{buf.B, buf}, nil
+	return Frame{b: buf.B, buf: buf}, nil
+}
+
+// EncodeInTurn is EncodeTo that waits before it encodes, not after: for room in the
+// output, for the write timeout at most, and for its turn, of which there is one for
+// each processor until the frame is used. It is for packets of which very many may
+// be ready at once: encoded they would take memory while they wait. An error that is
+// a [*WriteError] is one of waiting.
+func (s *Socket) EncodeInTurn(mem []byte, p *packet.Packet) (Frame, error) {
+	if err := s.w.takeTurn(); err != nil {
+		return Frame{}, err
+	}
+	f, err := s.EncodeTo(mem, p)
+	if err != nil {
+		s.w.endTurn()
+		return Frame{}, err
+	}
+	f.turn = &s.w
+	return f, nil
 }
 
 // WriteFrame is the second half of WritePacket. Its error is a [*WriteError].
@@ -351,7 +375,10 @@ func (s *Socket) Close() error {
 	}
 	s.w.drain(flushOnClose, ErrClosed)
 	s.w.fail(ErrClosed)
-	return s.conn.Close()
+	if err := s.conn.Close(); !errors.Is(err, net.ErrClosed) { // a write that failed has closed it
+		return err
+	}
+	return nil
 }
 
 // CloseWrite refuses further packets with [ErrClosed], waits until everything

@@ -27,6 +27,9 @@ const (
 	maxTaken = 64 << 10
 )
 
+// maxTurns is how many packets are encoded in turn at a time for one connection.
+var maxTurns = max(2, runtime.GOMAXPROCS(0))
+
 // writer gathers frames. There is at most one flusher, who writes until nothing
 // is queued; everyone else queues and goes on. How a frame gets its flusher is
 // up to who sends it, see flushMode. A flusher who is also somebody's caller
@@ -45,8 +48,10 @@ type writer struct {
 	queued   int64             // bytes in queue and under way
 	taken    int64             // bytes from the budget, given back when nothing is queued
 	flushing bool
-	refuse   error // what new frames are refused with; queued ones are still written
-	err      error // ended the socket: nothing more is written
+	turns    int        // taken by who encodes in turn
+	turn     *sync.Cond // made when first waited on; signalled when one ends
+	refuse   error      // what new frames are refused with; queued ones are still written
+	err      error      // ended the socket: nothing more is written
 }
 
 func (w *writer) init(conn net.Conn, o Options) {
@@ -90,6 +95,7 @@ func (w *writer) write(f Frame, mode flushMode) (waiting int, err error) {
 		err = w.refuse
 	}
 	if err != nil {
+		w.giveLocked()
 		w.mu.Unlock()
 		f.Drop()
 		return 0, &WriteError{err}
@@ -97,6 +103,9 @@ func (w *writer) write(f Frame, mode flushMode) (waiting int, err error) {
 	w.queued += int64(len(f.b))
 	waiting = int(w.queued)
 	w.enqueueLocked(f)
+	if f.turn != nil {
+		w.endTurnLocked()
+	}
 	flush := !w.flushing && mode < flushNot
 	if flush {
 		w.flushing = true
@@ -171,6 +180,45 @@ func (w *writer) waitForRoomLocked(n int64) error {
 	return nil
 }
 
+// takeTurn waits for a turn to encode, then for room. Its error is a WriteError.
+func (w *writer) takeTurn() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for w.refuse == nil && w.turns >= maxTurns {
+		if w.turn == nil {
+			w.turn = sync.NewCond(&w.mu)
+		}
+		w.turn.Wait()
+	}
+	w.turns++
+	var err error
+	if w.refuse == nil && w.queued >= w.most {
+		err = w.waitForRoomLocked(1)
+	}
+	if w.refuse != nil {
+		err = w.refuse
+	}
+	if err != nil {
+		w.endTurnLocked()
+		w.giveLocked()
+		return &WriteError{err}
+	}
+	return nil
+}
+
+func (w *writer) endTurn() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.endTurnLocked()
+}
+
+func (w *writer) endTurnLocked() {
+	w.turns--
+	if w.turn != nil {
+		w.turn.Signal()
+	}
+}
+
 // giveLocked returns what was taken from the budget if nothing is queued.
 func (w *writer) giveLocked() {
 	if w.taken > 0 && w.queued == 0 {
@@ -204,7 +252,7 @@ func (w *writer) enqueueLocked(f Frame) {
 	}
 	into := w.queue[last]
 	into.B = append(into.B, f.b...)
-	f.Drop()
+	bufpool.Put(f.buf)
 }
 
 // flushQueued writes what frames with flushNot have left, if nobody else does.
@@ -318,6 +366,9 @@ func (w *writer) drain(d time.Duration, refuse error) bool {
 		w.refuse = refuse
 	}
 	w.wakeLocked()
+	if w.turn != nil {
+		w.turn.Broadcast()
+	}
 	if !w.flushing && len(w.queue) > 0 && w.err == nil {
 		w.flushing = true
 		go w.flushRest()
@@ -354,6 +405,9 @@ func (w *writer) failLocked(err error) {
 	}
 	if w.refuse == nil {
 		w.refuse = err
+	}
+	if w.turn != nil {
+		w.turn.Broadcast()
 	}
 	if !w.flushing {
 		w.endFlushLocked()

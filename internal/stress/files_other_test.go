@@ -1,0 +1,5 @@
+//go:build !unix
+
+package stress
+
+func raiseFiles() int { return 1 << 15 }
