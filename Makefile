@@ -4,7 +4,7 @@ GOBIN   := $(CURDIR)/bin
 STATICCHECK := $(GOBIN)/staticcheck
 FUZZTIME ?= 60s
 
-.PHONY: help test race lint bench bench-short bench-micro fuzz cross cover
+.PHONY: help test race lint bench bench-short bench-micro fuzz stress partition cross cover
 
 help:   ## print the targets
 	@grep -E '^[a-z-]+: ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/'
@@ -36,6 +36,13 @@ fuzz:   ## fuzz every target for FUZZTIME each (60s)
 	  for f in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
 	    echo "$$pkg $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x $$pkg || exit 1; \
 	  done; done
+
+stress:   ## attacks and loads in full, one after the other (about 5 minutes)
+	@go test ./internal/stress -stress.long -v -count=1 -parallel 1 -timeout 20m
+	@go test . -race -run TestCloseRaces -race-rounds 10000 -count=1
+
+partition:   ## cut networks with the default timeouts (Linux, 2 minutes)
+	@go test ./internal/partition -run TestPartition -partition -v -count=1 -timeout 5m
 
 cross:   ## build for the other platforms
 	@for m in $(MODULES); do for p in windows/amd64 darwin/arm64 linux/386; do \

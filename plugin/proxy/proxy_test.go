@@ -99,7 +99,7 @@ func TestBodiesPassUntouched(t *testing.T) {
 					require.Equal(t, header, got.header)
 					require.EqualValues(t, level, got.gzip)
 					require.Equal(t, got.body, string(reply))
-					require.EqualValues(t, level, cmd.Input().Header.Gzip)
+					require.Equal(t, level != 0, cmd.Input().Header.Gzip != 0)
 					sent, err := packet.Append(nil, &packet.Packet{HeaderCodec: header, BodyCodec: body.codec, Header: cmd.Output().Header, Body: body.v}, packet.Limits{})
 					require.NoError(t, err)
 					require.True(t, strings.HasSuffix(string(sent), got.body))
