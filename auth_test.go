@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -316,7 +317,7 @@ func TestNothingIsHandledUnlessEveryHookPasses(t *testing.T) {
 		"panic":        func() error { panic("denied") },
 		"panic(nil)":   func() error { panic(nil) },
 		"panic(error)": func() error { panic(errors.New("denied")) },
-		"nil map":      func() error { var m map[string]int; m["x"] = 1; return nil },
+		"index":        func() error { var s []string; return errors.New(s[len(os.Args)]) },
 		"Goexit":       func() error { runtime.Goexit(); return nil },
 	}
 	for _, point := range []string{"PostAccept", "PreReadHeader", "PostReadHeader", "PreReadBody", "PostReadBody"} {
