@@ -26,7 +26,9 @@ type PeerConfig struct {
 	TlsKeyFile  string
 	// TLSConfig says what files cannot: client certificates, other roots, names,
 	// versions. It is cloned; the files' certificate is added to it. Nil with no
-	// files means no TLS.
+	// files means no TLS. Versions before TLS 1.2 are never spoken, a client always
+	// verifies the server, and with ClientCAs a client must have a certificate, unless
+	// ClientAuth is VerifyClientCertIfGiven.
 	TLSConfig *tls.Config
 	// DefaultReadTimeout is the longest that a session waits for the next packet
 	// before it is closed; zero and negative values mean no bound.
@@ -90,7 +92,8 @@ type PeerConfig struct {
 	// A pull whose body finds no room is answered with StatusOverloaded.
 	MaxBufferedBytes int64
 	// MaxSessionInput bounds the pushes of one session that wait for others to be
-	// handled, in bytes of memory (8 MiB); past it the session is closed.
+	// handled, in bytes of memory (8 MiB); past it the session is closed. One push may
+	// wait whatever its size.
 	MaxSessionInput int64
 	// MaxSessionOutput is how many bytes may wait to be written to one session
 	// before who writes there waits too, for the write timeout (8 MiB).
@@ -175,7 +178,7 @@ func (c *PeerConfig) withDefaults() PeerConfig {
 	orDefault(&cfg.MaxHandlers, defaultMaxHandlers)
 	orDefault(&cfg.MaxHandshakes, defaultMaxHandshakes)
 	if cfg.MaxSessions == 0 {
-		cfg.MaxSessions = min(defaultMaxSessions, maxOpenFiles()/5*4)
+		cfg.MaxSessions = max(1, min(defaultMaxSessions, maxOpenFiles()*4/5))
 	}
 	return cfg
 }
@@ -245,7 +248,7 @@ func (c *PeerConfig) tlsConfigs() (server, client *tls.Config, err error) {
 	if client.InsecureSkipVerify && client.VerifyConnection == nil {
 		return nil, nil, errors.New("tp: PeerConfig.TLSConfig.InsecureSkipVerify is set without VerifyConnection: a client always verifies the server")
 	}
-	if server.ClientCAs != nil && server.ClientAuth == tls.NoClientCert {
+	if server.ClientCAs != nil && server.ClientAuth != tls.VerifyClientCertIfGiven {
 		server.ClientAuth = tls.RequireAndVerifyClientCert
 	}
 	for _, cfg := range []*tls.Config{server, client} {
@@ -256,5 +259,23 @@ func (c *PeerConfig) tlsConfigs() (server, client *tls.Config, err error) {
 			cfg.MinVersion = tls.VersionTLS12
 		}
 	}
+	if choose := server.GetConfigForClient; choose != nil {
+		server.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			cfg, err := choose(hello)
+			if cfg != nil && cfg.MinVersion < tls.VersionTLS12 {
+				cfg = cfg.Clone()
+				cfg.MinVersion = tls.VersionTLS12
+			}
+			return cfg, err
+		}
+	}
 	return server, client, nil
+}
+
+// canServe returns an error unless a server has a certificate to show.
+func canServe(cfg *tls.Config) error {
+	if cfg != nil && len(cfg.Certificates) == 0 && cfg.GetCertificate == nil && cfg.GetConfigForClient == nil {
+		return errors.New("tp: PeerConfig.TLSConfig has no certificate for a server")
+	}
+	return nil
 }

@@ -354,7 +354,7 @@ func (c *packetCtx) handle() (waiting int) {
 		c.release()
 		return 0
 	}
-	if c.waited && c.sess.peer.isClosed() {
+	if c.waited && c.sess.peer.over.Load() {
 		c.dropBody()
 		c.release()
 		return 0
@@ -374,6 +374,7 @@ func (c *packetCtx) handle() (waiting int) {
 			Criticalf("%s %s: handling panicked: %s\n%s", c.kind(), quote(c.inHdr.Uri), quote(fmt.Sprint(p)), debug.Stack())
 		}
 		c.seal()
+		c.payBack()
 		if pull {
 			c.reply(nil, newXerror(StatusInternalServerError, "", nil))
 		}
@@ -415,8 +416,8 @@ func (c *packetCtx) process() (interface{}, Xerror) {
 		c.keep()
 	} else {
 		arg = h.newArg()
-		if x := decodeBody(c.sess, c.body, c.inHdr.Gzip, arg); x != nil {
-			return nil, x
+		if _, err := packet.DecodeBody(c.body, c.inHdr.Gzip, arg, c.sess.sock.Limits()); err != nil {
+			return nil, bodyXerror(err)
 		}
 		c.in.Body = arg
 		c.printInput(arg)
@@ -425,14 +426,6 @@ func (c *packetCtx) process() (interface{}, Xerror) {
 		return nil, err.xerror()
 	}
 	return c.callHandler(arg)
-}
-
-// decodeBody decodes a raw body; no body leaves v as it is.
-func decodeBody(s *Session, raw []byte, gzip int32, v interface{}) Xerror {
-	if _, err := packet.DecodeBody(raw, gzip, v, s.sock.Limits()); err != nil {
-		return bodyXerror(err)
-	}
-	return nil
 }
 
 // callHandler runs the user's function; its panic becomes a 500 whose cause
@@ -538,11 +531,11 @@ func (c *packetCtx) send() error {
 	var err error
 	if c.inline || c.offered {
 		frame, err = sock.EncodeTo(c.frameMem[:0], &c.out)
-	} else if frame, err = sock.EncodeInTurn(c.frameMem[:0], &c.out); isWriteError(err) {
-		return c.sess.wrote(err)
+	} else {
+		frame, err = sock.EncodeInTurn(c.frameMem[:0], &c.out)
 	}
 	if err != nil {
-		return err
+		return c.sess.wroteIf(err)
 	}
 	switch {
 	case c.offered:
@@ -584,6 +577,14 @@ func sentStatus(x Xerror) (int32, string) {
 		code = StatusBadGateway
 	}
 	return code, clipStatus(text)
+}
+
+// replyXerror is bodyXerror for a reply. Its pull has run, so it is not overload.
+func replyXerror(err error) Xerror {
+	if errors.Is(err, packet.ErrBudget) {
+		return newXerror(StatusTooLarge, err.Error(), err)
+	}
+	return bodyXerror(err)
 }
 
 // bodyXerror classifies an error of reading or decoding a body.

@@ -322,7 +322,7 @@ func TestBudgetOfReplies(t *testing.T) {
 		sess, _ := connect(t, cli, srv, pipe.Options{})
 		var got interface{}
 		cmd := sess.Pull("/fn/call", strings.Repeat("x", 200_000), &got)
-		require.Equal(t, StatusOverloaded, cmd.Xerror.Code())
+		require.Equal(t, StatusTooLarge, cmd.Xerror.Code(), "the pull has run: it is no overload")
 		requireAlive(t, sess)
 		require.Nil(t, sess.Pull("/fn/call", strings.Repeat("x", 50_000), &got).Xerror)
 		require.Zero(t, cli.limits.Budget.Used())
@@ -602,5 +602,180 @@ func TestAnnouncedBodiesTakeNoMemory(t *testing.T) {
 		}
 		synctest.Wait()
 		require.LessOrEqual(t, srv.limits.Budget.Used(), int64(100*64<<10))
+	})
+}
+
+// used returns what of the peer's budget is taken when nothing goes on.
+func used(p *Peer) int64 {
+	synctest.Wait()
+	return p.limits.Budget.Used()
+}
+
+// exitJSON ends the goroutine that encodes it.
+type exitJSON struct{}
+
+func (exitJSON) MarshalJSON() ([]byte, error) { runtime.Goexit(); return nil, nil }
+
+// Whatever ends a call, its body is paid back and its turn to encode ends: those
+// that come after it find the session as it was.
+func TestGoexitAndTheBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := newTestPeer(t, nil)
+		cli := newTestPeer(t, nil, hookPlugin("exit", "PostReadBody", func(c interface{}) error {
+			if c.(WriteCtx).Output().Header.Uri == "/fn/call?exit" {
+				runtime.Goexit()
+			}
+			return nil
+		}))
+		pullFn(srv, echo)
+		HandlePull(srv.PullRouter, "/exit", func(PullCtx, *string) (string, Xerror) { runtime.Goexit(); return "", nil })
+		HandlePull(srv.PullRouter, "/exit-later", func(PullCtx, *string) (exitJSON, Xerror) { return exitJSON{}, nil })
+		sess, _ := connect(t, cli, srv, pipe.Options{})
+		body := strings.Repeat("x", 5000)
+		for range 10 {
+			require.Equal(t, StatusInternalServerError, sess.Pull("/exit", body, nil).Xerror.Code())
+			require.Equal(t, StatusInternalServerError, sess.Pull("/exit-later", body, nil).Xerror.Code())
+			cmd := <-sess.GoPull("/fn/call?exit", body, new(string), nil).Done()
+			require.Equal(t, StatusFailedPlugin, cmd.Xerror.Code())
+			requireAlive(t, sess)
+		}
+		require.Zero(t, used(srv))
+		require.Zero(t, used(cli))
+	})
+}
+
+// A push that is too much for its session is paid back like those that wait.
+func TestLargePushThatCannotWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv, release, _ := blockedPeer(t, PeerConfig{MaxSessionHandlers: 1})
+		sess, other := connect(t, newTestPeer(t, nil), srv, pipe.Options{})
+		require.Nil(t, sess.Push("/wait", "x"))
+		require.Nil(t, sess.Push("/wait", strings.Repeat("x", 10<<20)), "one may wait, whatever its size")
+		synctest.Wait()
+		require.Greater(t, other.calls.waitingBytes, int64(10<<20))
+		require.Nil(t, sess.Push("/wait", strings.Repeat("x", 5000)))
+		<-other.Done()
+		close(release)
+		require.Zero(t, used(srv))
+	})
+}
+
+// What waits is counted as what it takes, and when others have used up the memory a
+// push is dropped, but not the session.
+func TestPushesThatWaitAndTheBudget(t *testing.T) {
+	log := captureLog(t, LevelInfo)
+	synctest.Test(t, func(t *testing.T) {
+		srv, release, _ := blockedPeer(t, PeerConfig{MaxSessionHandlers: 1, MaxBufferedBytes: 2 << 20})
+		cli := newTestPeer(t, nil)
+		greedy, other := connect(t, cli, srv, pipe.Options{})
+		for range 20 {
+			require.Nil(t, greedy.Push("/wait", strings.Repeat("x", 5000)))
+		}
+		synctest.Wait()
+		require.GreaterOrEqual(t, other.calls.waitingBytes, used(srv)-2*(65<<10))
+		for i := 0; i < 3000 && greedy.Push("/wait", "x") == nil; i++ {
+		}
+		modest, another := connect(t, cli, srv, pipe.Options{})
+		for range 3 {
+			require.Nil(t, modest.Push("/wait", "x"))
+		}
+		synctest.Wait()
+		require.True(t, another.isOpen())
+		close(release)
+		require.Zero(t, used(srv))
+		requireAlive(t, modest)
+	})
+	log.next(t, "push /wait", "dropped", "memory budget")
+}
+
+// A session that always has pushes waiting does not keep another's from being
+// handled.
+func TestWaitingSessionsTakeTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var of [2]atomic.Int32
+		srv, cli := newTestPeer(t, &PeerConfig{MaxHandlers: 1}), newTestPeer(t, nil)
+		pushFn(srv, func(_ PushCtx, args interface{}) {
+			of[int(args.(float64))].Add(1)
+			time.Sleep(10 * time.Millisecond)
+		})
+		busy, _ := connect(t, cli, srv, pipe.Options{})
+		other, _ := connect(t, cli, srv, pipe.Options{})
+		for range 20 {
+			require.Nil(t, busy.Push("/fn_push/call", 0))
+		}
+		synctest.Wait()
+		require.Nil(t, other.Push("/fn_push/call", 1))
+		for range 5 {
+			require.Nil(t, busy.Push("/fn_push/call", 0))
+			time.Sleep(10 * time.Millisecond)
+		}
+		require.EqualValues(t, 1, of[1].Load())
+		require.Less(t, of[0].Load(), int32(10))
+		time.Sleep(time.Minute)
+		require.EqualValues(t, 25, of[0].Load())
+	})
+}
+
+// The hooks of a route see the reply that refuses a body of its own.
+func TestHooksOfARouteSeeRefusals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var seen atomic.Int32
+		srv := newTestPeer(t, &PeerConfig{MaxBodyBytes: 100})
+		pullFn(srv, echo, hookPlugin("route", "PreWriteReply", func(c interface{}) error {
+			if c.(WriteCtx).Output().Header.StatusCode == StatusTooLarge {
+				seen.Add(1)
+			}
+			return nil
+		}))
+		sess, _ := connect(t, newTestPeer(t, nil), srv, pipe.Options{})
+		require.Equal(t, StatusTooLarge, sess.Pull("/fn/call", strings.Repeat("x", 200), nil).Xerror.Code())
+		require.EqualValues(t, 1, seen.Load())
+	})
+}
+
+// A hook that goes on after its time counts as a handshake as long as it does.
+func TestHooksThatHangAreLimited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hold := make(chan struct{})
+		srv := newTestPeer(t, &PeerConfig{HookTimeout: time.Second}, hookPlugin("hang", "PostAccept", func(interface{}) error {
+			<-hold
+			return nil
+		}))
+		for range 3 {
+			conn, far := pipe.New(pipe.Options{})
+			_, err := srv.ServeConn(conn)
+			require.ErrorContains(t, err, "took too long")
+			require.NoError(t, far.Close())
+		}
+		require.EqualValues(t, 3, srv.handshaking.Load())
+		close(hold)
+		synctest.Wait()
+		require.Zero(t, srv.handshaking.Load())
+	})
+}
+
+// Pushes and pulls to a session that does not read are not encoded before there is
+// room for them.
+func TestPushersOfOneThatNeverReads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := newTestPeer(t, &PeerConfig{MaxSessionOutput: 2 << 20, DefaultBodyCodec: "string", DefaultWriteTimeout: -1})
+		conn, far := pipe.New(pipe.Options{})
+		sess, err := srv.ServeConn(conn)
+		require.NoError(t, err)
+		body := strings.Repeat("x", 1<<20)
+		runtime.GC()
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		for range 100 {
+			go sess.Push("/x", body)
+			go sess.Pull("/x", body, nil)
+		}
+		synctest.Wait()
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		require.Less(t, int64(after.HeapInuse)-int64(before.HeapInuse), int64(30<<20))
+		require.NoError(t, sess.Close())
+		_ = far.Close()
+		synctest.Wait()
 	})
 }

@@ -46,8 +46,9 @@ type Peer struct {
 	state     peerState
 	listeners map[net.Listener]struct{}
 	accepting map[net.Conn]struct{} // connections in their TLS handshake
-	// drain is state != peerServing, to be read without mu.
-	drain atomic.Bool
+	// drain is state != peerServing and over is state == peerClosed, to be read
+	// without mu.
+	drain, over atomic.Bool
 	// closing is closed when no new connections are wanted any more, closed when
 	// Close or Shutdown is through.
 	closing, closed chan struct{}
@@ -117,7 +118,11 @@ func (p *Peer) listen() error {
 	if len(p.cfg.ListenAddrs) == 0 {
 		return errors.New("tp: listen: PeerConfig.ListenAddrs is empty")
 	}
-	if _, err := p.loadTLS(); err != nil {
+	pair, err := p.loadTLS()
+	if err == nil {
+		err = canServe(pair.server)
+	}
+	if err != nil {
 		return err
 	}
 	var lns []net.Listener
@@ -160,6 +165,9 @@ func (p *Peer) listen() error {
 func (p *Peer) Serve(ln net.Listener) error {
 	defer func() { _ = ln.Close() }()
 	pair, err := p.loadTLS()
+	if err == nil {
+		err = canServe(pair.server)
+	}
 	if err != nil {
 		return err
 	}
@@ -202,7 +210,11 @@ func (p *Peer) Serve(ln net.Listener) error {
 // turnAway closes a connection that was accepted and is not wanted.
 func (p *Peer) turnAway(conn net.Conn, why error) {
 	p.handshaking.Add(-1)
-	_ = conn.Close()
+	if _, ok := conn.(*tls.Conn); ok {
+		go conn.Close() // which may take a while
+	} else {
+		_ = conn.Close()
+	}
 	p.turnedAway.logf("connection from %s refused: %s", conn.RemoteAddr(), quote(why.Error()))
 }
 
@@ -377,6 +389,12 @@ func (s *Session) handshake(ctx context.Context, hs hooks[ForeSession]) error {
 			fore.over.Store(true)
 			err = fmt.Errorf("the handshake took too long: %w", ctx.Err())
 			_ = s.shut(err)
+			s.peer.handshaking.Add(1) // as long as the hook goes on
+			go func() {
+				<-done
+				s.peer.handshaking.Add(-1)
+				s.peer.activity()
+			}()
 			return err
 		}
 	}
@@ -477,16 +495,6 @@ func (p *Peer) Close() error {
 	return err
 }
 
-// isClosed reports whether Close has been called, or Shutdown is through.
-func (p *Peer) isClosed() bool {
-	select {
-	case <-p.closed:
-		return true
-	default:
-		return false
-	}
-}
-
 func (p *Peer) addListener(ln net.Listener) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -551,5 +559,6 @@ func (p *Peer) setState(state peerState) {
 	if state > p.state {
 		p.state = state
 		p.drain.Store(true)
+		p.over.Store(state == peerClosed)
 	}
 }

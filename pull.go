@@ -114,9 +114,9 @@ func (cmd *PullCmd) launch(settings []PacketSetting) {
 	// A reply may come while the frame still waits to be written, for the other
 	// side can guess ids, and then the flight may be another pull's: the frame must
 	// not be in its memory.
-	frame, err := cmd.sess.sock.Encode(&c.out)
+	frame, err := cmd.sess.sock.EncodeInTurn(nil, &c.out)
 	if err != nil {
-		cmd.settle(sendXerror(err))
+		cmd.settle(sendXerror(cmd.sess.wroteIf(err)))
 		return
 	}
 	if cmd.send(frame) { // it may be complete by now
@@ -132,7 +132,7 @@ func (cmd *PullCmd) launchBare(f *flight, x *exchange, settings []PacketSetting)
 	s.peer.cfg.fill(&x.out, &x.outHdr, packet.TypePull, cmd.uri, cmd.args, settings)
 	x.numberId(cmd.id)
 	x.outHdr.Id = x.id
-	frame, err := s.sock.EncodeTo(x.frameMem[:0], &x.out)
+	frame, err := s.sock.EncodeInTurn(x.frameMem[:0], &x.out)
 	if err != nil || !cmd.packOutput(&x.out) {
 		f.show(s)
 		f.ctx.setOutput(packet.TypePull, cmd.uri, cmd.args, settings)
@@ -141,7 +141,7 @@ func (cmd *PullCmd) launchBare(f *flight, x *exchange, settings []PacketSetting)
 		f.out.HeaderLength, f.out.BodyLength, f.out.Length = x.out.HeaderLength, x.out.BodyLength, x.out.Length
 	}
 	if err != nil {
-		cmd.settle(sendXerror(err))
+		cmd.settle(sendXerror(cmd.sess.wroteIf(err)))
 		return
 	}
 	cmd.send(frame)
@@ -201,6 +201,7 @@ func (cmd *PullCmd) settle(x Xerror) {
 			if p := recover(); p != nil {
 				Criticalf("reply of %s: panic: %s\n%s", quote(cmd.uri), quote(fmt.Sprint(p)), debug.Stack())
 			}
+			cmd.flight.Load().payBack()
 			cmd.Xerror = newXerror(StatusFailedPlugin, "", nil)
 			cmd.done <- cmd
 		}()
@@ -220,7 +221,7 @@ func (cmd *PullCmd) finish() {
 	}
 	if f.bare {
 		if cmd.Xerror == nil {
-			cmd.Xerror = decodeBody(cmd.sess, f.body, int32(cmd.packed.inGzip), cmd.reply)
+			cmd.Xerror = cmd.decode(f, int32(cmd.packed.inGzip))
 		}
 		f.dropBody()
 		cmd.flight.Store(nil)
@@ -243,13 +244,21 @@ func (cmd *PullCmd) readReply(f *flight) Xerror {
 	if err := chain.preReadBody.run(c); err != nil {
 		return err.xerror()
 	}
-	if x := decodeBody(c.sess, f.body, f.inHdr.Gzip, cmd.reply); x != nil {
+	if x := cmd.decode(f, f.inHdr.Gzip); x != nil {
 		return x
 	}
 	f.in.Body = cmd.reply
 	c.printInput(cmd.reply)
 	if err := chain.postReadBody.run(c); err != nil {
 		return err.xerror()
+	}
+	return nil
+}
+
+// decode decodes the reply's body; no body leaves the reply as it is.
+func (cmd *PullCmd) decode(f *flight, gzip int32) Xerror {
+	if _, err := packet.DecodeBody(f.body, gzip, cmd.reply, cmd.sess.sock.Limits()); err != nil {
+		return replyXerror(err)
 	}
 	return nil
 }

@@ -226,8 +226,11 @@ func (r *reader) call(c *packetCtx, table *routeTable) error {
 	case overloaded:
 		r.refuse(c, newXerror(StatusOverloaded, "too many handlers are running, the pull was not run", nil))
 		s.handlerDone()
+	case noMemory:
+		Warnf("push %s from %s dropped: it would have to wait, and the memory budget is used up", quote(c.inHdr.Uri), c.Ip())
+		c.giveUp()
 	case overflown:
-		s.handlerDone()
+		c.giveUp()
 		return fmt.Errorf("too many pushes wait to be handled, %d of them are dropped", 1+s.peer.workers.drop(s))
 	}
 	return nil
@@ -271,13 +274,13 @@ func (r *reader) reject(c *packetCtx, x Xerror) error {
 }
 
 // refuse answers a packet that no handler is for. The reader never waits for the
-// other side to read: where there are hooks a worker writes the reply, and if
-// there is no room for it the session ends.
+// other side to read: where there are hooks a worker writes the reply, unless there
+// are too many already, and if there is no room for it the session ends.
 func (r *reader) refuse(c *packetCtx, x Xerror) {
 	s := r.s
 	c.dropBody()
 	c.refusal = x
-	if chain := s.peer.chain; len(chain.preWriteReply)+len(chain.postWriteReply) > 0 && x.Code() != StatusOverloaded {
+	if chain := c.replyChain(); len(chain.preWriteReply)+len(chain.postWriteReply) > 0 && x.Code() != StatusOverloaded {
 		s.running.Add(1)
 		if s.peer.workers.run(c) == accepted {
 			return
@@ -347,7 +350,7 @@ func (r *reader) reply(c *packetCtx) error {
 		cmd.settle(newXerror(StatusConnClosed, "connection closed in the middle of the reply: "+err.Error(), err))
 		return err
 	default:
-		cmd.settle(bodyXerror(err))
+		cmd.settle(replyXerror(err))
 	}
 	return nil
 }

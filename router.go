@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -265,10 +266,11 @@ func canonicalURI(uri string) (string, error) {
 	if p == "" || p[0] != '/' {
 		return bad("does not begin with a slash")
 	}
-	for i := range len(uri) {
-		if uri[i] < ' ' || uri[i] == 0x7f {
-			return bad("has a control character in it")
-		}
+	if !utf8.ValidString(uri) {
+		return bad("is not UTF-8")
+	}
+	if strings.ContainsFunc(uri, unicode.IsControl) {
+		return bad("has a control character in it")
 	}
 	if strings.IndexByte(p, '%') >= 0 {
 		var b strings.Builder
@@ -281,14 +283,14 @@ func canonicalURI(uri string) (string, error) {
 				}
 				c = byte(n)
 				i += 2
-				if c < ' ' || c == 0x7f || c == '/' || c == '%' || c == '?' {
+				if c == '/' || c == '%' || c == '?' {
 					return bad(fmt.Sprintf("has an escaped %q in its path", c))
 				}
 			}
 			b.WriteByte(c)
 		}
-		if p = b.String(); !utf8.ValidString(p) {
-			return bad("is not UTF-8 when unescaped")
+		if p = b.String(); !utf8.ValidString(p) || strings.ContainsFunc(p, unicode.IsControl) {
+			return bad("is not UTF-8, or has a control character in it, when unescaped")
 		}
 		uri = p
 		if hasQuery {

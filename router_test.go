@@ -97,6 +97,7 @@ func TestCanonicalURI(t *testing.T) {
 		"", "a", "?a", "*", "//host/a", "/a//b", "/a//", "//", "/.", "/..", "/a/../b", "/a/./b", "/a/..", "/%2e%2e/a", "/%2E/a", "/a/.%2e",
 		"/a%2fb", "/a%2Fb", "/%2f", "/a%25b", "/a%2561", "/a%3fb", "/%", "/%4", "/%4g", "/%+1", "/a%", "/%zz",
 		"/a\x00", "/a\n", "/a?\r", "/a\x7f", "/%00", "/%0a", "/%7f", "/%ff", "http://host/a",
+		"/a\xff", "/a?\xff", "/a\u0085", "/a%c2%85",
 	} {
 		_, err := canonicalURI(uri)
 		require.Error(t, err, uri)

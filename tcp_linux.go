@@ -1,6 +1,7 @@
 package tp
 
 import (
+	"math"
 	"net"
 	"syscall"
 	"time"
@@ -16,6 +17,6 @@ func setUserTimeout(c *net.TCPConn, d time.Duration) {
 		return
 	}
 	_ = raw.Control(func(fd uintptr) {
-		_ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, int(max(d.Milliseconds(), 1)))
+		_ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, int(min(max(d.Milliseconds(), 1), math.MaxInt32)))
 	})
 }

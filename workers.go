@@ -23,7 +23,8 @@ type workers struct {
 	closed   bool
 	running  int // calls, and readers that were replaced while they ran one
 	// blocked are the sessions with pushes that wait only because too many calls
-	// run in all. Others wait for the end of a call of their own.
+	// run in all, each of which has its turn. Others wait for the end of a call of
+	// their own.
 	blocked []*Session
 }
 
@@ -45,6 +46,9 @@ const (
 	waitingCost = int64(unsafe.Sizeof(packetCtx{}) + unsafe.Sizeof(exchange{}))
 )
 
+// waitingCost is what a push that waits takes in all.
+func (c *packetCtx) waitingCost() int64 { return waitingCost + max(c.cost, int64(len(c.body))) }
+
 // verdict is what becomes of a call.
 type verdict uint8
 
@@ -52,6 +56,7 @@ const (
 	accepted   verdict = iota // it runs, or will
 	overloaded                // it is a pull, and will not
 	overflown                 // it is a push, and the session has no room for it
+	noMemory                  // it is a push, and the peer has no memory for it
 )
 
 // run handles c, now or when there is room for it, and returns at once.
@@ -92,12 +97,14 @@ func (w *workers) startLocked(c *packetCtx) {
 
 func (w *workers) waitLocked(c *packetCtx) verdict {
 	own := &c.sess.calls
-	cost := waitingCost + int64(len(c.body))
-	if !within(own.waitingBytes+cost, w.mostWaiting) || !c.sess.sock.Limits().Budget.Take(waitingCost) {
+	if len(own.waiting) > 0 && !within(own.waitingBytes+c.waitingCost(), w.mostWaiting) {
 		return overflown
 	}
+	if !c.sess.sock.Limits().Budget.Take(waitingCost) {
+		return noMemory
+	}
 	c.waited = true
-	own.waitingBytes += cost
+	own.waitingBytes += c.waitingCost()
 	own.waiting = append(own.waiting, c)
 	w.blockLocked(c.sess)
 	return accepted
@@ -135,10 +142,7 @@ func (w *workers) ended(s *Session) {
 func (w *workers) nextLocked(s *Session) *packetCtx {
 	w.running--
 	s.calls.running--
-	if len(s.calls.waiting) > 0 && w.roomLocked(&s.calls) {
-		return w.takeLocked(s)
-	}
-	w.blockLocked(s)
+	w.blockLocked(s) // behind the others
 	for len(w.blocked) > 0 && within(w.running+1, w.most) {
 		other := w.blocked[0]
 		w.blocked[0] = nil
@@ -161,9 +165,17 @@ func (w *workers) takeLocked(s *Session) *packetCtx {
 	if own.waiting = own.waiting[1:]; len(own.waiting) == 0 {
 		own.waiting = nil
 	}
-	own.waitingBytes -= waitingCost + int64(len(c.body))
+	own.waitingBytes -= c.waitingCost()
 	s.sock.Limits().Budget.Give(waitingCost)
 	return c
+}
+
+// giveUp ends a call that will not run.
+func (c *packetCtx) giveUp() {
+	s := c.sess
+	c.dropBody()
+	c.release()
+	s.handlerDone()
 }
 
 // drop gives up the session's pushes that wait, and returns how many there were.
@@ -175,9 +187,7 @@ func (w *workers) drop(s *Session) int {
 	}
 	w.mu.Unlock()
 	for _, c := range dropped {
-		c.dropBody()
-		c.release()
-		s.handlerDone()
+		c.giveUp()
 	}
 	return len(dropped)
 }

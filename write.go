@@ -11,9 +11,9 @@ var errSocketClosed = socket.ErrClosed
 
 // push encodes and sends the output, which has no answer.
 func (s *Session) push(x *exchange) error {
-	frame, err := s.sock.EncodeTo(x.frameMem[:0], &x.out)
+	frame, err := s.sock.EncodeInTurn(x.frameMem[:0], &x.out)
 	if err != nil {
-		return err
+		return s.wroteIf(err)
 	}
 	return s.wrote(s.sock.PostFrame(frame))
 }
@@ -28,6 +28,14 @@ func (s *Session) wrote(err error) error {
 	// closed for it: what it has sent may not have been read yet.
 	if err != nil && !errors.Is(err, errSocketClosed) {
 		_ = s.shut(err)
+	}
+	return err
+}
+
+// wroteIf is wrote for an error that may be one of encoding.
+func (s *Session) wroteIf(err error) error {
+	if isWriteError(err) {
+		return s.wrote(err)
 	}
 	return err
 }

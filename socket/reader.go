@@ -302,7 +302,7 @@ func (r *reader) whole() bool {
 // readBody appends the current body to dst, which may be given other memory. It
 // takes new memory for what has come, and for as much again, from the budget.
 func (r *reader) readBody(dst []byte) (_ []byte, err error) {
-	given := cap(dst)
+	given, length := cap(dst), r.body
 	var cost int64
 	grown := func(b []byte) error {
 		dst = b
@@ -311,7 +311,7 @@ func (r *reader) readBody(dst []byte) (_ []byte, err error) {
 		}
 		more := int64(cap(b)) - cost
 		if !r.budget.Take(more) {
-			return fmt.Errorf("socket: a body of %d bytes: %w", r.body, packet.ErrBudget)
+			return fmt.Errorf("socket: a body of %d bytes: %w", length, packet.ErrBudget)
 		}
 		cost += more
 		return nil

@@ -72,8 +72,8 @@ func New(conn net.Conn, o Options) *Socket {
 // WritePacket encodes p, sets its lengths, and hands it to the connection. When
 // it returns nil the packet is written or is next in line behind a write under
 // way; an error of that later write ends the socket. Errors of encoding (see
-// [packet.Append]) leave the socket usable, all others end it: [*WriteError]
-// tells them apart.
+// [packet.Append]) leave the socket usable, and so does [ErrOutputFull]; all others
+// end it. All but those of encoding are a [*WriteError].
 func (s *Socket) WritePacket(p *packet.Packet) error {
 	f, err := s.Encode(p)
 	if err != nil {
@@ -139,11 +139,17 @@ func (s *Socket) EncodeInTurn(mem []byte, p *packet.Packet) (Frame, error) {
 	if err := s.w.takeTurn(); err != nil {
 		return Frame{}, err
 	}
+	encoded := false
+	defer func() {
+		if !encoded { // a method of the body's may have called runtime.Goexit
+			s.w.endTurn()
+		}
+	}()
 	f, err := s.EncodeTo(mem, p)
 	if err != nil {
-		s.w.endTurn()
 		return Frame{}, err
 	}
+	encoded = true
 	f.turn = &s.w
 	return f, nil
 }

@@ -148,8 +148,8 @@ func (w *writer) roomLocked(n int64) bool {
 }
 
 // ErrOutputFull is what errors.Is finds when a packet found no room in the output:
-// for OfferFrame at once, for the others after the write timeout, which ends the
-// socket.
+// for OfferFrame at once, for the others after the write timeout. Nothing of the
+// packet was sent, and the socket can be used on.
 var ErrOutputFull = errors.New("socket: the output is full")
 
 // waitForRoomLocked waits, for the write timeout, until there is room for n bytes.
@@ -200,7 +200,6 @@ func (w *writer) takeTurn() error {
 	}
 	if err != nil {
 		w.endTurnLocked()
-		w.giveLocked()
 		return &WriteError{err}
 	}
 	return nil
@@ -214,6 +213,7 @@ func (w *writer) endTurn() {
 
 func (w *writer) endTurnLocked() {
 	w.turns--
+	w.giveLocked()
 	if w.turn != nil {
 		w.turn.Signal()
 	}
