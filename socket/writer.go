@@ -28,7 +28,7 @@ const (
 )
 
 // maxTurns is how many packets are encoded in turn at a time for one connection.
-var maxTurns = max(2, runtime.GOMAXPROCS(0))
+var maxTurns = int32(max(2, runtime.GOMAXPROCS(0)))
 
 // writer gathers frames. There is at most one flusher, who writes until nothing
 // is queued; everyone else queues and goes on. How a frame gets its flusher is
@@ -41,6 +41,9 @@ type writer struct {
 	timeout atomic.Int64 // time.Duration; 0 none
 	armed   bool         // a write deadline is set on conn; the flusher's
 
+	full            atomic.Bool  // queued >= most
+	turns, awaiting atomic.Int32 // taken by who encodes in turn, and who waits for one
+
 	mu       sync.Mutex // guards the fields below
 	cond     *sync.Cond // made when first waited on; see waitLocked
 	queue    []*bufpool.Buffer
@@ -48,8 +51,7 @@ type writer struct {
 	queued   int64             // bytes in queue and under way
 	taken    int64             // bytes from the budget, given back when nothing is queued
 	flushing bool
-	turns    int        // taken by who encodes in turn
-	turn     *sync.Cond // made when first waited on; signalled when one ends
+	turn     *sync.Cond // made when first waited on; signalled when a turn ends
 	refuse   error      // what new frames are refused with; queued ones are still written
 	err      error      // ended the socket: nothing more is written
 }
@@ -100,7 +102,9 @@ func (w *writer) write(f Frame, mode flushMode) (waiting int, err error) {
 		f.Drop()
 		return 0, &WriteError{err}
 	}
-	w.queued += int64(len(f.b))
+	if w.queued += int64(len(f.b)); w.queued >= w.most {
+		w.full.Store(true)
+	}
 	waiting = int(w.queued)
 	w.enqueueLocked(f)
 	if f.turn != nil {
@@ -182,17 +186,26 @@ func (w *writer) waitForRoomLocked(n int64) error {
 
 // takeTurn waits for a turn to encode, then for room. Its error is a WriteError.
 func (w *writer) takeTurn() error {
+	if !w.full.Load() && w.tryTurn() {
+		return nil
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for w.refuse == nil && w.turns >= maxTurns {
+	// Who ends a turn looks for those who wait after that, and they look for a turn
+	// after they have said so.
+	w.awaiting.Add(1)
+	for w.refuse == nil && !w.tryTurn() {
 		if w.turn == nil {
 			w.turn = sync.NewCond(&w.mu)
 		}
 		w.turn.Wait()
 	}
-	w.turns++
+	w.awaiting.Add(-1)
+	if w.refuse != nil {
+		return &WriteError{w.refuse}
+	}
 	var err error
-	if w.refuse == nil && w.queued >= w.most {
+	if w.queued >= w.most {
 		err = w.waitForRoomLocked(1)
 	}
 	if w.refuse != nil {
@@ -200,21 +213,31 @@ func (w *writer) takeTurn() error {
 	}
 	if err != nil {
 		w.endTurnLocked()
+		w.giveLocked()
 		return &WriteError{err}
 	}
 	return nil
+}
+
+// tryTurn takes a turn if there is one.
+func (w *writer) tryTurn() bool {
+	if w.turns.Add(1) <= maxTurns {
+		return true
+	}
+	w.turns.Add(-1)
+	return false
 }
 
 func (w *writer) endTurn() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.endTurnLocked()
+	w.giveLocked()
 }
 
 func (w *writer) endTurnLocked() {
-	w.turns--
-	w.giveLocked()
-	if w.turn != nil {
+	w.turns.Add(-1)
+	if w.awaiting.Load() > 0 && w.turn != nil {
 		w.turn.Signal()
 	}
 }
@@ -321,7 +344,9 @@ func (w *writer) round() (done bool, err error) {
 		queue[i] = nil
 
 		w.mu.Lock()
-		w.queued -= int64(n)
+		if w.queued -= int64(n); w.queued < w.most && w.full.Load() {
+			w.full.Store(false)
+		}
 		if err != nil {
 			w.failLocked(err)
 		}
