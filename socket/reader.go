@@ -47,7 +47,8 @@ type reader struct {
 	armed    bool       // a read deadline is set on conn
 	setting  sync.Mutex // makes one step of changing timeout and due and setting conn's deadline
 	due      time.Time  // when timeout is over, if it was set during a read
-	quiet    bool       // conn's deadline is that of await
+	set      time.Time  // conn's deadline; zero if none is known
+	quiet    bool       // it is that of await
 	heard    bool       // something was read since
 
 	buf   *bufpool.Buffer // nil, or its whole capacity is in use
@@ -79,6 +80,7 @@ func (r *reader) setTimeout(d time.Duration) {
 	if d == 0 && r.quiet { // await has set a deadline that goes with it
 		now = time.Now()
 	}
+	r.set = now
 	r.conn.SetReadDeadline(now) // wakes the read under way, if any
 }
 
@@ -97,24 +99,50 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
-// arm sets the deadline of the read that follows.
+// arm sets the deadline of the read that follows. Without a read timeout it leaves
+// one in place that is early enough: to set one takes longer than to read, and may
+// wake a thread. If that is too early, see again.
 func (r *reader) arm() {
 	begun := r.frame > 0 && (r.w > r.r || r.body > 0)
-	if r.armed || r.quiet || begun || r.timeout.Load() > 0 {
-		r.setting.Lock()
-		d := time.Duration(r.timeout.Load())
-		if begun && r.frameBy.IsZero() {
-			r.frameFor = r.frame
-			if d > 0 {
-				r.frameFor = min(d, r.frame)
-			}
-			r.frameBy = time.Now().Add(r.frameFor)
-		}
-		by := earlier(deadline(d), r.frameBy)
-		r.armed, r.quiet = !by.IsZero(), false
-		r.conn.SetReadDeadline(by)
-		r.setting.Unlock()
+	if !r.armed && !begun && r.timeout.Load() == 0 {
+		return
 	}
+	r.setting.Lock()
+	defer r.setting.Unlock()
+	d := time.Duration(r.timeout.Load())
+	if begun && r.frameBy.IsZero() {
+		r.frameFor = r.frame
+		if d > 0 {
+			r.frameFor = min(d, r.frame)
+		}
+		r.frameBy = time.Now().Add(r.frameFor)
+	}
+	if !r.armed && d == 0 && !r.set.IsZero() && r.set.Before(r.frameBy) {
+		return
+	}
+	r.armed = d > 0
+	r.setLocked(earlier(deadline(d), r.frameBy))
+}
+
+// setLocked sets conn's deadline.
+func (r *reader) setLocked(by time.Time) {
+	r.quiet, r.set = false, by
+	r.conn.SetReadDeadline(by)
+}
+
+// again reports whether a read that failed is to be tried again, because the
+// deadline was one that has been left in place.
+func (r *reader) again(err error) bool {
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		return false
+	}
+	r.setting.Lock()
+	defer r.setting.Unlock()
+	if r.timeout.Load() > 0 || !r.frameBy.IsZero() && !time.Now().Before(r.frameBy) {
+		return false
+	}
+	r.setLocked(r.frameBy)
+	return true
 }
 
 // next is called between two packets.
@@ -167,8 +195,8 @@ func (r *reader) await(quiet time.Duration) error {
 		if quiet > 0 && !r.quiet {
 			r.setting.Lock()
 			if r.timeout.Load() == 0 {
+				r.setLocked(deadline(quiet))
 				r.quiet, r.heard = true, false
-				r.conn.SetReadDeadline(deadline(quiet))
 			}
 			r.setting.Unlock()
 		}
@@ -177,6 +205,9 @@ func (r *reader) await(quiet time.Duration) error {
 			r.heard = true
 			return nil
 		}
+		if !r.quiet && r.again(err) {
+			continue
+		}
 		if !r.quiet || !errors.Is(err, os.ErrDeadlineExceeded) {
 			return readError(err, true)
 		}
@@ -184,7 +215,7 @@ func (r *reader) await(quiet time.Duration) error {
 		r.quiet = false
 		late := r.timeout.Load() > 0 && !time.Now().Before(r.due)
 		if !late {
-			r.conn.SetReadDeadline(r.due)
+			r.setLocked(r.due)
 		}
 		r.setting.Unlock()
 		if late {
@@ -202,7 +233,7 @@ func (r *reader) await(quiet time.Duration) error {
 func (r *reader) peek(n int, start bool) ([]byte, error) {
 	for r.w-r.r < n {
 		r.arm()
-		if err := r.more(n); err != nil && r.w-r.r < n {
+		if err := r.more(n); err != nil && r.w-r.r < n && !r.again(err) {
 			return nil, readError(r.explain(err), start && r.w == r.r)
 		}
 	}
@@ -345,7 +376,7 @@ func (r *reader) readBody(dst []byte) (_ []byte, err error) {
 		k, err := r.fill(dst[len(dst) : len(dst)+free])
 		dst = dst[:len(dst)+k]
 		r.body -= int64(k)
-		if err != nil && r.body > 0 {
+		if err != nil && r.body > 0 && !r.again(err) {
 			return dst, readError(r.explain(err), false)
 		}
 	}
@@ -367,7 +398,7 @@ func (r *reader) skip() error {
 		r.arm()
 		k, err := r.fill(buf.B[:min(r.body, int64(cap(buf.B)))])
 		r.body -= int64(k)
-		if err != nil && r.body > 0 {
+		if err != nil && r.body > 0 && !r.again(err) {
 			return readError(r.explain(err), false)
 		}
 	}
