@@ -237,6 +237,7 @@ func TestPackedPullsOfBadReplies(t *testing.T) {
 				return
 			}
 			binary.BigEndian.PutUint32(b[len(b)-4:], uint32(length))
+			_, _ = far.Read(make([]byte, 1)) // then the pull is in flight
 			_, _ = far.Write(append(b, body...))
 		}()
 		cmd := sess.Pull("/a", 1, new(int), WithHeaderCodec("protobuf"))

@@ -62,7 +62,10 @@ func TestHostileStatusText(t *testing.T) {
 			Header: &packet.Header{Id: "1", Type: packet.TypeReply, StatusCode: 1234, Status: text},
 		}, packet.Limits{})
 		require.NoError(t, err)
-		go func() { _, _ = far.Write(b) }()
+		go func() { // once the pull is in flight
+			_, _ = far.Read(make([]byte, 1))
+			_, _ = far.Write(b)
+		}()
 		cmd := sess.Pull("/a", nil, nil)
 		require.EqualValues(t, 1234, cmd.Xerror.Code())
 		got := cmd.Xerror.Text()
