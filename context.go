@@ -1,8 +1,6 @@
 package tp
 
 import (
-	"compress/gzip"
-	"errors"
 	"fmt"
 	"net/url"
 	"runtime/debug"
@@ -11,7 +9,6 @@ import (
 
 	"github.com/henrylee2cn/goutil"
 
-	"github.com/henrylee2cn/teleport/codec"
 	"github.com/henrylee2cn/teleport/internal/bufpool"
 	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/socket"
@@ -449,153 +446,4 @@ func (c *packetCtx) seal() {
 	c.mu.Lock()
 	c.sealed = true
 	c.mu.Unlock()
-}
-
-// prepareReply fills in what a reply has from its pull.
-func (c *packetCtx) prepareReply() {
-	c.outHdr.Id = c.id
-	c.outHdr.Type = packet.TypeReply
-	if c.inHdr.Gzip != 0 { // then it may be compressed, but by how much is not for the other side to say
-		if c.outHdr.Gzip = int32(c.sess.peer.cfg.DefaultBodyGzipLevel); c.outHdr.Gzip == 0 {
-			c.outHdr.Gzip = gzip.DefaultCompression
-		}
-	}
-	c.out = packet.Packet{Header: &c.outHdr, HeaderCodec: c.in.HeaderCodec, BodyCodec: c.in.BodyCodec}
-	if c.out.BodyCodec == "" {
-		c.out.BodyCodec = c.sess.peer.cfg.DefaultBodyCodec
-	}
-}
-
-// reply sends the one reply to a pull. It always sends something, unless the
-// connection has failed.
-func (c *packetCtx) reply(body interface{}, x Xerror) {
-	sent := false
-	defer func() {
-		if sent {
-			return
-		}
-		// A hook has called runtime.Goexit, or something here has panicked.
-		if p := recover(); p != nil {
-			Criticalf("reply to %s: panic: %s\n%s", quote(c.inHdr.Uri), quote(fmt.Sprint(p)), debug.Stack())
-		}
-		c.fixOutput(c.id, packet.TypeReply)
-		c.setReply(nil, newXerror(StatusInternalServerError, "", nil))
-		_ = c.writeReply()
-	}()
-	c.setReply(body, x)
-	chain := c.replyChain()
-	if err := chain.preWriteReply.run(c); err != nil {
-		Warnf("reply to %s: %v", quote(c.inHdr.Uri), err)
-		c.setReply(nil, err.xerror())
-	}
-	c.fixOutput(c.id, packet.TypeReply)
-	err := c.writeReply()
-	sent = true
-	if err != nil {
-		Debugf("reply to %s: %v", quote(c.inHdr.Uri), err)
-		return
-	}
-	if err := chain.postWriteReply.run(c); err != nil {
-		Warnf("reply to %s: %v", quote(c.inHdr.Uri), err)
-	}
-}
-
-// writeReply sends the reply, or, if that does not encode, what does: an error
-// without a body, without a text, and at last the session's end, so that nobody
-// waits for a reply that cannot be.
-func (c *packetCtx) writeReply() error {
-	for {
-		err := c.send()
-		if err == nil || isWriteError(err) {
-			return err
-		}
-		Errorf("reply to %s: %s", quote(c.inHdr.Uri), quote(err.Error()))
-		c.out.HeaderCodec = c.in.HeaderCodec
-		switch {
-		case c.outHdr.StatusCode == StatusOK:
-			c.setReply(nil, newXerror(StatusInternalServerError, "the reply could not be encoded", err))
-		case c.outHdr.Status != "" || c.outHdr.Uri != "":
-			c.outHdr.Status, c.outHdr.Uri = "", ""
-		default:
-			_ = c.sess.shut(fmt.Errorf("a pull cannot be answered: %w", err))
-			return err
-		}
-	}
-}
-
-// send encodes the reply and hands it to the connection. A quick handler's is
-// only queued, and will be flushed by the reader with what else there is.
-func (c *packetCtx) send() error {
-	sock := c.sess.sock
-	var frame socket.Frame
-	var err error
-	if c.inline || c.offered {
-		frame, err = sock.EncodeTo(c.frameMem[:0], &c.out)
-	} else {
-		frame, err = sock.EncodeInTurn(c.frameMem[:0], &c.out)
-	}
-	if err != nil {
-		return c.sess.wroteIf(err)
-	}
-	switch {
-	case c.offered:
-		err = sock.OfferFrame(frame)
-	case c.inline:
-		c.waiting, err = sock.QueueFrame(frame)
-	default:
-		err = sock.WriteFrame(frame)
-	}
-	return c.sess.wrote(err)
-}
-
-func (c *packetCtx) replyChain() *pluginChain {
-	if c.handler != nil {
-		return c.handler.chain
-	}
-	return c.sess.peer.chain
-}
-
-// setReply sets the reply's status and body. An error has no body, and a code
-// that stands for something local to this side is translated.
-func (c *packetCtx) setReply(body interface{}, x Xerror) {
-	c.out.Body = body
-	c.outHdr.StatusCode, c.outHdr.Status = StatusOK, ""
-	if x != nil {
-		c.out.Body = nil
-		c.outHdr.Gzip = 0
-		c.outHdr.StatusCode, c.outHdr.Status = sentStatus(x)
-	}
-}
-
-// sentStatus is what an error of a handler looks like on the wire.
-func sentStatus(x Xerror) (int32, string) {
-	code, text := x.Code(), x.Text()
-	switch {
-	case code == StatusOK: // an error must not look like success
-		code = StatusInternalServerError
-	case code >= 100 && code < StatusOK: // of this side's own upstream
-		code = StatusBadGateway
-	}
-	return code, clipStatus(text)
-}
-
-// replyXerror is bodyXerror for a reply. Its pull has run, so it is not overload.
-func replyXerror(err error) Xerror {
-	if errors.Is(err, packet.ErrBudget) {
-		return newXerror(StatusTooLarge, err.Error(), err)
-	}
-	return bodyXerror(err)
-}
-
-// bodyXerror classifies an error of reading or decoding a body.
-func bodyXerror(err error) Xerror {
-	switch {
-	case errors.Is(err, codec.ErrUnknown):
-		return newXerror(StatusUnsupportedCodec, err.Error(), err)
-	case errors.Is(err, packet.ErrTooLarge):
-		return newXerror(StatusTooLarge, err.Error(), err)
-	case errors.Is(err, packet.ErrBudget):
-		return newXerror(StatusOverloaded, err.Error(), err)
-	}
-	return newXerror(StatusBadRequest, err.Error(), err)
 }

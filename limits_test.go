@@ -278,7 +278,6 @@ func TestBudgetOfBodies(t *testing.T) {
 		srv.PullRouter.SetUnknown(func(_ UnknownPullCtx, body *[]byte) (interface{}, Xerror) { return packet.RawBody(*body), nil })
 		cli := newTestPeer(t, &PeerConfig{DefaultBodyCodec: "string"})
 		sess, _ := connect(t, cli, srv, pipe.Options{})
-		used := func() int64 { synctest.Wait(); return srv.limits.Budget.Used() }
 
 		done := make(chan *PullCmd, 10)
 		for range cap(done) {
@@ -291,14 +290,14 @@ func TestBudgetOfBodies(t *testing.T) {
 		require.EqualValues(t, cap(done), refused+int(ran.Load()))
 		require.Positive(t, refused)
 		require.Positive(t, ran.Load())
-		require.LessOrEqual(t, used(), int64(budget))
-		require.Positive(t, used())
+		require.LessOrEqual(t, used(srv), int64(budget))
+		require.Positive(t, used(srv))
 		require.Nil(t, sess.Pull("/fn/call", "small", new(string)).Xerror, "there is room for small ones")
 		close(release)
 		for range ran.Load() {
 			require.Nil(t, (<-done).Xerror)
 		}
-		require.Zero(t, used())
+		require.Zero(t, used(srv))
 
 		var got string
 		for range 20 {
@@ -308,7 +307,7 @@ func TestBudgetOfBodies(t *testing.T) {
 			require.Equal(t, StatusBadRequest, sess.Pull("/a//b", large, &got).Xerror.Code())
 			require.Nil(t, sess.Push("/nowhere", large))
 			require.Equal(t, StatusBadRequest, sess.Pull("/fn/call", packet.RawBody("j{"+large), &got).Xerror.Code())
-			require.Zero(t, used())
+			require.Zero(t, used(srv))
 		}
 	})
 }

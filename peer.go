@@ -118,11 +118,7 @@ func (p *Peer) listen() error {
 	if len(p.cfg.ListenAddrs) == 0 {
 		return errors.New("tp: listen: PeerConfig.ListenAddrs is empty")
 	}
-	pair, err := p.loadTLS()
-	if err == nil {
-		err = canServe(pair.server)
-	}
-	if err != nil {
+	if _, err := p.serverTLS(); err != nil {
 		return err
 	}
 	var lns []net.Listener
@@ -164,10 +160,7 @@ func (p *Peer) listen() error {
 // until Close or Shutdown is through, and then returns nil. It closes ln.
 func (p *Peer) Serve(ln net.Listener) error {
 	defer func() { _ = ln.Close() }()
-	pair, err := p.loadTLS()
-	if err == nil {
-		err = canServe(pair.server)
-	}
+	cfg, err := p.serverTLS()
 	if err != nil {
 		return err
 	}
@@ -184,7 +177,7 @@ func (p *Peer) Serve(ln net.Listener) error {
 				p.turnAway(conn, fmt.Errorf("%d others have not passed their handshake", p.cfg.MaxHandshakes))
 				continue
 			}
-			go p.accept(conn, pair.server)
+			go p.accept(conn, cfg)
 			continue
 		}
 		select {
@@ -205,6 +198,15 @@ func (p *Peer) Serve(ln net.Listener) error {
 		case <-p.closing:
 		}
 	}
+}
+
+// serverTLS returns what accepted connections speak TLS with, nil for none.
+func (p *Peer) serverTLS() (*tls.Config, error) {
+	pair, err := p.loadTLS()
+	if err != nil {
+		return nil, err
+	}
+	return pair.server, canServe(pair.server)
 }
 
 // turnAway closes a connection that was accepted and is not wanted.

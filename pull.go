@@ -111,12 +111,9 @@ func (cmd *PullCmd) launch(settings []PacketSetting) {
 		return
 	}
 	c.fixOutput(c.id, packet.TypePull)
-	// A reply may come while the frame still waits to be written, for the other
-	// side can guess ids, and then the flight may be another pull's: the frame must
-	// not be in its memory.
-	frame, err := cmd.sess.sock.EncodeInTurn(nil, &c.out)
+	frame, err := cmd.sess.sock.EncodeInTurn(c.frameMem[:0], &c.out)
 	if err != nil {
-		cmd.settle(sendXerror(cmd.sess.wroteIf(err)))
+		cmd.settle(sendXerror(cmd.sess.wrote(err)))
 		return
 	}
 	if cmd.send(frame) { // it may be complete by now
@@ -141,7 +138,7 @@ func (cmd *PullCmd) launchBare(f *flight, x *exchange, settings []PacketSetting)
 		f.out.HeaderLength, f.out.BodyLength, f.out.Length = x.out.HeaderLength, x.out.BodyLength, x.out.Length
 	}
 	if err != nil {
-		cmd.settle(sendXerror(cmd.sess.wroteIf(err)))
+		cmd.settle(sendXerror(cmd.sess.wrote(err)))
 		return
 	}
 	cmd.send(frame)

@@ -80,8 +80,7 @@ func (w *workers) roomLocked(own *calls) bool {
 
 // startLocked runs c and unlocks w.
 func (w *workers) startLocked(c *packetCtx) {
-	w.running++
-	c.sess.calls.running++
+	w.countLocked(c.sess, 1)
 	last := len(w.idle) - 1
 	if last < 0 {
 		w.mu.Unlock()
@@ -123,8 +122,12 @@ func (w *workers) blockLocked(s *Session) {
 func (w *workers) adopt(s *Session) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.running++
-	s.calls.running++
+	w.countLocked(s, 1)
+}
+
+func (w *workers) countLocked(s *Session, n int) {
+	w.running += n
+	s.calls.running += n
 }
 
 // ended counts a call of the session's out, and starts one that has waited.
@@ -140,8 +143,7 @@ func (w *workers) ended(s *Session) {
 // nextLocked counts a call of the session's out and returns one that has waited
 // and may run now, if there is one.
 func (w *workers) nextLocked(s *Session) *packetCtx {
-	w.running--
-	s.calls.running--
+	w.countLocked(s, -1)
 	w.blockLocked(s) // behind the others
 	for len(w.blocked) > 0 && within(w.running+1, w.most) {
 		other := w.blocked[0]
@@ -221,8 +223,7 @@ func (w *workers) rest(k *worker, s *Session) (c *packetCtx, wait bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if c := w.nextLocked(s); c != nil {
-		w.running++
-		c.sess.calls.running++
+		w.countLocked(c.sess, 1)
 		return c, true
 	}
 	if w.closed || len(w.idle) >= maxIdleWorkers {

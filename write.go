@@ -13,7 +13,7 @@ var errSocketClosed = socket.ErrClosed
 func (s *Session) push(x *exchange) error {
 	frame, err := s.sock.EncodeInTurn(x.frameMem[:0], &x.out)
 	if err != nil {
-		return s.wroteIf(err)
+		return s.wrote(err)
 	}
 	return s.wrote(s.sock.PostFrame(frame))
 }
@@ -26,16 +26,8 @@ func (s *Session) flush() { _ = s.wrote(s.sock.Flush()) }
 func (s *Session) wrote(err error) error {
 	// A socket that takes no more output because it is being drained must not be
 	// closed for it: what it has sent may not have been read yet.
-	if err != nil && !errors.Is(err, errSocketClosed) {
+	if err != nil && isWriteError(err) && !errors.Is(err, errSocketClosed) {
 		_ = s.shut(err)
-	}
-	return err
-}
-
-// wroteIf is wrote for an error that may be one of encoding.
-func (s *Session) wroteIf(err error) error {
-	if isWriteError(err) {
-		return s.wrote(err)
 	}
 	return err
 }

@@ -138,12 +138,15 @@ func (r *reader) again(err error) bool {
 	}
 	r.setting.Lock()
 	defer r.setting.Unlock()
-	if r.timeout.Load() > 0 || !r.frameBy.IsZero() && !time.Now().Before(r.frameBy) {
+	if r.timeout.Load() > 0 || r.overdue() {
 		return false
 	}
 	r.setLocked(r.frameBy)
 	return true
 }
+
+// overdue reports whether the packet that has begun should be complete by now.
+func (r *reader) overdue() bool { return !r.frameBy.IsZero() && !time.Now().Before(r.frameBy) }
 
 // next is called between two packets.
 func (r *reader) next() {
@@ -159,7 +162,7 @@ func (r *reader) next() {
 
 // explain says so if a read failed because the packet took too long.
 func (r *reader) explain(err error) error {
-	if !r.frameBy.IsZero() && errors.Is(err, os.ErrDeadlineExceeded) && !time.Now().Before(r.frameBy) {
+	if errors.Is(err, os.ErrDeadlineExceeded) && r.overdue() {
 		return fmt.Errorf("a packet was not complete after %v: %w", r.frameFor, err)
 	}
 	return err
