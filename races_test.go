@@ -188,8 +188,9 @@ func TestCloseRaces(t *testing.T) {
 	require.NoError(t, cli.Shutdown(t.Context()))
 	require.LessOrEqual(t, handled.Load(), made.Load())
 	require.LessOrEqual(t, pushed.Load(), pushes.Load())
-	require.Zero(t, srv.limits.Budget.Used())
-	require.Zero(t, cli.limits.Budget.Used())
+	for _, p := range []*Peer{srv, cli} { // a flusher whose connection has failed may still be ending
+		require.Eventually(t, func() bool { return p.limits.Budget.Used() == 0 }, 10*time.Second, time.Millisecond, "the budget leaks")
+	}
 }
 
 // claim lets n goroutines take one id at once, each for one of the sessions in
