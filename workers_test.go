@@ -168,16 +168,18 @@ func TestWorkersThatAreNeededStay(t *testing.T) {
 func TestWorkersClose(t *testing.T) {
 	testWorkers(t, func(t *testing.T, w *workers, call func(func()) *packetCtx) {
 		const n = 4
+		all := make(chan struct{}) // so that no worker is used twice
 		release, began, ended := make(chan struct{}), make(chan struct{}, n), make(chan struct{}, n)
 		for i := range n {
 			w.run(call(func() {
 				began <- struct{}{}
-				if i > 0 {
+				if <-all; i > 0 {
 					<-release
 				}
 				ended <- struct{}{}
 			}))
 		}
+		close(all)
 		synctest.Wait()
 		require.Len(t, began, n)
 		require.Len(t, ended, 1)
