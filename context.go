@@ -139,6 +139,7 @@ type transit struct {
 	waiting int    // and this is how much output there was when its reply was queued
 	timed   bool   // it is a sample for the route's pace
 	refusal Xerror // why there is no handler
+	ran     bool   // the handler has begun
 	offered bool   // the reply must not wait for room in the output
 	waited  bool   // a push that could not be handled at once
 
@@ -434,6 +435,7 @@ func (c *packetCtx) callHandler(arg interface{}) (reply interface{}, x Xerror) {
 			reply, x = nil, newXerror(StatusInternalServerError, "", fmt.Errorf("panic: %v", p))
 		}
 	}()
+	c.ran = true
 	reply, x = c.handler.call(c, arg)
 	if x != nil { // its methods may panic too; they are called here and never again
 		x = &xerror{code: x.Code(), text: x.Text(), cause: x}

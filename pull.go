@@ -107,13 +107,13 @@ func (cmd *PullCmd) launch(settings []PacketSetting) {
 	f.numberId(cmd.id)
 	c.outHdr.Id = c.id
 	if err := chain.preWritePull.run(c); err != nil {
-		cmd.settle(err.xerror())
+		cmd.settle(notRun(err.xerror()))
 		return
 	}
 	c.fixOutput(c.id, packet.TypePull)
 	frame, err := cmd.sess.sock.EncodeInTurn(c.frameMem[:0], &c.out)
 	if err != nil {
-		cmd.settle(sendXerror(cmd.sess.wrote(err)))
+		cmd.settle(notRun(sendXerror(cmd.sess.wrote(err))))
 		return
 	}
 	if cmd.send(frame) { // it may be complete by now
@@ -138,7 +138,7 @@ func (cmd *PullCmd) launchBare(f *flight, x *exchange, settings []PacketSetting)
 		f.out.HeaderLength, f.out.BodyLength, f.out.Length = x.out.HeaderLength, x.out.BodyLength, x.out.Length
 	}
 	if err != nil {
-		cmd.settle(sendXerror(cmd.sess.wrote(err)))
+		cmd.settle(notRun(sendXerror(cmd.sess.wrote(err))))
 		return
 	}
 	cmd.send(frame)
@@ -148,23 +148,32 @@ func (cmd *PullCmd) launchBare(f *flight, x *exchange, settings []PacketSetting)
 // it was not sent, and settles the command then.
 func (cmd *PullCmd) send(frame socket.Frame) bool {
 	s := cmd.sess
+	if s.goneAway() {
+		frame.Drop()
+		cmd.settle(unrun(StatusServiceUnavailable, "the other side is shutting down, the pull was not sent", nil))
+		return false
+	}
 	// From here on a reply may come: whoever takes the entry out of the table
 	// settles the command.
 	if !s.pulls.add(cmd, s.peer.cfg.DefaultPullTimeout) {
 		frame.Drop()
-		cmd.settle(newXerror(StatusConnClosed, "connection closed, the pull was not sent", nil))
+		cmd.settle(unrun(StatusConnClosed, "connection closed, the pull was not sent", nil))
 		return false
 	}
 	if s.peer.refusesPulls() {
 		frame.Drop()
 		if s.takePull(cmd.id) != nil {
-			cmd.settle(newXerror(StatusServiceUnavailable, "this peer is shutting down, the pull was not sent", nil))
+			cmd.settle(unrun(StatusServiceUnavailable, "this peer is shutting down, the pull was not sent", nil))
 		}
 		return false
 	}
 	if err := s.wrote(s.sock.WriteFrame(frame)); err != nil {
 		if s.takePull(cmd.id) != nil {
-			cmd.settle(sendXerror(err))
+			x := sendXerror(err)
+			if errors.Is(err, errSocketClosed) { // before any of it was written
+				x = notRun(x)
+			}
+			cmd.settle(x)
 		}
 		return false
 	}
@@ -235,7 +244,7 @@ func (cmd *PullCmd) finish() {
 func (cmd *PullCmd) readReply(f *flight) Xerror {
 	c := &f.ctx
 	if f.inHdr.StatusCode != StatusOK {
-		return NewXerror(f.inHdr.StatusCode, clipStatus(f.inHdr.Status))
+		return &xerror{code: f.inHdr.StatusCode, text: clipStatus(f.inHdr.Status), notRun: f.inHdr.NotRun}
 	}
 	chain := c.sess.peer.chain
 	if err := chain.preReadBody.run(c); err != nil {
@@ -476,6 +485,11 @@ func parsePullId(id []byte) (uint64, bool) {
 		n = 10*n + d
 	}
 	return n, true
+}
+
+// notRun makes x say that the pull has not run.
+func notRun(x Xerror) Xerror {
+	return &xerror{code: x.Code(), text: x.Text(), cause: x, notRun: true}
 }
 
 // sendXerror is why a packet could not be sent.

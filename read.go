@@ -123,6 +123,12 @@ func (r *reader) next(c *packetCtx) error {
 		return r.call(c, s.peer.PullRouter.routes.table.Load())
 	case packet.TypePush:
 		return r.call(c, s.peer.PushRouter.routes.table.Load())
+	case packet.TypeGoAway:
+		s.sock.SkipBody()
+		if !s.away.Swap(true) {
+			Debugf("session %s: the other side is shutting down", quote(s.Id()))
+		}
+		return nil
 	}
 	// An answer to what this side does not know is a reply, and a reply is never
 	// answered: two peers cannot keep each other busy.
@@ -358,7 +364,7 @@ func (r *reader) reply(c *packetCtx) error {
 // setInput makes a header that has been read the context's own. Its id is c.id.
 func (c *packetCtx) setInput(v *packet.HeaderView, bodyLength int64, uri string) {
 	c.inHdr = packet.Header{
-		Id: c.id, Type: v.Type, Uri: uri, Gzip: v.Gzip, StatusCode: v.StatusCode, Status: string(v.Status),
+		Id: c.id, Type: v.Type, Uri: uri, Gzip: v.Gzip, StatusCode: v.StatusCode, Status: string(v.Status), NotRun: v.NotRun,
 	}
 	c.in = packet.Packet{
 		Header: &c.inHdr, HeaderCodec: v.Codec,

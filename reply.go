@@ -74,8 +74,8 @@ func (c *packetCtx) writeReply() error {
 		switch {
 		case c.outHdr.StatusCode == StatusOK:
 			c.setReply(nil, newXerror(StatusInternalServerError, "the reply could not be encoded", err))
-		case c.outHdr.Status != "" || c.outHdr.Uri != "":
-			c.outHdr.Status, c.outHdr.Uri = "", ""
+		case c.outHdr.Status != "" || c.outHdr.Uri != "" || c.outHdr.NotRun:
+			c.outHdr.Status, c.outHdr.Uri, c.outHdr.NotRun = "", "", false
 		default:
 			_ = c.sess.shut(fmt.Errorf("a pull cannot be answered: %w", err))
 			return err
@@ -119,10 +119,11 @@ func (c *packetCtx) replyChain() *pluginChain {
 // that stands for something local to this side is translated.
 func (c *packetCtx) setReply(body interface{}, x Xerror) {
 	c.out.Body = body
-	c.outHdr.StatusCode, c.outHdr.Status = StatusOK, ""
+	c.outHdr.StatusCode, c.outHdr.Status, c.outHdr.NotRun = StatusOK, "", false
 	if x != nil {
 		c.out.Body = nil
 		c.outHdr.Gzip = 0
+		c.outHdr.NotRun = !c.ran
 		c.outHdr.StatusCode, c.outHdr.Status = sentStatus(x)
 	}
 }

@@ -28,6 +28,9 @@ type Session struct {
 	running atomic.Int64
 	// ended is state == stateClosed, to be read without mu.
 	ended atomic.Bool
+	// away is set when the other side shuts down: nothing more is to be sent that it
+	// would have to handle.
+	away atomic.Bool
 	// turn says whether the reader may be replaced, see inline.go; slot is where
 	// it begins to look for a slot of the watch.
 	turn atomic.Uint64
@@ -158,6 +161,9 @@ func (s *Session) GoPull(uri string, args, reply interface{}, done chan *PullCmd
 // Push sends args to the URI, one way. Nil means that the packet was handed to
 // the connection, not that it was handled.
 func (s *Session) Push(uri string, args interface{}, setting ...PacketSetting) Xerror {
+	if s.goneAway() {
+		return unrun(StatusServiceUnavailable, "the other side is shutting down, the push was not sent", nil)
+	}
 	chain := s.peer.chain
 	start := s.peer.startTime()
 	if len(chain.preWritePush) == 0 && len(chain.postWritePush) == 0 && start.IsZero() {
@@ -241,6 +247,9 @@ func (s *Session) shut(cause error) error {
 	s.peer.activity()
 	return err
 }
+
+// goneAway reports whether the other side has asked to begin nothing more.
+func (s *Session) goneAway() bool { return s.away.Load() && !s.ended.Load() }
 
 // takePull makes the caller the owner of the pull in flight with the id; nil
 // means that it is none, or another's.

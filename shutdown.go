@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/henrylee2cn/teleport/packet"
 )
 
-// Shutdown ends the peer in good order. It closes the listeners, answers new
-// pulls from the other sides with StatusServiceUnavailable, waits for running
-// handlers and for this side's own pulls, and closes the sessions when their
-// replies are sent. Handlers that still run may go on pulling; what else this
+// Shutdown ends the peer in good order. It closes the listeners, asks the other
+// sides to begin nothing more, answers their new pulls with
+// StatusServiceUnavailable, see [NotRun], waits for running handlers and for this
+// side's own pulls, and closes the sessions when their replies are sent. Handlers that still run may go on pulling; what else this
 // side wants to pull is refused.
 //
 // The other sides have up to five seconds to read what was sent and to close.
@@ -20,6 +22,9 @@ import (
 // for itself: start it with go.
 func (p *Peer) Shutdown(ctx context.Context) error {
 	err := p.stopAccepting()
+	for _, s := range p.hub.all() {
+		s.goAway()
+	}
 	for {
 		handlers, pulls := p.hub.busy()
 		if handlers == 0 && pulls == 0 {
@@ -48,10 +53,43 @@ func (p *Peer) Shutdown(ctx context.Context) error {
 		return err
 	}
 	p.finishSessions(ctx)
+	// What had been sent before the other sides knew has been read by now.
+	p.awaitHandlers(ctx)
 	if e := p.Close(); err == nil {
 		err = e
 	}
 	return err
+}
+
+// awaitHandlers waits until no handler runs.
+func (p *Peer) awaitHandlers(ctx context.Context) {
+	for {
+		if handlers, _ := p.hub.busy(); handlers == 0 {
+			return
+		}
+		select {
+		case <-p.quiet:
+		case <-p.closed:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// goAway asks the other side to begin nothing more. It does not wait: a side that
+// is not asked is answered with StatusServiceUnavailable.
+func (s *Session) goAway() {
+	if !s.isOpen() {
+		return
+	}
+	frame, err := s.sock.Encode(&packet.Packet{
+		HeaderCodec: s.peer.cfg.DefaultHeaderCodec,
+		Header:      &packet.Header{Type: packet.TypeGoAway},
+	})
+	if err == nil && s.sock.OfferFrame(frame) == nil {
+		go s.flush()
+	}
 }
 
 // drainLinger is how long Shutdown waits for the other sides to read what was

@@ -84,8 +84,19 @@ func TestShutdownLosesNoReply(t *testing.T) {
 	require.ErrorIs(t, err, ErrPeerClosed)
 	cmd := sessions[0].Pull("/fn/call", 1, nil)
 	require.Equal(t, StatusServiceUnavailable, cmd.Xerror.Code())
-	require.Nil(t, sessions[0].Push("/fn_push/call", 1))
-	<-pushed // pushes are still taken
+	require.True(t, NotRun(cmd.Xerror))
+	for !sessions[1].away.Load() {
+		runtime.Gosched()
+	}
+	x := sessions[1].Push("/fn_push/call", 1)
+	require.Equal(t, StatusServiceUnavailable, x.Code())
+	require.True(t, NotRun(x))
+	sessions[1].away.Store(false) // as one that does not know the packet
+	require.Nil(t, sessions[1].Push("/fn_push/call", 1))
+	<-pushed // it is still taken
+	cmd = sessions[1].Pull("/fn/call", 1, nil)
+	require.Equal(t, StatusServiceUnavailable, cmd.Xerror.Code())
+	require.True(t, NotRun(cmd.Xerror), "the server has said so")
 	select {
 	case err := <-over:
 		t.Fatalf("Shutdown returned with handlers running: %v", err)
@@ -522,4 +533,81 @@ func TestShutdownOfTheProcess(t *testing.T) {
 	defer grace.mu.Unlock()
 	require.NotContains(t, grace.peers, srv)
 	require.NotContains(t, grace.peers, cli)
+}
+
+// A push that is on its way when the other side shuts down is handled to its end:
+// its sender was told that it was sent.
+func TestShutdownHandlesPushesUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := newTestPeer(t, nil)
+		var handled atomic.Int32
+		pushFn(srv, func(PushCtx, interface{}) {
+			time.Sleep(time.Second)
+			handled.Add(1)
+		})
+		conn, far := pipe.New(pipe.Options{})
+		_, err := srv.ServeConn(conn)
+		require.NoError(t, err)
+		over := beginShutdown(srv)
+		sock := socket.New(far, socket.Options{})
+		var p packet.Packet
+		require.NoError(t, sock.ReadPacket(&p, nil))
+		require.Equal(t, packet.TypeGoAway, p.Header.Type)
+		require.Empty(t, p.Header.Id)
+		require.Zero(t, p.BodyLength)
+		require.ErrorIs(t, sock.ReadPacket(&p, nil), io.EOF, "there is nothing to wait for")
+		for range 5 { // sent before that was read
+			require.NoError(t, sock.WritePacket(&packet.Packet{Header: &packet.Header{Type: packet.TypePush, Uri: "/fn_push/call"}, Body: 1}))
+		}
+		require.NoError(t, sock.Close())
+		require.NoError(t, <-over)
+		require.EqualValues(t, 5, handled.Load())
+	})
+}
+
+// Whether a pull that failed has certainly not run.
+func TestNotRun(t *testing.T) {
+	srv, cli := newTestPeer(t, &PeerConfig{MaxBodyBytes: 1000}), newTestPeer(t, nil)
+	pullFn(srv, func(_ PullCtx, args interface{}) (interface{}, Xerror) {
+		switch args {
+		case "panic":
+			panic("on purpose")
+		case "close":
+			return make(chan int), nil
+		}
+		return nil, NewXerror(1234, "own")
+	}, hookPlugin("hook", "PreReadBody", func(c interface{}) error {
+		if strings.Contains(c.(ReadCtx).Input().Header.Uri, "hook") {
+			return errHook
+		}
+		return nil
+	}))
+	sess, _ := connect(t, cli, srv, pipe.Options{})
+	for _, c := range []struct {
+		uri    string
+		args   interface{}
+		notRun bool
+	}{
+		{"/fn/call", "", false},
+		{"/fn/call", "panic", false},
+		{"/fn/call", "close", false},
+		{"/fn/call?hook", "", true},
+		{"/nowhere", "", true},
+		{"//bad", "", true},
+		{"/fn/call", packet.RawBody("j{"), true},
+		{"/fn/call", packet.RawBody("\x01"), true},
+		{"/fn/call", strings.Repeat("x", 2000), true},
+		{"/fn/call", func() {}, true},
+	} {
+		for _, header := range []string{"json", "protobuf"} {
+			cmd := sess.Pull(c.uri, c.args, nil, WithHeaderCodec(header))
+			require.NotNil(t, cmd.Xerror)
+			require.Equal(t, c.notRun, NotRun(cmd.Xerror), "%s %.20v: %v", c.uri, c.args, cmd.Xerror)
+			require.Equal(t, c.notRun, NotRun(fmt.Errorf("wrapped: %w", cmd.Xerror)))
+		}
+	}
+	require.NoError(t, sess.Close())
+	require.True(t, NotRun(sess.Pull("/fn/call", "", nil).Xerror))
+	require.False(t, NotRun(nil))
+	require.False(t, NotRun(NewXerror(503, "")))
 }

@@ -2,6 +2,7 @@ package tp
 
 import (
 	"encoding/json"
+	"errors"
 	"strconv"
 
 	jsoniter "github.com/json-iterator/go"
@@ -74,10 +75,27 @@ func NewXerror(code int32, text string) Xerror {
 	return &xerror{code: code, text: text}
 }
 
+// NotRun reports whether a pull that failed with err certainly has not run on the
+// other side: it was not sent, or was refused before its handler began. Then it can
+// be made again, here or elsewhere, without being made twice. False means that it
+// has run, or that nobody knows. It looks through wrapped errors.
+func NotRun(err error) bool {
+	var x *xerror
+	return errors.As(err, &x) && x.notRun
+}
+
 type xerror struct {
-	code  int32
-	text  string
-	cause error
+	code   int32
+	text   string
+	cause  error
+	notRun bool // see NotRun
+}
+
+// unrun is newXerror for a pull that certainly has not run.
+func unrun(code int32, detail string, cause error) *xerror {
+	x := newXerror(code, detail, cause)
+	x.notRun = true
+	return x
 }
 
 // newXerror makes the Xerror for code: the detail, or the usual text where there

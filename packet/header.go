@@ -22,6 +22,7 @@ type wireJSON struct {
 	Gzip       int32  `json:"gzip,omitempty"`
 	StatusCode int32  `json:"status_code,omitempty"`
 	Status     string `json:"status,omitempty"`
+	NotRun     bool   `json:"not_run,omitempty"`
 }
 
 var headerJSON = jsoniter.Config{CaseSensitive: true}.Froze()
@@ -34,6 +35,7 @@ const (
 	fieldGzip       protowire.Number = 4
 	fieldStatusCode protowire.Number = 5
 	fieldStatus     protowire.Number = 6
+	fieldNotRun     protowire.Number = 9 // 7 and 8 are kept free
 )
 
 // AppendHeader appends h, without its codec id, in the named codec. json and
@@ -95,6 +97,7 @@ type HeaderView struct {
 	// These are the fields of [Header].
 	Id, Uri, Status        []byte
 	Type, Gzip, StatusCode int32
+	NotRun                 bool
 }
 
 // Decode decodes b, the codec id and the header behind it, replacing all of v.
@@ -119,14 +122,14 @@ func (v *HeaderView) Decode(b []byte) error {
 	var h Header
 	err = DecodeHeader(b[0], b[1:], &h)
 	v.Id, v.Uri, v.Status = []byte(h.Id), []byte(h.Uri), []byte(h.Status)
-	v.Type, v.Gzip, v.StatusCode = h.Type, h.Gzip, h.StatusCode
+	v.Type, v.Gzip, v.StatusCode, v.NotRun = h.Type, h.Gzip, h.StatusCode, h.NotRun
 	return err
 }
 
 // CopyTo makes h the same header, with texts of its own that are cut from one
 // allocation.
 func (v *HeaderView) CopyTo(h *Header) {
-	*h = Header{Type: v.Type, Gzip: v.Gzip, StatusCode: v.StatusCode}
+	*h = Header{Type: v.Type, Gzip: v.Gzip, StatusCode: v.StatusCode, NotRun: v.NotRun}
 	n := len(v.Id) + len(v.Uri) + len(v.Status)
 	if n == 0 {
 		return
@@ -147,7 +150,7 @@ func CheckHeaderCodec(name string) error {
 	if err != nil {
 		return err
 	}
-	want := Header{Id: "1", Type: TypePull, Uri: "/a", Gzip: 5, StatusCode: 200, Status: "OK"}
+	want := Header{Id: "1", Type: TypePull, Uri: "/a", Gzip: 5, StatusCode: 200, Status: "OK", NotRun: true}
 	b, err := AppendHeader(nil, c, &want)
 	if err != nil {
 		return err
@@ -184,6 +187,7 @@ func decodeJSONHeader(b []byte, h *Header) error {
 	}
 	for name, to := range map[string]interface{}{
 		"id": &h.Id, "type": &h.Type, "uri": &h.Uri, "gzip": &h.Gzip, "status_code": &h.StatusCode, "status": &h.Status,
+		"not_run": &h.NotRun,
 	} {
 		if v, ok := fields[name]; ok && json.Unmarshal(v, to) != nil {
 			return fast
@@ -198,7 +202,11 @@ func appendProtoHeader(dst []byte, h *Header) []byte {
 	dst = appendString(dst, fieldUri, h.Uri)
 	dst = appendInt32(dst, fieldGzip, h.Gzip)
 	dst = appendInt32(dst, fieldStatusCode, h.StatusCode)
-	return appendString(dst, fieldStatus, h.Status)
+	dst = appendString(dst, fieldStatus, h.Status)
+	if h.NotRun {
+		dst = append(dst, byte(fieldNotRun)<<3|byte(protowire.VarintType), 1)
+	}
+	return dst
 }
 
 func appendString(dst []byte, num protowire.Number, s string) []byte {
@@ -261,6 +269,12 @@ func (v *HeaderView) decodeProto(b []byte) error {
 			if !utf8.Valid(*text) {
 				return fmt.Errorf("%w in field %d", errUTF8, num)
 			}
+		case num == fieldNotRun && typ == protowire.VarintType:
+			var x uint64
+			if x, n = protowire.ConsumeVarint(b); n < 0 {
+				return protowire.ParseError(n)
+			}
+			v.NotRun = x != 0
 		case number != nil && typ == protowire.VarintType:
 			var x uint64
 			if x, n = protowire.ConsumeVarint(b); n < 0 {

@@ -29,7 +29,7 @@ func byName(t testing.TB, name string) codec.Codec {
 }
 
 func generated(h packet.Header) *headerpb.Header {
-	return &headerpb.Header{Id: h.Id, Type: h.Type, Uri: h.Uri, Gzip: h.Gzip, StatusCode: h.StatusCode, Status: h.Status}
+	return &headerpb.Header{Id: h.Id, Type: h.Type, Uri: h.Uri, Gzip: h.Gzip, StatusCode: h.StatusCode, Status: h.Status, NotRun: h.NotRun}
 }
 
 func fromGenerated(h *headerpb.Header) packet.Header {
@@ -291,7 +291,7 @@ func TestJSONHeaderDecodes(t *testing.T) {
 
 // Another implementation's json decoder reads the header of this one.
 func TestJSONHeaderIsReadByTheStandardLibrary(t *testing.T) {
-	want := packet.Header{Id: "é", Type: 2, Uri: "/\"\\\u2028<>&", Gzip: -2, StatusCode: -404, Status: "\x00\x1f"}
+	want := packet.Header{Id: "é", Type: 2, Uri: "/\"\\\u2028<>&", Gzip: -2, StatusCode: -404, Status: "\x00\x1f", NotRun: true}
 	b, err := packet.AppendHeader(nil, byName(t, "json"), &want)
 	require.NoError(t, err)
 	var got struct {
@@ -301,6 +301,7 @@ func TestJSONHeaderIsReadByTheStandardLibrary(t *testing.T) {
 		Gzip       int32  `json:"gzip"`
 		StatusCode int32  `json:"status_code"`
 		Status     string `json:"status"`
+		NotRun     bool   `json:"not_run"`
 	}
 	require.NoError(t, json.Unmarshal(b, &got))
 	require.Equal(t, want, packet.Header(got))

@@ -17,6 +17,9 @@ const (
 	TypePull  int32 = 1 // a request that waits for a reply
 	TypeReply int32 = 2 // the answer to a pull, carrying the pull's id
 	TypePush  int32 = 3 // one way
+	// TypeGoAway, from a side that shuts down, asks the other to begin nothing more
+	// on this connection. It has no id and no body. Who does not know it ignores it.
+	TypeGoAway int32 = 5
 )
 
 // Packet is one message. Its fields may be read and set freely by whoever owns
@@ -45,7 +48,7 @@ type Header struct {
 	// Id tells the packets in flight of one sender on one session apart. A reply
 	// carries its pull's id.
 	Id string
-	// Type is TypePull, TypeReply or TypePush.
+	// Type is TypePull, TypeReply, TypePush or TypeGoAway.
 	Type int32
 	// Uri is the path, and optionally ?query, that a pull or a push goes to.
 	Uri string
@@ -57,6 +60,9 @@ type Header struct {
 	StatusCode int32
 	// Status is a reply's status text.
 	Status string
+	// NotRun, in a reply that is an error, says that no handler has run: the pull
+	// can be made again without being made twice.
+	NotRun bool `json:",omitempty"`
 }
 
 // RawBody is a body exactly as it stands on the wire: its codec id first, then

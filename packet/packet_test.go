@@ -40,8 +40,9 @@ func TestFieldsOfPacketAndHeader(t *testing.T) {
 		{"Gzip", "int32", ""},
 		{"StatusCode", "int32", ""},
 		{"Status", "string", ""},
+		{"NotRun", "bool", `json:",omitempty"`},
 	}, fieldsOf(packet.Header{}))
-	require.Equal(t, []int32{1, 2, 3}, []int32{packet.TypePull, packet.TypeReply, packet.TypePush})
+	require.Equal(t, []int32{1, 2, 3, 5}, []int32{packet.TypePull, packet.TypeReply, packet.TypePush, packet.TypeGoAway})
 }
 
 func TestPacketAsJSON(t *testing.T) {

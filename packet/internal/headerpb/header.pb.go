@@ -5,7 +5,7 @@
 // versions:
 // 	protoc-gen-go v1.36.12
 // 	protoc        v3.21.12
-// source: packet/header.proto
+// source: header.proto
 
 package headerpb
 
@@ -27,18 +27,19 @@ const (
 type Header struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                                    // opaque to the receiver; a reply carries its pull's id
-	Type          int32                  `protobuf:"varint,2,opt,name=type,proto3" json:"type,omitempty"`                               // 1 pull, 2 reply, 3 push
+	Type          int32                  `protobuf:"varint,2,opt,name=type,proto3" json:"type,omitempty"`                               // 1 pull, 2 reply, 3 push, 5 going away
 	Uri           string                 `protobuf:"bytes,3,opt,name=uri,proto3" json:"uri,omitempty"`                                  // path, and optionally ?query
 	Gzip          int32                  `protobuf:"varint,4,opt,name=gzip,proto3" json:"gzip,omitempty"`                               // level of the body's compression, 0 none
 	StatusCode    int32                  `protobuf:"varint,5,opt,name=status_code,json=statusCode,proto3" json:"status_code,omitempty"` // replies: 200 is OK, every other value (0 too) an error
 	Status        string                 `protobuf:"bytes,6,opt,name=status,proto3" json:"status,omitempty"`                            // replies: the status text
+	NotRun        bool                   `protobuf:"varint,9,opt,name=not_run,json=notRun,proto3" json:"not_run,omitempty"`             // replies that are errors: no handler has run
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Header) Reset() {
 	*x = Header{}
-	mi := &file_packet_header_proto_msgTypes[0]
+	mi := &file_header_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -50,7 +51,7 @@ func (x *Header) String() string {
 func (*Header) ProtoMessage() {}
 
 func (x *Header) ProtoReflect() protoreflect.Message {
-	mi := &file_packet_header_proto_msgTypes[0]
+	mi := &file_header_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -63,7 +64,7 @@ func (x *Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Header.ProtoReflect.Descriptor instead.
 func (*Header) Descriptor() ([]byte, []int) {
-	return file_packet_header_proto_rawDescGZIP(), []int{0}
+	return file_header_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *Header) GetId() string {
@@ -108,11 +109,18 @@ func (x *Header) GetStatus() string {
 	return ""
 }
 
-var File_packet_header_proto protoreflect.FileDescriptor
+func (x *Header) GetNotRun() bool {
+	if x != nil {
+		return x.NotRun
+	}
+	return false
+}
 
-const file_packet_header_proto_rawDesc = "" +
+var File_header_proto protoreflect.FileDescriptor
+
+const file_header_proto_rawDesc = "" +
 	"\n" +
-	"\x13packet/header.proto\x12\bteleport\"\x8b\x01\n" +
+	"\fheader.proto\x12\bteleport\"\xa4\x01\n" +
 	"\x06Header\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\x05R\x04type\x12\x10\n" +
@@ -120,25 +128,26 @@ const file_packet_header_proto_rawDesc = "" +
 	"\x04gzip\x18\x04 \x01(\x05R\x04gzip\x12\x1f\n" +
 	"\vstatus_code\x18\x05 \x01(\x05R\n" +
 	"statusCode\x12\x16\n" +
-	"\x06status\x18\x06 \x01(\tR\x06statusB:Z8github.com/henrylee2cn/teleport/packet/internal/headerpbb\x06proto3"
+	"\x06status\x18\x06 \x01(\tR\x06status\x12\x17\n" +
+	"\anot_run\x18\t \x01(\bR\x06notRunB:Z8github.com/henrylee2cn/teleport/packet/internal/headerpbb\x06proto3"
 
 var (
-	file_packet_header_proto_rawDescOnce sync.Once
-	file_packet_header_proto_rawDescData []byte
+	file_header_proto_rawDescOnce sync.Once
+	file_header_proto_rawDescData []byte
 )
 
-func file_packet_header_proto_rawDescGZIP() []byte {
-	file_packet_header_proto_rawDescOnce.Do(func() {
-		file_packet_header_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_packet_header_proto_rawDesc), len(file_packet_header_proto_rawDesc)))
+func file_header_proto_rawDescGZIP() []byte {
+	file_header_proto_rawDescOnce.Do(func() {
+		file_header_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_header_proto_rawDesc), len(file_header_proto_rawDesc)))
 	})
-	return file_packet_header_proto_rawDescData
+	return file_header_proto_rawDescData
 }
 
-var file_packet_header_proto_msgTypes = make([]protoimpl.MessageInfo, 1)
-var file_packet_header_proto_goTypes = []any{
+var file_header_proto_msgTypes = make([]protoimpl.MessageInfo, 1)
+var file_header_proto_goTypes = []any{
 	(*Header)(nil), // 0: teleport.Header
 }
-var file_packet_header_proto_depIdxs = []int32{
+var file_header_proto_depIdxs = []int32{
 	0, // [0:0] is the sub-list for method output_type
 	0, // [0:0] is the sub-list for method input_type
 	0, // [0:0] is the sub-list for extension type_name
@@ -146,26 +155,26 @@ var file_packet_header_proto_depIdxs = []int32{
 	0, // [0:0] is the sub-list for field type_name
 }
 
-func init() { file_packet_header_proto_init() }
-func file_packet_header_proto_init() {
-	if File_packet_header_proto != nil {
+func init() { file_header_proto_init() }
+func file_header_proto_init() {
+	if File_header_proto != nil {
 		return
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
-			RawDescriptor: unsafe.Slice(unsafe.StringData(file_packet_header_proto_rawDesc), len(file_packet_header_proto_rawDesc)),
+			RawDescriptor: unsafe.Slice(unsafe.StringData(file_header_proto_rawDesc), len(file_header_proto_rawDesc)),
 			NumEnums:      0,
 			NumMessages:   1,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
-		GoTypes:           file_packet_header_proto_goTypes,
-		DependencyIndexes: file_packet_header_proto_depIdxs,
-		MessageInfos:      file_packet_header_proto_msgTypes,
+		GoTypes:           file_header_proto_goTypes,
+		DependencyIndexes: file_header_proto_depIdxs,
+		MessageInfos:      file_header_proto_msgTypes,
 	}.Build()
-	File_packet_header_proto = out.File
-	file_packet_header_proto_goTypes = nil
-	file_packet_header_proto_depIdxs = nil
+	File_header_proto = out.File
+	file_header_proto_goTypes = nil
+	file_header_proto_depIdxs = nil
 }
