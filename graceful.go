@@ -3,6 +3,7 @@ package tp
 import (
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"time"
 )
@@ -96,24 +97,35 @@ func waitForExit() {
 }
 
 // GraceSignal waits for SIGINT or SIGTERM and then calls [Shutdown]; a second
-// signal ends the process at once with exit code 1. It is usually started as
-// go tp.GraceSignal(), first thing in main.
+// signal ends the process at once with exit code 1. On SIGUSR2, where there is one,
+// it calls [Reboot]. It is usually started as go tp.GraceSignal(), first thing in
+// main.
 func GraceSignal() { awaitSignals(notifySignals()) }
 
 func notifySignals() chan os.Signal {
 	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, graceSignals...)
+	signal.Notify(signals, append(graceSignals, rebootSignals...)...)
 	return signals
 }
 
 func awaitSignals(signals chan os.Signal) {
 	defer signal.Stop(signals)
-	sig := <-signals
-	Infof("received %v", sig)
-	go Shutdown()
-	sig = <-signals
-	Errorf("received %v again: exiting without waiting", sig)
-	exitProcess(1)
+	for ending := false; ; {
+		sig := <-signals
+		switch {
+		case slices.Contains(rebootSignals, sig):
+			Infof("received %v: rebooting", sig)
+			go Reboot()
+		case !ending:
+			ending = true
+			Infof("received %v", sig)
+			go Shutdown()
+		default:
+			Errorf("received %v again: exiting without waiting", sig)
+			exitProcess(1)
+			return
+		}
+	}
 }
 
 // register makes the peer known to Shutdown, until Close.

@@ -128,11 +128,10 @@ func (p *Peer) listen() error {
 		}
 	}
 	for _, addr := range p.cfg.ListenAddrs {
-		network, address := splitAddr(addr)
-		ln, err := net.Listen(network, address)
+		ln, err := NewListener(addr)
 		if err != nil {
 			closeAll()
-			return fmt.Errorf("tp: %w", err)
+			return err
 		}
 		lns = append(lns, ln)
 	}
@@ -217,6 +216,7 @@ func (p *Peer) turnAway(conn net.Conn, why error) {
 	} else {
 		_ = conn.Close()
 	}
+	p.activity()
 	p.turnedAway.logf("connection from %s refused: %s", conn.RemoteAddr(), quote(why.Error()))
 }
 
@@ -243,11 +243,12 @@ func (p *Peer) accept(conn net.Conn, cfg *tls.Config) {
 		}
 		conn = tc
 	}
-	if _, err := p.newSession(context.Background(), conn, p.chain.postAccept, nil); err != nil {
+	if _, err := p.newSession(context.Background(), conn, p.chain.postAccept, nil, true); err != nil {
 		p.turnAway(conn, err)
 		return
 	}
 	p.handshaking.Add(-1)
+	p.activity()
 }
 
 // tune sets the options of a connection of the kernel's, as far as it has them.
@@ -302,7 +303,7 @@ func (p *Peer) DialContext(ctx context.Context, addr string, id ...string) (*Ses
 	if err != nil {
 		return nil, fmt.Errorf("tp: dial %s: %w", addr, err)
 	}
-	sess, err := p.newSession(ctx, conn, p.chain.postDial, id)
+	sess, err := p.newSession(ctx, conn, p.chain.postDial, id, false)
 	if err != nil {
 		return nil, fmt.Errorf("tp: dial %s: %w", addr, err)
 	}
@@ -332,11 +333,12 @@ func clientTLS(ctx context.Context, conn net.Conn, cfg *tls.Config, address stri
 // session, which is then read from; an error closes conn. The id is as for
 // [Peer.Dial].
 func (p *Peer) ServeConn(conn net.Conn, id ...string) (*Session, error) {
-	return p.newSession(context.Background(), conn, p.chain.postAccept, id)
+	return p.newSession(context.Background(), conn, p.chain.postAccept, id, false)
 }
 
-// newSession runs the hooks and starts the session.
-func (p *Peer) newSession(ctx context.Context, conn net.Conn, hs hooks[ForeSession], id []string) (*Session, error) {
+// newSession runs the hooks and starts the session. One that was accepted while the
+// peer drains is told at once to go elsewhere.
+func (p *Peer) newSession(ctx context.Context, conn net.Conn, hs hooks[ForeSession], id []string, accepted bool) (*Session, error) {
 	s := &Session{peer: p, sock: socket.New(conn, socket.Options{
 		Limits:       p.limits,
 		ReadTimeout:  p.cfg.DefaultReadTimeout,
@@ -353,12 +355,15 @@ func (p *Peer) newSession(ctx context.Context, conn net.Conn, hs hooks[ForeSessi
 		return nil, err
 	}
 	p.register()
-	if p.draining() {
+	if p.draining() && !accepted {
 		_ = s.shut(ErrPeerClosed)
 		return nil, ErrPeerClosed
 	}
 	if err := s.handshake(ctx, hs); err != nil {
 		return nil, err
+	}
+	if p.draining() {
+		s.goAway(false)
 	}
 	go s.read(false)
 	return s, nil

@@ -125,6 +125,9 @@ func (r *reader) next(c *packetCtx) error {
 		return r.call(c, s.peer.PushRouter.routes.table.Load())
 	case packet.TypeGoAway:
 		s.sock.SkipBody()
+		if r.view.StatusCode == StatusOK {
+			s.answered.Store(true)
+		}
 		if !s.away.Swap(true) {
 			Debugf("session %s: the other side is shutting down", quote(s.Id()))
 		}

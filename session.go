@@ -31,6 +31,8 @@ type Session struct {
 	// away is set when the other side shuts down: nothing more is to be sent that it
 	// would have to handle.
 	away atomic.Bool
+	// answered is set when it has answered all pulls that it will.
+	answered atomic.Bool
 	// turn says whether the reader may be replaced, see inline.go; slot is where
 	// it begins to look for a slot of the watch.
 	turn atomic.Uint64
@@ -241,7 +243,11 @@ func (s *Session) shut(cause error) error {
 	}
 	s.peer.hub.remove(s)
 	for _, cmd := range s.pulls.close() {
-		cmd.settle(newXerror(StatusConnClosed, "connection closed, the outcome of the pull is unknown: "+cause.Error(), cause))
+		x := newXerror(StatusConnClosed, "connection closed, the outcome of the pull is unknown: "+cause.Error(), cause)
+		if s.answered.Load() {
+			x = unrun(StatusConnClosed, "the other side has shut down, the pull was not run", cause)
+		}
+		cmd.settle(x)
 	}
 	err := s.sock.Close()
 	s.peer.activity()

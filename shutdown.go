@@ -23,7 +23,7 @@ import (
 func (p *Peer) Shutdown(ctx context.Context) error {
 	err := p.stopAccepting()
 	for _, s := range p.hub.all() {
-		s.goAway()
+		s.goAway(false)
 	}
 	for {
 		handlers, pulls := p.hub.busy()
@@ -52,6 +52,7 @@ func (p *Peer) Shutdown(ctx context.Context) error {
 		_ = p.Close()
 		return err
 	}
+	p.awaitHandshakes(ctx)
 	p.finishSessions(ctx)
 	// What had been sent before the other sides knew has been read by now.
 	p.awaitHandlers(ctx)
@@ -59,6 +60,22 @@ func (p *Peer) Shutdown(ctx context.Context) error {
 		err = e
 	}
 	return err
+}
+
+// awaitHandshakes waits for connections that were accepted just before the listeners
+// were closed, but no longer than for other sides to read.
+func (p *Peer) awaitHandshakes(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, drainLinger)
+	defer cancel()
+	for p.handshaking.Load() > 0 {
+		select {
+		case <-p.quiet:
+		case <-p.closed:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // awaitHandlers waits until no handler runs.
@@ -77,16 +94,21 @@ func (p *Peer) awaitHandlers(ctx context.Context) {
 	}
 }
 
-// goAway asks the other side to begin nothing more. It does not wait: a side that
-// is not asked is answered with StatusServiceUnavailable.
-func (s *Session) goAway() {
+// goAway asks the other side to begin nothing more, and with done says that every
+// pull that has run, or will, is answered. It does not wait: a side that is not
+// asked is answered with StatusServiceUnavailable.
+func (s *Session) goAway(done bool) {
 	if !s.isOpen() {
 		return
 	}
-	frame, err := s.sock.Encode(&packet.Packet{
+	p := &packet.Packet{
 		HeaderCodec: s.peer.cfg.DefaultHeaderCodec,
 		Header:      &packet.Header{Type: packet.TypeGoAway},
-	})
+	}
+	if done {
+		p.Header.StatusCode = StatusOK
+	}
+	frame, err := s.sock.Encode(p)
 	if err == nil && s.sock.OfferFrame(frame) == nil {
 		go s.flush()
 	}
@@ -103,6 +125,7 @@ func (p *Peer) finishSessions(ctx context.Context) {
 	var wg sync.WaitGroup
 	for _, s := range p.hub.all() {
 		wg.Go(func() {
+			s.goAway(true)
 			deadline, _ := ctx.Deadline()
 			if s.sock.CloseWrite(time.Until(deadline)) {
 				select {

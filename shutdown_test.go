@@ -300,6 +300,14 @@ type program struct {
 
 func startProgram(t *testing.T, name string, env ...string) *program {
 	t.Helper()
+	p := prepareProgram(t, name, env...)
+	p.cmd.Stderr = &p.err
+	require.NoError(t, p.cmd.Start())
+	return p
+}
+
+func prepareProgram(t *testing.T, name string, env ...string) *program {
+	t.Helper()
 	p := &program{t: t, cmd: exec.Command(os.Args[0])}
 	p.cmd.Env = append(append(os.Environ(), "TP_TEST_PROGRAM="+name), env...)
 	var err error
@@ -308,8 +316,6 @@ func startProgram(t *testing.T, name string, env ...string) *program {
 	out, err := p.cmd.StdoutPipe()
 	require.NoError(t, err)
 	p.out = bufio.NewReader(out)
-	p.cmd.Stderr = &p.err
-	require.NoError(t, p.cmd.Start())
 	t.Cleanup(func() { _ = p.cmd.Process.Kill(); _ = p.cmd.Wait() })
 	return p
 }
@@ -464,7 +470,7 @@ func TestShutdownWithASlowReader(t *testing.T) {
 			require.ErrorIs(t, err, io.EOF)
 			break
 		}
-		if p.Header.StatusCode == StatusOK {
+		if p.Header.Type == packet.TypeReply && p.Header.StatusCode == StatusOK {
 			replies++
 		}
 	}
@@ -555,6 +561,8 @@ func TestShutdownHandlesPushesUnderWay(t *testing.T) {
 		require.Equal(t, packet.TypeGoAway, p.Header.Type)
 		require.Empty(t, p.Header.Id)
 		require.Zero(t, p.BodyLength)
+		require.NoError(t, sock.ReadPacket(&p, nil))
+		require.Equal(t, packet.Header{Type: packet.TypeGoAway, StatusCode: StatusOK}, *p.Header)
 		require.ErrorIs(t, sock.ReadPacket(&p, nil), io.EOF, "there is nothing to wait for")
 		for range 5 { // sent before that was read
 			require.NoError(t, sock.WritePacket(&packet.Packet{Header: &packet.Header{Type: packet.TypePush, Uri: "/fn_push/call"}, Body: 1}))
@@ -563,6 +571,32 @@ func TestShutdownHandlesPushesUnderWay(t *testing.T) {
 		require.NoError(t, <-over)
 		require.EqualValues(t, 5, handled.Load())
 	})
+}
+
+// A pull that crosses the other side's last word has not run, and its caller knows.
+// One that was cut off may have.
+func TestPullsThatCrossAShutdown(t *testing.T) {
+	for _, done := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			conn, far := pipe.New(pipe.Options{})
+			sess, err := newTestPeer(t, nil).ServeConn(conn)
+			require.NoError(t, err)
+			cmd := sess.GoPull("/a", 1, nil, nil)
+			synctest.Wait()
+			sock := socket.New(far, socket.Options{})
+			require.NoError(t, sock.WritePacket(&packet.Packet{Header: &packet.Header{Type: packet.TypeGoAway}}))
+			if done {
+				require.NoError(t, sock.WritePacket(&packet.Packet{Header: &packet.Header{Type: packet.TypeGoAway, StatusCode: StatusOK}}))
+			}
+			synctest.Wait()
+			require.Empty(t, cmd.Done(), "it may still be answered")
+			require.Equal(t, StatusServiceUnavailable, sess.Pull("/b", 1, nil).Xerror.Code())
+			require.NoError(t, sock.Close())
+			<-cmd.Done()
+			require.Equal(t, StatusConnClosed, cmd.Xerror.Code())
+			require.Equal(t, done, NotRun(cmd.Xerror))
+		})
+	}
 }
 
 // Whether a pull that failed has certainly not run.

@@ -18,7 +18,9 @@ const (
 	TypeReply int32 = 2 // the answer to a pull, carrying the pull's id
 	TypePush  int32 = 3 // one way
 	// TypeGoAway, from a side that shuts down, asks the other to begin nothing more
-	// on this connection. It has no id and no body. Who does not know it ignores it.
+	// on this connection; with the status code 200 it says that every pull that was
+	// run has been answered. It has no id and no body. Who does not know it ignores
+	// it.
 	TypeGoAway int32 = 5
 )
 

@@ -1,0 +1,272 @@
+package tp
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// A process that reboots starts a successor, the same program with the same
+// arguments, and hands it its listening sockets. The successor says on a pipe that
+// it serves all of them; then the old process drains and exits. Until then, and if
+// the successor fails, the old one goes on serving. As the sockets are the same, no
+// connection that the kernel has taken is lost.
+
+// defaultRebootTimeout holds until SetReboot is called.
+const defaultRebootTimeout = 30 * time.Second
+
+const (
+	// envListeners has the addresses of the listeners that were handed over, as
+	// they were asked for, one a line; their files begin at firstFile.
+	envListeners = "TELEPORT_LISTENERS"
+	// envReady is the number of the pipe's file.
+	envReady  = "TELEPORT_READY"
+	firstFile = 3
+)
+
+// ErrRebootUnsupported is what errors.Is finds in the error of Reboot on Windows,
+// where listening sockets cannot be handed over.
+var ErrRebootUnsupported = errors.New("tp: reboot: not supported on this system")
+
+// reboots is the process's part in reboots, as successor and as predecessor.
+var reboots = struct {
+	mu      sync.Mutex // guards the fields below
+	timeout time.Duration
+	under   bool // a reboot is under way
+	// own are the listeners of NewListener, to be handed over.
+	own []*sharedListener
+	// inherited are those that this process was handed over and has not asked for
+	// yet, and ready is where to say that there are none left; nil if nobody waits.
+	inherited []*sharedListener
+	ready     *os.File
+	waiting   int // inherited ones that nobody serves yet
+	read      bool
+}{timeout: defaultRebootTimeout}
+
+// sharedListener is a listener that outlives the process.
+type sharedListener struct {
+	net.Listener
+	addr   string // as it was asked for
+	served sync.Once
+	isOurs bool // was handed over by a predecessor that waits
+}
+
+// SetReboot says how long [Reboot] waits for the new process to serve; without it
+// 30 s.
+func SetReboot(timeout time.Duration) {
+	reboots.mu.Lock()
+	defer reboots.mu.Unlock()
+	reboots.timeout = timeout
+}
+
+// NewListener listens on "host:port", or "unix:/path". If the process was started
+// by [Reboot], or by systemd with sockets, and was handed a listener for this
+// address, it takes that. [Peer.Listen] uses it; a listener for [Peer.Serve] that
+// is to survive a reboot is made by it. It is safe for concurrent use.
+func NewListener(addr string) (net.Listener, error) {
+	reboots.mu.Lock()
+	defer reboots.mu.Unlock()
+	if !reboots.read {
+		reboots.read = true
+		if err := inheritLocked(); err != nil {
+			return nil, err
+		}
+	}
+	network, address := splitAddr(addr)
+	l := takeInheritedLocked(network, addr, address)
+	if l == nil {
+		ln, err := net.Listen(network, address)
+		if err != nil {
+			return nil, fmt.Errorf("tp: %w", err)
+		}
+		l = &sharedListener{Listener: ln, addr: addr}
+	}
+	reboots.own = append(reboots.own, l)
+	return l, nil
+}
+
+// takeInheritedLocked returns the listener that was handed over for the address.
+func takeInheritedLocked(network, addr, address string) *sharedListener {
+	for i, l := range reboots.inherited {
+		if l.addr == addr || l.addr == "" && sameAddr(l.Addr(), network, address) {
+			reboots.inherited = slices.Delete(reboots.inherited, i, i+1)
+			l.addr = addr
+			return l
+		}
+	}
+	return nil
+}
+
+// sameAddr reports whether a listener of systemd's is what was asked for.
+func sameAddr(a net.Addr, network, address string) bool {
+	if a.Network() != network {
+		return false
+	}
+	if network == "unix" {
+		return a.String() == address
+	}
+	want, err := net.ResolveTCPAddr(network, address)
+	got, ok := a.(*net.TCPAddr)
+	if err != nil || !ok || want.Port != got.Port {
+		return false
+	}
+	return want.IP.Equal(got.IP) || (want.IP == nil || want.IP.IsUnspecified()) && (got.IP == nil || got.IP.IsUnspecified())
+}
+
+// Close forgets the listener, which ends for this process.
+func (l *sharedListener) Close() error {
+	reboots.mu.Lock()
+	if i := slices.Index(reboots.own, l); i >= 0 {
+		reboots.own = slices.Delete(reboots.own, i, i+1)
+	}
+	reboots.mu.Unlock()
+	return l.Listener.Close()
+}
+
+// Accept says, the first time, that the listener is served.
+func (l *sharedListener) Accept() (net.Conn, error) {
+	l.served.Do(func() { l.nowServed() })
+	return l.Listener.Accept()
+}
+
+func (l *sharedListener) nowServed() {
+	reboots.mu.Lock()
+	defer reboots.mu.Unlock()
+	if !l.isOurs {
+		notifySystemd("READY=1")
+		return
+	}
+	if reboots.waiting--; reboots.waiting > 0 || reboots.ready == nil {
+		return
+	}
+	_, _ = reboots.ready.Write([]byte{'R'})
+	_ = reboots.ready.Close()
+	reboots.ready = nil
+	Infof("took over from the process before")
+}
+
+// Reboot starts the program anew, with the same arguments, directory and
+// environment, and hands the new process the listeners of [Peer.Listen] and
+// [NewListener]. When that serves them all this process drains, as [Shutdown] does,
+// and exits; until then both serve. It returns only an error, and then the process
+// goes on as before: if the new one cannot be started, ends, or does not serve
+// within the time of [SetReboot], in which case it is killed. There is one reboot
+// at a time. On Windows the error is [ErrRebootUnsupported].
+//
+// A service manager that is systemd is told the new process's number.
+func Reboot() error {
+	err := reboot()
+	if err != nil {
+		Errorf("%v", err)
+		return err
+	}
+	Shutdown()
+	return nil
+}
+
+func reboot() error {
+	grace.mu.Lock()
+	exiting := grace.exiting != nil
+	grace.mu.Unlock()
+	if exiting {
+		return errors.New("tp: reboot: the process is shutting down")
+	}
+	reboots.mu.Lock()
+	if reboots.under {
+		reboots.mu.Unlock()
+		return errors.New("tp: reboot: another one is under way")
+	}
+	reboots.under = true
+	own, timeout := slices.Clone(reboots.own), reboots.timeout
+	reboots.mu.Unlock()
+	pid, err := startSuccessor(own, timeout)
+	if err != nil {
+		reboots.mu.Lock()
+		reboots.under = false
+		reboots.mu.Unlock()
+		return fmt.Errorf("tp: reboot: %w", err)
+	}
+	Infof("process %d has taken over", pid)
+	for _, l := range own {
+		if u, ok := l.Listener.(*net.UnixListener); ok {
+			u.SetUnlinkOnClose(false) // it is the successor's now
+		}
+	}
+	notifySystemd(fmt.Sprintf("MAINPID=%d", pid))
+	return nil
+}
+
+// inheritLocked takes what the process was started with.
+func inheritLocked() error {
+	if text, ok := os.LookupEnv(envListeners); ok {
+		ready, err := strconv.Atoi(os.Getenv(envReady))
+		_ = os.Unsetenv(envListeners)
+		_ = os.Unsetenv(envReady)
+		if err != nil {
+			return fmt.Errorf("tp: reboot: %s: %w", envReady, err)
+		}
+		reboots.ready = os.NewFile(uintptr(ready), "ready")
+		for i, addr := range strings.Split(text, "\n") {
+			if err := inheritFileLocked(firstFile+i, addr); err != nil {
+				return err
+			}
+		}
+		reboots.waiting = len(reboots.inherited)
+		return nil
+	}
+	// systemd, see sd_listen_fds(3).
+	if pid, err := strconv.Atoi(os.Getenv("LISTEN_PID")); err != nil || pid != os.Getpid() {
+		return nil
+	}
+	n, err := strconv.Atoi(os.Getenv("LISTEN_FDS"))
+	if err != nil {
+		return fmt.Errorf("tp: LISTEN_FDS: %w", err)
+	}
+	for _, name := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
+		_ = os.Unsetenv(name)
+	}
+	for i := range n {
+		if err := inheritFileLocked(firstFile+i, ""); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func inheritFileLocked(fd int, addr string) error {
+	f := os.NewFile(uintptr(fd), "listener")
+	ln, err := net.FileListener(f)
+	_ = f.Close()
+	if err != nil {
+		return fmt.Errorf("tp: file %d, which should be a listening socket: %w", fd, err)
+	}
+	if u, ok := ln.(*net.UnixListener); ok && addr != "" {
+		u.SetUnlinkOnClose(true) // by whoever is the last
+	}
+	reboots.inherited = append(reboots.inherited, &sharedListener{Listener: ln, addr: addr, isOurs: addr != ""})
+	return nil
+}
+
+// notifySystemd tells the service manager, if there is one, about this process,
+// see sd_notify(3).
+func notifySystemd(state string) {
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" {
+		return
+	}
+	conn, err := net.Dial("unixgram", path)
+	if err != nil {
+		Warnf("systemd cannot be told %s: %v", strings.ReplaceAll(state, "\n", " "), err)
+		return
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte(state)); err != nil {
+		Warnf("systemd cannot be told %s: %v", strings.ReplaceAll(state, "\n", " "), err)
+	}
+}
