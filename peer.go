@@ -35,9 +35,10 @@ type Peer struct {
 	hub         hub
 	watch       watch
 	workers     workers
-	// handshaking counts the accepted connections that are not sessions yet.
-	handshaking atomic.Int64
-	turnedAway  rarely // logs of connections over a limit
+	// acceptors counts the goroutines that accept connections, and handshaking the
+	// connections that are not sessions yet.
+	acceptors, handshaking atomic.Int64
+	turnedAway             rarely // logs of connections over a limit
 
 	// loadTLS reads the files once; both results are nil without TLS.
 	loadTLS func() (*tlsPair, error)
@@ -163,10 +164,27 @@ func (p *Peer) Serve(ln net.Listener) error {
 	if err != nil {
 		return err
 	}
-	if !p.addListener(ln) {
-		return ErrPeerClosed
+	p.acceptors.Add(1)
+	err = ErrPeerClosed
+	if p.addListener(ln) {
+		err = p.acceptFrom(ln, pair.server)
+		p.removeListener(ln)
 	}
-	defer p.removeListener(ln)
+	p.acceptors.Add(-1)
+	p.activity()
+	if err == errNoMore {
+		<-p.closed
+		waitForExit()
+		err = nil
+	}
+	return err
+}
+
+// errNoMore is the end of acceptFrom when the peer wants no more connections.
+var errNoMore = errors.New("the peer accepts no more connections")
+
+// acceptFrom starts the handshakes of what it accepts.
+func (p *Peer) acceptFrom(ln net.Listener, cfg *tls.Config) error {
 	var delay time.Duration
 	for {
 		conn, err := ln.Accept()
@@ -181,9 +199,7 @@ func (p *Peer) Serve(ln net.Listener) error {
 		}
 		select {
 		case <-p.closing:
-			<-p.closed
-			waitForExit()
-			return nil
+			return errNoMore
 		default:
 		}
 		var temp interface{ Temporary() bool }

@@ -41,11 +41,9 @@ func init() {
 		}
 		SetShutdown(-1, nil, nil)
 		SetReboot(time.Minute)
-		if d, err := time.ParseDuration(os.Getenv("TP_TEST_TIMEOUT")); err == nil {
-			SetReboot(d)
-		}
 		p := NewPeer(&PeerConfig{ListenAddrs: []string{"unix:" + os.Getenv("TP_TEST_SOCKET")}})
 		HandlePull(p.PullRouter, "/pid", func(PullCtx, *string) (int, Xerror) { return os.Getpid(), nil })
+		HandlePull(p.PullRouter, "/timeout", func(_ PullCtx, d *time.Duration) (string, Xerror) { SetReboot(*d); return "", nil })
 		HandlePull(p.PullRouter, "/reboot", func(PullCtx, *string) (string, Xerror) { return fmt.Sprint(reboot()), nil })
 		ln, err := NewListener("127.0.0.1:0")
 		if err != nil {
@@ -69,13 +67,13 @@ type rebooting struct {
 	tcp, unix, how, log string
 }
 
-func startRebooting(t *testing.T, env ...string) rebooting {
+func startRebooting(t *testing.T) rebooting {
 	dir := t.TempDir()
 	r := rebooting{unix: filepath.Join(dir, "s"), how: filepath.Join(dir, "how"), log: filepath.Join(dir, "log")}
 	log, err := os.Create(r.log)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = log.Close() })
-	p := prepareProgram(t, "reboot", append(env, "TP_TEST_SOCKET="+r.unix, "TP_TEST_SUCCESSOR="+r.how)...)
+	p := prepareProgram(t, "reboot", "TP_TEST_SOCKET="+r.unix, "TP_TEST_SUCCESSOR="+r.how)
 	p.cmd.Stderr = log
 	require.NoError(t, p.cmd.Start())
 	r.tcp = p.line()
@@ -203,11 +201,15 @@ func TestRebootThatFails(t *testing.T) {
 	} {
 		t.Run(how, func(t *testing.T) {
 			t.Parallel()
-			prog := startRebooting(t, "TP_TEST_TIMEOUT=300ms")
+			prog := startRebooting(t)
 			require.NoError(t, os.WriteFile(prog.how, []byte(how), 0o600))
 			r := redialler{peer: newTestPeer(t, nil), addr: prog.tcp}
 			pid, err := r.pid()
 			require.NoError(t, err)
+			require.Nil(t, r.sess.Pull("/timeout", 300*time.Millisecond, nil).Xerror)
+			if how == "exit" { // which takes as long as it takes
+				require.Nil(t, r.sess.Pull("/timeout", time.Minute, nil).Xerror)
+			}
 			for range 2 {
 				var text string
 				require.Nil(t, r.sess.Pull("/reboot", "", &text).Xerror)
@@ -230,6 +232,7 @@ func TestRebootThatFails(t *testing.T) {
 				require.NoError(t, err)
 				require.Equal(t, pid, got)
 			}
+			require.Nil(t, r.sess.Pull("/timeout", time.Minute, nil).Xerror)
 			require.NoError(t, os.Remove(prog.how)) // and when the program is mended
 			require.NoError(t, syscall.Kill(pid, syscall.SIGUSR2))
 			for got := pid; got == pid; {
@@ -243,4 +246,91 @@ func TestRebootThatFails(t *testing.T) {
 // A process without a listener has nothing to hand over.
 func TestRebootWithoutAListener(t *testing.T) {
 	require.ErrorContains(t, Reboot(), "no listener to hand over")
+}
+
+// Under systemd a process takes the sockets that it was started with, says when it
+// is ready, and says which process has taken over.
+func TestSystemd(t *testing.T) {
+	dir := t.TempDir()
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
+	require.NoError(t, err)
+	defer manager.Close()
+	next := func() string {
+		require.NoError(t, manager.SetReadDeadline(time.Now().Add(time.Minute)))
+		b := make([]byte, 1000)
+		n, err := manager.Read(b)
+		require.NoError(t, err)
+		return string(b[:n])
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer ln.Close()
+	file, err := ln.(*net.TCPListener).File()
+	require.NoError(t, err)
+	defer file.Close()
+	log, err := os.Create(filepath.Join(dir, "log"))
+	require.NoError(t, err)
+	defer log.Close()
+
+	p := prepareProgram(t, "systemd", "NOTIFY_SOCKET="+filepath.Join(dir, "notify"), "TP_TEST_ADDR="+ln.Addr().String())
+	p.cmd.Path, p.cmd.Args = "/bin/sh", []string{"sh", "-c", "LISTEN_FDS=1 LISTEN_PID=$$ exec " + os.Args[0]}
+	p.cmd.ExtraFiles = []*os.File{file}
+	p.cmd.Stderr = log
+	require.NoError(t, p.cmd.Start())
+	require.Equal(t, "READY=1", next())
+	r := redialler{peer: newTestPeer(t, nil), addr: ln.Addr().String()}
+	old, err := r.pid()
+	require.NoError(t, err)
+	require.Equal(t, p.cmd.Process.Pid, old)
+
+	require.NoError(t, syscall.Kill(old, syscall.SIGUSR2))
+	main := next()
+	for pid := old; pid == old; {
+		pid, err = r.pid()
+		require.NoError(t, err)
+		if pid != old {
+			require.Equal(t, fmt.Sprintf("MAINPID=%d", pid), main)
+		}
+	}
+	require.Zero(t, p.exitCode())
+}
+
+func init() {
+	testPrograms["systemd"] = func() {
+		go func() {
+			_, _ = io.Copy(io.Discard, os.Stdin)
+			os.Exit(3)
+		}()
+		SetShutdown(-1, nil, nil)
+		p := NewPeer(&PeerConfig{ListenAddrs: []string{os.Getenv("TP_TEST_ADDR")}})
+		HandlePull(p.PullRouter, "/pid", func(PullCtx, *string) (int, Xerror) { return os.Getpid(), nil })
+		go GraceSignal()
+		_ = p.Listen()
+	}
+}
+
+// A socket of systemd's is that of an address if it could have been made for it.
+func TestSameAddr(t *testing.T) {
+	tcp := func(ip string, port int) net.Addr { return &net.TCPAddr{IP: net.ParseIP(ip), Port: port} }
+	for _, c := range []struct {
+		have net.Addr
+		want string
+		same bool
+	}{
+		{tcp("127.0.0.1", 80), "127.0.0.1:80", true},
+		{tcp("127.0.0.1", 80), "127.0.0.1:81", false},
+		{tcp("127.0.0.1", 80), "127.0.0.2:80", false},
+		{tcp("127.0.0.1", 80), ":80", false},
+		{tcp("0.0.0.0", 80), ":80", true},
+		{tcp("::", 80), ":80", true},
+		{tcp("::", 80), "0.0.0.0:80", true},
+		{tcp("::1", 80), "[::1]:80", true},
+		{tcp("::", 80), "no such host.:80", false},
+		{&net.UnixAddr{Name: "/a/b", Net: "unix"}, "unix:/a/b", true},
+		{&net.UnixAddr{Name: "/a/b", Net: "unix"}, "unix:/a/c", false},
+		{&net.UnixAddr{Name: "/a/b", Net: "unix"}, "127.0.0.1:80", false},
+	} {
+		network, address := splitAddr(c.want)
+		require.Equal(t, c.same, sameAddr(c.have, network, address), "%v %s", c.have, c.want)
+	}
 }

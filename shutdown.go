@@ -62,12 +62,12 @@ func (p *Peer) Shutdown(ctx context.Context) error {
 	return err
 }
 
-// awaitHandshakes waits for connections that were accepted just before the listeners
-// were closed, but no longer than for other sides to read.
+// awaitHandshakes waits for connections that were accepted before the listeners were
+// closed to be sessions, but no longer than for other sides to read.
 func (p *Peer) awaitHandshakes(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, drainLinger)
 	defer cancel()
-	for p.handshaking.Load() > 0 {
+	for p.acceptors.Load() > 0 || p.handshaking.Load() > 0 {
 		select {
 		case <-p.quiet:
 		case <-p.closed:
