@@ -645,3 +645,54 @@ func TestNotRun(t *testing.T) {
 	require.False(t, NotRun(nil))
 	require.False(t, NotRun(NewXerror(503, "")))
 }
+
+// A thousand pulls in flight get a thousand right replies, in the time that they
+// take, and a handler that never returns costs the deadline and no more.
+func TestShutdownUnderLoad(t *testing.T) {
+	for _, stuck := range []int{0, 3} {
+		synctest.Test(t, func(t *testing.T) {
+			const n = 1000
+			srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
+			never := make(chan struct{})
+			defer close(never)
+			pullFn(srv, func(_ PullCtx, args interface{}) (interface{}, Xerror) {
+				if args.(float64) < 0 {
+					<-never
+					return nil, nil
+				}
+				time.Sleep(200 * time.Millisecond)
+				return args, nil
+			})
+			var sessions []*Session
+			for range 10 {
+				sess, _ := connect(t, cli, srv, pipe.Options{})
+				sessions = append(sessions, sess)
+			}
+			done := make(chan *PullCmd, n)
+			for i := range n {
+				sessions[i%10].GoPull("/fn/call", i, new(int), done)
+			}
+			for i := range stuck {
+				sessions[i].GoPull("/fn/call", -1, nil, nil)
+			}
+			synctest.Wait()
+			start := time.Now()
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			err := srv.Shutdown(ctx)
+			for range n {
+				cmd := <-done
+				require.Nil(t, cmd.Xerror)
+				require.Equal(t, cmd.args, *cmd.reply.(*int))
+			}
+			if stuck == 0 {
+				require.NoError(t, err)
+				require.Less(t, time.Since(start), time.Second)
+			} else {
+				require.ErrorIs(t, err, context.DeadlineExceeded)
+				require.ErrorContains(t, err, "abandoned 3 running handlers")
+				require.LessOrEqual(t, time.Since(start), 11*time.Second)
+			}
+		})
+	}
+}
