@@ -4,7 +4,7 @@ GOBIN   := $(CURDIR)/bin
 STATICCHECK := $(GOBIN)/staticcheck
 FUZZTIME ?= 60s
 
-.PHONY: help test race lint bench bench-short bench-micro fuzz stress partition cross cover
+.PHONY: help test race lint bench bench-short bench-micro fuzz stress partition reboot cross cover
 
 help:   ## print the targets
 	@grep -E '^[a-z-]+: ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/'
@@ -43,6 +43,9 @@ stress:   ## attacks and loads in full, one after the other (about 5 minutes)
 
 partition:   ## cut networks with the default timeouts (Linux, 2 minutes)
 	@go test ./internal/partition -run TestPartition -partition -v -count=1 -timeout 5m
+
+reboot:   ## 50 reboots under 500 pulls and 500 pushes a second of 20 clients
+	@go test . -run 'TestReboot$$' -v -count=1 -reboots 50 -reboot-clients 20 -reboot-pause 40ms
 
 cross:   ## build for the other platforms
 	@for m in $(MODULES); do for p in windows/amd64 darwin/arm64 linux/386; do \

@@ -167,7 +167,7 @@ func (p *Peer) Serve(ln net.Listener) error {
 	p.acceptors.Add(1)
 	err = ErrPeerClosed
 	if p.addListener(ln) {
-		err = p.acceptFrom(ln, pair.server)
+		err = p.acceptFrom(ln, cfg)
 		p.removeListener(ln)
 	}
 	p.acceptors.Add(-1)

@@ -113,7 +113,7 @@ func (cmd *PullCmd) launch(settings []PacketSetting) {
 	c.fixOutput(c.id, packet.TypePull)
 	frame, err := cmd.sess.sock.EncodeInTurn(c.frameMem[:0], &c.out)
 	if err != nil {
-		cmd.settle(notRun(sendXerror(cmd.sess.wrote(err))))
+		cmd.settle(sendXerror(cmd.sess.wrote(err)))
 		return
 	}
 	if cmd.send(frame) { // it may be complete by now
@@ -138,7 +138,7 @@ func (cmd *PullCmd) launchBare(f *flight, x *exchange, settings []PacketSetting)
 		f.out.HeaderLength, f.out.BodyLength, f.out.Length = x.out.HeaderLength, x.out.BodyLength, x.out.Length
 	}
 	if err != nil {
-		cmd.settle(notRun(sendXerror(cmd.sess.wrote(err))))
+		cmd.settle(sendXerror(cmd.sess.wrote(err)))
 		return
 	}
 	cmd.send(frame)
@@ -169,11 +169,7 @@ func (cmd *PullCmd) send(frame socket.Frame) bool {
 	}
 	if err := s.wrote(s.sock.WriteFrame(frame)); err != nil {
 		if s.takePull(cmd.id) != nil {
-			x := sendXerror(err)
-			if errors.Is(err, errSocketClosed) { // before any of it was written
-				x = notRun(x)
-			}
-			cmd.settle(x)
+			cmd.settle(sendXerror(err))
 		}
 		return false
 	}
@@ -495,7 +491,9 @@ func notRun(x Xerror) Xerror {
 // sendXerror is why a packet could not be sent.
 func sendXerror(err error) Xerror {
 	if errors.Is(err, errSocketClosed) {
-		return newXerror(StatusConnClosed, "connection closed, the packet was not sent", err)
+		return unrun(StatusConnClosed, "connection closed, the packet was not sent", err)
 	}
-	return newXerror(StatusWriteFailed, fmt.Sprintf("write failed: %v", err), err)
+	x := newXerror(StatusWriteFailed, fmt.Sprintf("write failed: %v", err), err)
+	x.notRun = !isWriteError(err) // it did not encode
+	return x
 }

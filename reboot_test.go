@@ -3,12 +3,14 @@
 package tp
 
 import (
+	"flag"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -43,6 +45,15 @@ func init() {
 		SetReboot(time.Minute)
 		p := NewPeer(&PeerConfig{ListenAddrs: []string{"unix:" + os.Getenv("TP_TEST_SOCKET")}})
 		HandlePull(p.PullRouter, "/pid", func(PullCtx, *string) (int, Xerror) { return os.Getpid(), nil })
+		notes, err := os.OpenFile(os.Getenv("TP_TEST_SOCKET")+".notes", os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+		if err != nil {
+			Fatalf("%v", err)
+		}
+		HandlePush(p.PushRouter, "/note", func(_ PushCtx, id *string) {
+			if _, err := notes.WriteString(*id + "\n"); err != nil {
+				Fatalf("%v", err)
+			}
+		})
 		HandlePull(p.PullRouter, "/timeout", func(_ PullCtx, d *time.Duration) (string, Xerror) { SetReboot(*d); return "", nil })
 		HandlePull(p.PullRouter, "/reboot", func(PullCtx, *string) (string, Xerror) { return fmt.Sprint(reboot()), nil })
 		ln, err := NewListener("127.0.0.1:0")
@@ -116,13 +127,40 @@ func (r *redialler) pid() (int, error) {
 	}
 }
 
+// note pushes an id until it was sent.
+func (r *redialler) note(id string) error {
+	for {
+		if r.sess == nil {
+			var err error
+			if r.sess, err = r.peer.Dial(r.addr); err != nil {
+				return err
+			}
+		}
+		x := r.sess.Push("/note", id)
+		if x == nil {
+			return nil
+		}
+		if !NotRun(x) {
+			return x
+		}
+		r.sess = nil
+	}
+}
+
+var (
+	rebootTimes   = flag.Int("reboots", 5, "how often TestReboot reboots")
+	rebootClients = flag.Int("reboot-clients", 8, "how many clients pull and push meanwhile")
+	rebootPause   = flag.Duration("reboot-pause", 0, "what each of them waits between two pulls")
+)
+
 // Process after process takes over under load, over TCP and a unix socket. No pull
-// fails and no dial is refused.
+// fails, no dial is refused, and every push that was sent arrives once.
 func TestReboot(t *testing.T) {
-	const reboots, clients = 5, 8
+	reboots, clients := *rebootTimes, *rebootClients
 	prog := startRebooting(t)
 	cli := newTestPeer(t, nil)
 	var now, pulls atomic.Int64 // the process that has answered last
+	var sent sync.Map
 	var ending atomic.Bool
 	var wg sync.WaitGroup
 	for i := range clients {
@@ -136,6 +174,13 @@ func TestReboot(t *testing.T) {
 				}
 				now.Store(int64(pid))
 				pulls.Add(1)
+				id := fmt.Sprint(i, "-", n)
+				if err := r.note(id); err != nil {
+					t.Errorf("push %s: %v", id, err)
+					return
+				}
+				sent.Store(id, true)
+				time.Sleep(*rebootPause)
 				if n%10 == 9 { // dials too
 					_ = r.sess.Close()
 					r.sess = nil
@@ -163,11 +208,21 @@ func TestReboot(t *testing.T) {
 	}
 	ending.Store(true)
 	wg.Wait()
-	t.Logf("%d pulls", pulls.Load())
+	t.Logf("%d pulls and as many pushes, %d reboots", pulls.Load(), reboots)
 	last, err := control.pid()
 	require.NoError(t, err)
 	require.NoError(t, syscall.Kill(last, syscall.SIGTERM))
 	require.Eventually(t, func() bool { return processEnded(last) }, time.Minute, 10*time.Millisecond)
+	notes, err := os.ReadFile(prog.unix[len("unix:"):] + ".notes")
+	require.NoError(t, err)
+	arrived := map[string]int{}
+	for id := range strings.Lines(string(notes)) {
+		arrived[strings.TrimSpace(id)]++
+	}
+	sent.Range(func(id, _ any) bool {
+		require.Equal(t, 1, arrived[id.(string)], "push %s", id)
+		return true
+	})
 	_, err = os.Stat(prog.unix[len("unix:"):])
 	require.ErrorIs(t, err, os.ErrNotExist, "the last one removes the socket")
 	_, err = net.Dial("tcp", prog.tcp)

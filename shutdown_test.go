@@ -642,6 +642,8 @@ func TestNotRun(t *testing.T) {
 	}
 	require.NoError(t, sess.Close())
 	require.True(t, NotRun(sess.Pull("/fn/call", "", nil).Xerror))
+	require.True(t, NotRun(sess.Push("/fn/call", "")))
+	require.True(t, NotRun(sess.Push("/fn/call", func() {})))
 	require.False(t, NotRun(nil))
 	require.False(t, NotRun(NewXerror(503, "")))
 }

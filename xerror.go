@@ -75,10 +75,10 @@ func NewXerror(code int32, text string) Xerror {
 	return &xerror{code: code, text: text}
 }
 
-// NotRun reports whether a pull that failed with err certainly has not run on the
-// other side: it was not sent, or was refused before its handler began. Then it can
-// be made again, here or elsewhere, without being made twice. False means that it
-// has run, or that nobody knows. It looks through wrapped errors.
+// NotRun reports whether a pull or a push that failed with err certainly has not run
+// on the other side: it was not sent, or was refused before its handler began. Then
+// it can be made again, here or elsewhere, without being made twice. False means
+// that it has run, or that nobody knows. It looks through wrapped errors.
 func NotRun(err error) bool {
 	var x *xerror
 	return errors.As(err, &x) && x.notRun
