@@ -33,7 +33,7 @@ func generated(h packet.Header) *headerpb.Header {
 }
 
 func fromGenerated(h *headerpb.Header) packet.Header {
-	return packet.Header{Id: h.Id, Type: h.Type, Uri: h.Uri, Gzip: h.Gzip, StatusCode: h.StatusCode, Status: h.Status}
+	return packet.Header{Id: h.Id, Type: h.Type, Uri: h.Uri, Gzip: h.Gzip, StatusCode: h.StatusCode, Status: h.Status, NotRun: h.NotRun}
 }
 
 // requireEncodesLikeGenerated: the bytes of generated code, or an error like it.
@@ -56,7 +56,7 @@ func requireDecodesLikeGenerated(t *testing.T, b []byte) {
 	var want headerpb.Header
 	wantErr := proto.Unmarshal(b, &want)
 	in := bytes.Clone(b)
-	got := packet.Header{Id: "of", Type: 9, Uri: "the", Gzip: 9, StatusCode: 9, Status: "last"}
+	got := packet.Header{Id: "of", Type: 9, Uri: "the", Gzip: 9, StatusCode: 9, Status: "last", NotRun: true}
 	err := packet.DecodeHeader(codec.IdProtobuf, in, &got)
 	clear(in) // what was decoded must not be a part of it
 	if wantErr != nil {
@@ -73,6 +73,7 @@ var someHeaders = []packet.Header{
 	{Id: "1", Type: packet.TypePull, Uri: "/group/home/test?peer_id=a", Gzip: 5},
 	{Id: "18446744073709551615", Type: packet.TypeReply, StatusCode: 200, Status: "OK"},
 	{Type: packet.TypePush, Uri: "/a"},
+	{Id: "1", Type: packet.TypeReply, StatusCode: 503, Status: "later", NotRun: true},
 	{Type: -1, Gzip: -2, StatusCode: -1},
 	{Type: math.MaxInt32, Gzip: math.MaxInt32, StatusCode: math.MaxInt32},
 	{Type: math.MinInt32, Gzip: math.MinInt32, StatusCode: math.MinInt32},
@@ -93,7 +94,11 @@ func TestHeaderIsEncodedLikeGeneratedCode(t *testing.T) {
 // Bytes that generated code and this package must see alike, one thing each.
 var someHeaderBytes = map[string]string{
 	"empty":                      "",
-	"all fields":                 "0a0131 1001 1a022f61 2005 28c801 32024f4b",
+	"all fields":                 "0a0131 1001 1a022f61 2005 28c801 32024f4b 4801",
+	"a flag of two":              "4802",
+	"a flag of 64 bits":          "4880808080808080808001",
+	"a flag unset again":         "4801 4800",
+	"a flag of another type":     "4a0131",
 	"another order":              "32024f4b 28c801 2005 1a022f61 1001 0a0131",
 	"defaults written out":       "0a00 1000 1a00 2000 2800 3200",
 	"strings twice":              "0a0131 0a0132 1a0161 1a0162 320163 320164",
@@ -280,7 +285,7 @@ func TestJSONHeaderDecodes(t *testing.T) {
 			packet.Header{Id: "1", Type: 2, Uri: "/a", Gzip: -1, StatusCode: 5, Status: "s"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got := packet.Header{Id: "of", Type: 9, Uri: "the", Gzip: 9, StatusCode: 9, Status: "last"}
+			got := packet.Header{Id: "of", Type: 9, Uri: "the", Gzip: 9, StatusCode: 9, Status: "last", NotRun: true}
 			data := []byte(tc.data)
 			require.NoError(t, packet.DecodeHeader(codec.IdJSON, data, &got))
 			clear(data)
@@ -498,7 +503,7 @@ func decodeStandard(b []byte) (h packet.Header, ok bool) {
 		return h, false
 	}
 	for name, to := range map[string]interface{}{
-		"id": &h.Id, "type": &h.Type, "uri": &h.Uri, "gzip": &h.Gzip, "status_code": &h.StatusCode, "status": &h.Status,
+		"id": &h.Id, "type": &h.Type, "uri": &h.Uri, "gzip": &h.Gzip, "status_code": &h.StatusCode, "status": &h.Status, "not_run": &h.NotRun,
 	} {
 		if v, there := fields[name]; there && json.Unmarshal(v, to) != nil {
 			return h, false
