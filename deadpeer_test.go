@@ -315,3 +315,46 @@ func TestClientProcessIsKilled(t *testing.T) {
 	require.NoError(t, good.Close())
 	require.NoError(t, srv.Shutdown(ctx), "nothing is counted as running any more")
 }
+
+// What the other side has sent before it went is handled, whether this side has
+// tried to write meanwhile or not.
+func TestPushesOfAPeerThatHasGone(t *testing.T) {
+	for _, write := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			reading := make(chan struct{})
+			srv := newTestPeer(t, nil, hookPlugin("slow", "PreReadHeader", func(interface{}) error { <-reading; return nil }))
+			var handled atomic.Int32
+			pushFn(srv, func(PushCtx, interface{}) { handled.Add(1) })
+			sess, far := connect(t, srv, newTestPeer(t, nil), pipe.Options{})
+			for range 3 {
+				require.Nil(t, far.Push("/fn_push/call", 1))
+			}
+			synctest.Wait()
+			require.NoError(t, far.Close())
+			if write {
+				require.Equal(t, StatusWriteFailed, sess.Pull("/x", nil, nil).Xerror.Code())
+				require.True(t, NotRun(sess.Push("/x", nil)))
+			}
+			close(reading)
+			<-sess.Done()
+			synctest.Wait()
+			require.EqualValues(t, 3, handled.Load())
+		})
+	}
+}
+
+// A session that cannot write ends in a few seconds, even if nothing reads from it.
+func TestSessionThatCannotWriteEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reading := make(chan struct{})
+		srv := newTestPeer(t, nil, hookPlugin("stuck", "PreReadHeader", func(interface{}) error { <-reading; return nil }))
+		sess, far := connect(t, srv, newTestPeer(t, nil), pipe.Options{})
+		synctest.Wait()
+		require.NoError(t, far.Close())
+		began := time.Now()
+		require.NotNil(t, sess.Pull("/x", nil, nil).Xerror)
+		<-sess.Done()
+		require.Equal(t, drainLinger, time.Since(began))
+		close(reading)
+	})
+}

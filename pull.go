@@ -494,6 +494,7 @@ func sendXerror(err error) Xerror {
 		return unrun(StatusConnClosed, "connection closed, the packet was not sent", err)
 	}
 	x := newXerror(StatusWriteFailed, fmt.Sprintf("write failed: %v", err), err)
-	x.notRun = !isWriteError(err) // it did not encode
+	var we *socket.WriteError
+	x.notRun = !errors.As(err, &we) || we.Unsent // otherwise it did not encode
 	return x
 }

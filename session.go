@@ -46,6 +46,7 @@ type Session struct {
 	state  sessionState
 	public goutil.Map
 	done   chan struct{} // made when asked for
+	ending *time.Timer   // of endWithin
 }
 
 // sessionState never goes back.
@@ -232,6 +233,9 @@ func (s *Session) shut(cause error) error {
 	if s.done != nil {
 		close(s.done)
 	}
+	if s.ending != nil {
+		s.ending.Stop()
+	}
 	s.mu.Unlock()
 
 	if was == stateOpen {
@@ -252,6 +256,15 @@ func (s *Session) shut(cause error) error {
 	err := s.sock.Close()
 	s.peer.activity()
 	return err
+}
+
+// endWithin ends the session after some time, if it has not ended by then.
+func (s *Session) endWithin(d time.Duration, cause error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state != stateClosed && s.ending == nil {
+		s.ending = time.AfterFunc(d, func() { _ = s.shut(cause) })
+	}
 }
 
 // goneAway reports whether the other side has asked to begin nothing more.

@@ -24,9 +24,16 @@ func (s *Session) flush() { _ = s.wrote(s.sock.Flush()) }
 // wrote ends the session if a write has failed. An error of encoding leaves it
 // as it was.
 func (s *Session) wrote(err error) error {
-	// A socket that takes no more output because it is being drained must not be
-	// closed for it: what it has sent may not have been read yet.
-	if err != nil && isWriteError(err) && !errors.Is(err, errSocketClosed) {
+	switch {
+	case err == nil || !isWriteError(err):
+	case errors.Is(err, errSocketClosed):
+		// A socket that takes no more output because it is being drained must not be
+		// closed for it: what it has sent may not have been read yet.
+	case socket.Gone(err):
+		// The other side may have sent much before it went. The reader ends the
+		// session when it has read that.
+		s.endWithin(drainLinger, err)
+	default:
 		_ = s.shut(err)
 	}
 	return err

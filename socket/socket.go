@@ -10,8 +10,9 @@
 //   - A packet is encoded before any of it is queued; what fails to encode costs
 //     the connection nothing.
 //   - Packets leave in the order in which WritePacket was called.
-//   - The first failed write, which may have sent a part of a packet, ends the
-//     socket: the connection is closed and every later write fails.
+//   - The first failed write, which may have sent a part of a packet, is the last:
+//     every later one fails, and the connection is closed, unless the other side has
+//     done that, whose last packets may still be there to read.
 package socket
 
 import (
@@ -20,6 +21,7 @@ import (
 	"io"
 	"net"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/henrylee2cn/teleport/internal/bufpool"
@@ -182,7 +184,7 @@ func (s *Socket) send(f Frame, mode flushMode) error {
 func (s *Socket) queue(f Frame, mode flushMode) (waiting int, err error) {
 	if s.closed.Load() {
 		f.Drop()
-		return 0, &WriteError{ErrClosed}
+		return 0, &WriteError{Err: ErrClosed, Unsent: true}
 	}
 	return s.w.write(f, mode)
 }
@@ -192,13 +194,24 @@ func (s *Socket) queue(f Frame, mode flushMode) (waiting int, err error) {
 func (s *Socket) Flush() error { return s.w.flushQueued() }
 
 // A WriteError is a failure of the connection, as opposed to one of encoding.
-// The packet may have been sent in part, unless Err is [ErrClosed].
-type WriteError struct{ Err error }
+type WriteError struct {
+	Err error
+	// Unsent says that nothing of the packet was sent. Otherwise it may have been
+	// sent, as a whole or in part.
+	Unsent bool
+}
 
 func (e *WriteError) Error() string { return "socket: write: " + e.Err.Error() }
 
 // Unwrap returns the connection's error.
 func (e *WriteError) Unwrap() error { return e.Err }
+
+// Gone reports whether a write has failed because the other side has closed the
+// connection. What it had sent before that can still be read, where the system keeps
+// it; then reading fails too.
+func Gone(err error) bool {
+	return errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
+}
 
 // ReadPacket reads one packet into p, the body into what newBody returns for
 // the header that was read. With a nil newBody the body is passed over unread;

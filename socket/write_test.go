@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -298,6 +299,27 @@ func TestFirstFailedWriteEndsTheSocket(t *testing.T) {
 		_ = a.Close()
 		requireWriteError(t, a.WritePacket(message("4", "later")), socket.ErrClosed)
 	})
+}
+
+// A write that fails because the other side has gone is the last, but what that side
+// has sent before can be read.
+func TestWriteToAPeerThatHasGone(t *testing.T) {
+	a, b := sockets(t, pipe.Options{}, socket.Options{})
+	for _, id := range []string{"1", "2"} {
+		require.NoError(t, b.WritePacket(message(id, "sent before")))
+	}
+	require.NoError(t, b.Close())
+	err := a.WritePacket(message("1", "fails"))
+	requireWriteError(t, err, syscall.EPIPE)
+	require.True(t, socket.Gone(err))
+	require.False(t, err.(*socket.WriteError).Unsent, "some of it may have been")
+	err = a.WritePacket(message("2", "is not even tried"))
+	requireWriteError(t, err, syscall.EPIPE)
+	require.True(t, err.(*socket.WriteError).Unsent)
+	requireMessage(t, a, "1", "sent before")
+	requireMessage(t, a, "2", "sent before")
+	requireOver(t, a)
+	require.NoError(t, a.Close())
 }
 
 // The error of a write is that of the packet written. Whoever wrote an earlier

@@ -100,7 +100,7 @@ func (w *writer) write(f Frame, mode flushMode) (waiting int, err error) {
 		w.giveLocked()
 		w.mu.Unlock()
 		f.Drop()
-		return 0, &WriteError{err}
+		return 0, &WriteError{Err: err, Unsent: true}
 	}
 	if w.queued += int64(len(f.b)); w.queued >= w.most {
 		w.full.Store(true)
@@ -202,7 +202,7 @@ func (w *writer) takeTurn() error {
 	}
 	w.awaiting.Add(-1)
 	if w.refuse != nil {
-		return &WriteError{w.refuse}
+		return &WriteError{Err: w.refuse, Unsent: true}
 	}
 	var err error
 	if w.queued >= w.most {
@@ -214,7 +214,7 @@ func (w *writer) takeTurn() error {
 	if err != nil {
 		w.endTurnLocked()
 		w.giveLocked()
-		return &WriteError{err}
+		return &WriteError{Err: err, Unsent: true}
 	}
 	return nil
 }
@@ -309,7 +309,7 @@ func (w *writer) flush() error {
 		done, _ = w.round()
 	}
 	if own != nil {
-		return &WriteError{own}
+		return &WriteError{Err: own}
 	}
 	return nil
 }
@@ -359,7 +359,7 @@ func (w *writer) round() (done bool, err error) {
 		w.wakeLocked()
 		w.mu.Unlock()
 	}
-	if err != nil {
+	if err != nil && !Gone(err) {
 		_ = w.conn.Close() // a part may have been sent
 	}
 	return done, err

@@ -10,6 +10,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -142,8 +143,10 @@ func (s *stream) write(p []byte) (n int, err error) {
 	}()
 	for {
 		switch {
-		case s.ended || s.dead:
+		case s.ended:
 			return n, io.ErrClosedPipe
+		case s.dead:
+			return n, syscall.EPIPE
 		case s.wd.past:
 			return n, os.ErrDeadlineExceeded
 		case len(p) == 0:
