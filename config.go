@@ -55,6 +55,9 @@ type PeerConfig struct {
 	// ListenAddrs are the addresses that Listen serves: "host:port", or
 	// "unix:/path" for a unix socket.
 	ListenAddrs []string
+	// Redial makes the sessions that this peer dials outlive their connections; nil
+	// means that they end with them. It is copied.
+	Redial *Redial
 
 	// What follows bounds what the other sides, and the network, can do to this
 	// peer. In each field zero means the default that is given, which is safe for
@@ -144,6 +147,14 @@ func (c *PeerConfig) check() {
 	if err := packet.CheckGzip(int32(c.DefaultBodyGzipLevel)); err != nil || int(int32(c.DefaultBodyGzipLevel)) != c.DefaultBodyGzipLevel {
 		bad("DefaultBodyGzipLevel", "%d is outside -2..9", c.DefaultBodyGzipLevel)
 	}
+	if r := c.Redial; r != nil {
+		if r.MinBackoff < 0 {
+			bad("Redial.MinBackoff", "%v is negative", r.MinBackoff)
+		}
+		if r.MaxBackoff < 0 || r.MaxBackoff > 0 && r.MaxBackoff < r.MinBackoff {
+			bad("Redial.MaxBackoff", "%v is less than MinBackoff, %v", r.MaxBackoff, r.MinBackoff)
+		}
+	}
 	for _, addr := range c.ListenAddrs {
 		if network, address := splitAddr(addr); address == "" {
 			bad("ListenAddrs", "%q has no address", addr)
@@ -176,6 +187,7 @@ func (c *PeerConfig) withDefaults() PeerConfig {
 	orDefault(&cfg.MaxSessionOutput, defaultMaxSessionOutput)
 	orDefault(&cfg.MaxSessionHandlers, defaultMaxSessionHandlers)
 	orDefault(&cfg.MaxHandlers, defaultMaxHandlers)
+	cfg.Redial = cfg.Redial.withDefaults()
 	orDefault(&cfg.MaxHandshakes, defaultMaxHandshakes)
 	if cfg.MaxSessions == 0 {
 		cfg.MaxSessions = max(1, min(defaultMaxSessions, maxOpenFiles()*4/5))

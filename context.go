@@ -94,7 +94,7 @@ type UnknownPullCtx interface {
 // packetCtx is one packet received, with the reply to it, or one packet sent. It
 // implements all the contexts and is never reused, as users may hold it.
 type packetCtx struct {
-	sess *Session
+	link *link
 	// exchange is nil when the call is over and nobody has asked for a packet.
 	*exchange
 
@@ -197,8 +197,8 @@ func (x *exchange) put() {
 
 var exchanges = sync.Pool{New: func() any { return new(exchange) }}
 
-func newReadCtx(s *Session) *packetCtx {
-	c := &packetCtx{sess: s, exchange: exchanges.Get().(*exchange)}
+func newReadCtx(l *link) *packetCtx {
+	c := &packetCtx{link: l, exchange: exchanges.Get().(*exchange)}
 	c.in.Header = &c.inHdr
 	return c
 }
@@ -232,7 +232,7 @@ func (c *packetCtx) release() {
 // setOutput fills in a packet of this side's own: the peer's defaults, then the
 // call's settings.
 func (c *packetCtx) setOutput(typ int32, uri string, body interface{}, settings []PacketSetting) {
-	c.sess.peer.cfg.fill(&c.out, &c.outHdr, typ, uri, body, settings)
+	c.link.peer.cfg.fill(&c.out, &c.outHdr, typ, uri, body, settings)
 }
 
 // fill makes out, with the header hdr, a packet with the peer's defaults.
@@ -267,9 +267,9 @@ func (c *packetCtx) fixInput() {
 	c.uri = c.inHdr.Uri
 }
 
-func (c *packetCtx) Peer() *Peer            { return c.sess.peer }
-func (c *packetCtx) Session() *Session      { return c.sess }
-func (c *packetCtx) Ip() string             { return c.sess.RemoteIp() }
+func (c *packetCtx) Peer() *Peer            { return c.link.peer }
+func (c *packetCtx) Session() *Session      { return c.link.sess }
+func (c *packetCtx) Ip() string             { return c.link.remoteIp() }
 func (c *packetCtx) Input() *packet.Packet  { return &c.keep().in }
 func (c *packetCtx) Output() *packet.Packet { return &c.keep().out }
 func (c *packetCtx) Uri() string            { return c.uri }
@@ -284,7 +284,7 @@ func (c *packetCtx) Public() goutil.Map {
 	defer c.mu.Unlock()
 	v := c.valuesLocked()
 	if v.public == nil {
-		v.public = c.sess.copyPublic()
+		v.public = c.link.sess.copyPublic()
 	}
 	return v.public
 }
@@ -324,7 +324,7 @@ func (c *packetCtx) SetGzip(level int) {
 }
 
 func (c *packetCtx) Unmarshal(b []byte, v interface{}, assignToInput ...bool) (string, error) {
-	name, err := packet.DecodeBody(b, c.inHdr.Gzip, v, c.sess.sock.Limits())
+	name, err := packet.DecodeBody(b, c.inHdr.Gzip, v, c.link.sock.Limits())
 	if err == nil && len(assignToInput) > 0 && assignToInput[0] {
 		printed := c.printed
 		if c.prints() {
@@ -344,7 +344,7 @@ func (c *packetCtx) Unmarshal(b []byte, v interface{}, assignToInput ...bool) (s
 // on the reading one.
 // It returns how much output waits, of a quick one.
 func (c *packetCtx) handle() (waiting int) {
-	defer c.sess.handlerDone()
+	defer c.link.handlerDone()
 	if c.refusal != nil {
 		c.prepareReply()
 		c.reply(nil, c.refusal)
@@ -352,7 +352,7 @@ func (c *packetCtx) handle() (waiting int) {
 		c.release()
 		return 0
 	}
-	if c.waited && c.sess.peer.over.Load() {
+	if c.waited && c.link.peer.over.Load() {
 		c.dropBody()
 		c.release()
 		return 0
@@ -414,7 +414,7 @@ func (c *packetCtx) process() (interface{}, Xerror) {
 		c.keep()
 	} else {
 		arg = h.newArg()
-		if _, err := packet.DecodeBody(c.body, c.inHdr.Gzip, arg, c.sess.sock.Limits()); err != nil {
+		if _, err := packet.DecodeBody(c.body, c.inHdr.Gzip, arg, c.link.sock.Limits()); err != nil {
 			return nil, bodyXerror(err)
 		}
 		c.in.Body = arg

@@ -34,7 +34,7 @@ func (c *packetCtx) logPacket(what, uri string, code int32, status string, in, o
 	if c.start.IsZero() {
 		return
 	}
-	p := c.sess.peer
+	p := c.link.peer
 	cost := time.Since(c.start)
 	level := p.packetLevel
 	if p.cfg.SlowCometDuration > 0 && cost >= p.cfg.SlowCometDuration {
@@ -76,7 +76,7 @@ func (p *Peer) describe(b *strings.Builder, name string, pkt *packet.Packet, bod
 }
 
 // prints reports whether the log will show the bodies.
-func (c *packetCtx) prints() bool { return c.sess.peer.cfg.PrintBody && !c.start.IsZero() }
+func (c *packetCtx) prints() bool { return c.link.peer.cfg.PrintBody && !c.start.IsZero() }
 
 // printInput keeps what the log will show of the input's body.
 func (c *packetCtx) printInput(v interface{}) {

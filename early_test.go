@@ -41,7 +41,7 @@ func TestEarlyReplyToAWaitingGoPull(t *testing.T) {
 			sess.GoPull("/hostile", "its own", nil, done)
 		}()
 		synctest.Wait()
-		require.Zero(t, sess.pulls.len(), "it waits, and is not in flight")
+		require.Zero(t, sess.link.Load().pulls.len(), "it waits, and is not in flight")
 		reply, err := packet.Append(nil, &packet.Packet{
 			HeaderCodec: "protobuf", BodyCodec: "json", Body: 1,
 			Header: &packet.Header{Id: "1", Type: packet.TypeReply, StatusCode: StatusOK},

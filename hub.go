@@ -18,12 +18,12 @@ var errTooManySessions = errors.New("tp: there are as many sessions as PeerConfi
 type hub struct {
 	mu   sync.RWMutex // guards the fields below and every session's id
 	byId map[string]*Session
-	// leaving holds closed sessions whose handlers still run.
-	leaving map[*Session]struct{}
-	closed  bool
-	most    int    // sessions; a negative number is no bound
-	serial  int    // for names
-	count   uint32 // of all sessions that were in it
+	// links are those that have not ended, or whose handlers still run.
+	links  map[*link]struct{}
+	closed bool
+	most   int    // sessions; a negative number is no bound
+	serial int    // for names
+	count  uint32 // of all links that were in it
 }
 
 // add takes s in under its own id if given, and otherwise under one made of its
@@ -56,9 +56,24 @@ func (h *hub) add(s *Session, id string, given bool) error {
 	}
 	h.byId[id] = s
 	s.id.Store(&id)
-	h.count++
-	s.slot = h.count * slotStep
+	h.attachLocked(&s.first)
 	return nil
+}
+
+// attach takes in another link of a session.
+func (h *hub) attach(l *link) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.attachLocked(l)
+}
+
+func (h *hub) attachLocked(l *link) {
+	if h.links == nil {
+		h.links = make(map[*link]struct{})
+	}
+	h.links[l] = struct{}{}
+	h.count++
+	l.slot = h.count * slotStep
 }
 
 // full reports whether no further session would be taken in.
@@ -100,22 +115,16 @@ func (h *hub) remove(s *Session) {
 	if id := *s.id.Load(); h.byId[id] == s {
 		delete(h.byId, id)
 	}
-	// The last handler to end looks at ended, set before this, after it has
-	// counted itself out: if it is not seen here it comes to left.
-	if s.running.Load() > 0 {
-		if h.leaving == nil {
-			h.leaving = make(map[*Session]struct{})
-		}
-		h.leaving[s] = struct{}{}
-	}
 }
 
-// left forgets a closed session whose last handler has ended.
-func (h *hub) left(s *Session) {
+// detach takes a link out that has ended, unless handlers of it still run. The last
+// of them looks at ended, set before this, after it has counted itself out: if it is
+// not seen here it comes here itself.
+func (h *hub) detach(l *link) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if s.running.Load() == 0 {
-		delete(h.leaving, s)
+	if l.running.Load() == 0 {
+		delete(h.links, l)
 	}
 }
 
@@ -123,14 +132,24 @@ func (h *hub) left(s *Session) {
 func (h *hub) busy() (handlers, pulls int) {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
-	for _, s := range h.byId {
-		handlers += int(s.running.Load())
-		pulls += s.pulls.len()
-	}
-	for s := range h.leaving {
-		handlers += int(s.running.Load())
+	for l := range h.links {
+		handlers += int(l.running.Load())
+		pulls += l.pulls.len()
 	}
 	return handlers, pulls
+}
+
+// live returns the links that have not ended.
+func (h *hub) live() []*link {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	list := make([]*link, 0, len(h.links))
+	for l := range h.links {
+		if !l.ended.Load() {
+			list = append(list, l)
+		}
+	}
+	return list
 }
 
 func (h *hub) get(id string) *Session {

@@ -15,7 +15,7 @@ import (
 //
 // # Invariants
 //
-//   - Session.turn is odd while the reader is in code that may block, the
+//   - link.turn is odd while the reader is in code that may block, the
 //     handler's or a write, and even while it reads. Nothing of the reader's is
 //     touched in odd turns.
 //   - Whoever makes an odd turn even goes on reading: the reader itself when it
@@ -43,18 +43,18 @@ const (
 // watch replaces readers that are held up. The zero value is ready to use. Its
 // goroutine runs while there is somebody to watch.
 type watch struct {
-	slots   [watchSlots]atomic.Pointer[Session]
+	slots   [watchSlots]atomic.Pointer[link]
 	running atomic.Bool
 }
 
 // claim puts the session in a slot and returns it, or -1.
-func (w *watch) claim(s *Session) int {
+func (w *watch) claim(l *link) int {
 	for try := range uint32(watchTries) {
-		i := int((s.slot + try) % watchSlots)
-		if w.slots[i].Load() == nil && w.slots[i].CompareAndSwap(nil, s) {
+		i := int((l.slot + try) % watchSlots)
+		if w.slots[i].Load() == nil && w.slots[i].CompareAndSwap(nil, l) {
 			// The watch looks at the slots after it has said that it does not run.
 			if !w.running.Load() && w.running.CompareAndSwap(false, true) {
-				go w.run(s.peer.closed)
+				go w.run(l.peer.closed)
 			}
 			return i
 		}
@@ -68,7 +68,7 @@ func (w *watch) run(closed <-chan struct{}) {
 	ticker := time.NewTicker(watchTick)
 	defer ticker.Stop()
 	var seen [watchSlots]struct {
-		s    *Session
+		l    *link
 		turn uint64
 	}
 	for idle := 0; ; {
@@ -79,18 +79,18 @@ func (w *watch) run(closed <-chan struct{}) {
 		}
 		idle++
 		for i := range w.slots {
-			s := w.slots[i].Load()
-			if s == nil {
-				seen[i].s = nil
+			l := w.slots[i].Load()
+			if l == nil {
+				seen[i].l = nil
 				continue
 			}
 			idle = 0
-			turn := s.turn.Load()
-			if turn%2 == 1 && seen[i].s == s && seen[i].turn == turn && s.turn.CompareAndSwap(turn, turn+1) {
+			turn := l.turn.Load()
+			if turn%2 == 1 && seen[i].l == l && seen[i].turn == turn && l.turn.CompareAndSwap(turn, turn+1) {
 				w.slots[i].Store(nil)
-				s.replaceReader()
+				l.replaceReader()
 			}
-			seen[i].s, seen[i].turn = s, turn
+			seen[i].l, seen[i].turn = l, turn
 		}
 		if idle < watchIdle {
 			continue
@@ -113,12 +113,12 @@ func (w *watch) empty() bool {
 }
 
 // replaceReader is called by who has ended the reader's turn.
-func (s *Session) replaceReader() {
-	if h := s.inline; h != nil {
+func (l *link) replaceReader() {
+	if h := l.inline; h != nil {
 		h.pace.heldUp()
 	}
-	s.peer.workers.adopt(s)
-	go s.read(true)
+	l.peer.workers.adopt(l)
+	go l.read(true)
 }
 
 // errReplaced ends a reader whose session has another.
@@ -127,23 +127,23 @@ var errReplaced = errors.New("the reader was replaced")
 // enter begins an odd turn, in the route's handler or, without one, a write. It
 // reports false if the reader cannot be watched.
 func (r *reader) enter(h *Handler) bool {
-	s := r.s
+	l := r.l
 	if r.slot < 0 {
-		if r.slot = s.peer.watch.claim(s); r.slot < 0 {
+		if r.slot = l.peer.watch.claim(l); r.slot < 0 {
 			return false
 		}
 	}
-	s.inline = h
+	l.inline = h
 	r.turn++
-	s.turn.Store(r.turn)
+	l.turn.Store(r.turn)
 	return true
 }
 
 // leave ends an odd turn. It reports false if the reader was replaced.
 func (r *reader) leave() bool {
-	if !r.s.turn.CompareAndSwap(r.turn, r.turn+1) {
+	if !r.l.turn.CompareAndSwap(r.turn, r.turn+1) {
 		r.slot = -1
-		r.s.peer.workers.ended(r.s)
+		r.l.peer.workers.ended(r.l)
 		return false
 	}
 	r.turn++
@@ -153,7 +153,7 @@ func (r *reader) leave() bool {
 // unwatch gives the slot back, before the reader waits.
 func (r *reader) unwatch() {
 	if r.slot >= 0 {
-		r.s.peer.watch.slots[r.slot].Store(nil)
+		r.l.peer.watch.slots[r.slot].Store(nil)
 		r.slot = -1
 	}
 }

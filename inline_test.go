@@ -83,7 +83,7 @@ func readers() (n int) {
 	buf := make([]byte, 1<<20)
 	for stack := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
 		head, _, _ := strings.Cut(stack, "\n")
-		if strings.Contains(head, "synctest bubble") && strings.Contains(stack, ".(*Session).read(") {
+		if strings.Contains(head, "synctest bubble") && strings.Contains(stack, ".(*link).read(") {
 			n++
 		}
 	}
@@ -373,7 +373,7 @@ func TestReadersWithoutASlot(t *testing.T) {
 		require.True(t, inline.Load())
 		synctest.Wait()
 
-		nobody := new(Session)
+		nobody := new(link)
 		for i := range srv.watch.slots {
 			require.True(t, srv.watch.slots[i].CompareAndSwap(nil, nobody), "slot %d is taken while nobody runs", i)
 		}

@@ -160,7 +160,7 @@ func TestPushesOverTheLimitOfHandlers(t *testing.T) {
 					require.Zero(t, srv.limits.Budget.Used())
 					require.Zero(t, srv.workers.running)
 					for i, sess := range all {
-						require.Zero(t, others[i].calls)
+						require.Zero(t, others[i].link.Load().calls)
 						requireAlive(t, sess)
 					}
 				})
@@ -188,7 +188,7 @@ func TestTooManyPushesWait(t *testing.T) {
 		close(release)
 		synctest.Wait()
 		require.EqualValues(t, 1, ran.Load(), "those that waited were dropped")
-		require.Zero(t, other.running.Load())
+		require.Zero(t, other.link.Load().running.Load())
 		require.Zero(t, srv.limits.Budget.Used())
 		requireAlive(t, good)
 	})
@@ -229,7 +229,7 @@ func TestCloseDropsPushesThatWait(t *testing.T) {
 		close(release)
 		synctest.Wait()
 		require.EqualValues(t, 2, ran.Load())
-		require.Zero(t, other.running.Load())
+		require.Zero(t, other.link.Load().running.Load())
 		require.Zero(t, srv.limits.Budget.Used())
 	})
 }
@@ -432,7 +432,7 @@ func TestDefaultPullTimeout(t *testing.T) {
 			cmd = <-sess.GoPull("/wait", "", nil, nil).Done()
 			require.Equal(t, StatusDeadlineExceeded, cmd.Xerror.Code())
 			require.Equal(t, 6*time.Second, time.Since(start))
-			require.Zero(t, sess.pulls.len())
+			require.Zero(t, sess.link.Load().pulls.len())
 			close(release) // the replies come too late
 			synctest.Wait()
 			for range 100 {
@@ -651,7 +651,7 @@ func TestLargePushThatCannotWait(t *testing.T) {
 		require.Nil(t, sess.Push("/wait", "x"))
 		require.Nil(t, sess.Push("/wait", strings.Repeat("x", 10<<20)), "one may wait, whatever its size")
 		synctest.Wait()
-		require.Greater(t, other.calls.waitingBytes, int64(10<<20))
+		require.Greater(t, other.link.Load().calls.waitingBytes, int64(10<<20))
 		require.Nil(t, sess.Push("/wait", strings.Repeat("x", 5000)))
 		<-other.Done()
 		close(release)
@@ -671,7 +671,7 @@ func TestPushesThatWaitAndTheBudget(t *testing.T) {
 			require.Nil(t, greedy.Push("/wait", strings.Repeat("x", 5000)))
 		}
 		synctest.Wait()
-		require.GreaterOrEqual(t, other.calls.waitingBytes, used(srv)-2*(65<<10))
+		require.GreaterOrEqual(t, other.link.Load().calls.waitingBytes, used(srv)-2*(65<<10))
 		for i := 0; i < 3000 && greedy.Push("/wait", "x") == nil; i++ {
 		}
 		modest, another := connect(t, cli, srv, pipe.Options{})

@@ -8,12 +8,12 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/henrylee2cn/teleport/packet"
-	"github.com/henrylee2cn/teleport/socket"
 )
 
 // ErrPeerClosed is what errors.Is finds when a peer that is closed, or shutting
@@ -39,6 +39,9 @@ type Peer struct {
 	// connections that are not sessions yet.
 	acceptors, handshaking atomic.Int64
 	turnedAway             rarely // logs of connections over a limit
+	redialFailed           rarely // and of attempts to dial again
+	// dialConn makes connections; tests put something else here.
+	dialConn func(ctx context.Context, network, address string) (net.Conn, error)
 
 	// loadTLS reads the files once; both results are nil without TLS.
 	loadTLS func() (*tlsPair, error)
@@ -82,6 +85,7 @@ func NewPeer(cfg *PeerConfig, plugins ...Plugin) *Peer {
 		cfg:         cfg.withDefaults(),
 		chain:       new(pluginChain).with(plugins),
 		packetLevel: LevelDebug,
+		dialConn:    new(net.Dialer).DialContext,
 		closing:     make(chan struct{}),
 		closed:      make(chan struct{}),
 		quiet:       make(chan struct{}, 1),
@@ -259,7 +263,7 @@ func (p *Peer) accept(conn net.Conn, cfg *tls.Config) {
 		}
 		conn = tc
 	}
-	if _, err := p.newSession(context.Background(), conn, p.chain.postAccept, nil, true); err != nil {
+	if _, err := p.newSession(context.Background(), conn, origin{hooks: p.chain.postAccept, accepted: true}); err != nil {
 		p.turnAway(conn, err)
 		return
 	}
@@ -289,7 +293,9 @@ func bounded(ctx context.Context, d time.Duration) (context.Context, context.Can
 }
 
 // Dial connects to "host:port", or "unix:/path", and returns the session once
-// the PostDial hooks have passed. Its id is the one given, which must be free,
+// the PostDial hooks have passed. Of several addresses, separated by commas, it takes
+// the first that can be connected to. With PeerConfig.Redial the session outlives its
+// connection. Its id is the one given, which must be free,
 // or else the address of the other side, with "#" and a number behind it if that
 // is taken. The whole takes PeerConfig.DefaultDialTimeout at most.
 func (p *Peer) Dial(addr string, id ...string) (*Session, error) {
@@ -301,29 +307,67 @@ func (p *Peer) Dial(addr string, id ...string) (*Session, error) {
 // DialContext is Dial, bounded by ctx, and by PeerConfig.HookTimeout for the
 // PostDial hooks. Once the session has been returned ctx means nothing to it.
 func (p *Peer) DialContext(ctx context.Context, addr string, id ...string) (*Session, error) {
+	sess, err := p.dialAny(ctx, addr, id)
+	if err != nil {
+		return nil, fmt.Errorf("tp: dial %s: %w", addr, err)
+	}
+	return sess, nil
+}
+
+// dialAny tries the addresses in turn.
+func (p *Peer) dialAny(ctx context.Context, addr string, id []string) (*Session, error) {
+	var all error
+	addrs := strings.Split(addr, ",")
+	for i, addr := range addrs {
+		conn, err := p.connect(ctx, addr)
+		if err == nil {
+			from := origin{hooks: p.chain.postDial, id: id}
+			if p.cfg.Redial != nil {
+				from.redial = newRedialer(p.cfg.Redial, addrs, i)
+			}
+			var sess *Session
+			if sess, err = p.newSession(ctx, conn, from); err == nil {
+				return sess, nil
+			}
+		}
+		all = joinDialErrors(all, addrs, i, err)
+		if errors.Is(err, ErrPeerClosed) || errors.Is(err, ErrIdTaken) || ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, all
+}
+
+// joinDialErrors adds the error of an address to those of others.
+func joinDialErrors(all error, addrs []string, i int, err error) error {
+	if len(addrs) > 1 {
+		err = fmt.Errorf("%s: %w", addrs[i], err)
+	}
+	if all == nil {
+		return err
+	}
+	return fmt.Errorf("%w; %w", all, err)
+}
+
+// connect makes a connection to one address.
+func (p *Peer) connect(ctx context.Context, addr string) (net.Conn, error) {
 	pair, err := p.loadTLS()
 	if err != nil {
 		return nil, err
 	}
 	if p.draining() {
-		return nil, fmt.Errorf("tp: dial %s: %w", addr, ErrPeerClosed)
+		return nil, ErrPeerClosed
 	}
 	network, address := splitAddr(addr)
-	conn, err := new(net.Dialer).DialContext(ctx, network, address)
-	if err == nil {
-		p.tune(conn)
-		if pair.client != nil {
-			conn, err = clientTLS(ctx, conn, pair.client, address)
-		}
-	}
+	conn, err := p.dialConn(ctx, network, address)
 	if err != nil {
-		return nil, fmt.Errorf("tp: dial %s: %w", addr, err)
+		return nil, err
 	}
-	sess, err := p.newSession(ctx, conn, p.chain.postDial, id, false)
-	if err != nil {
-		return nil, fmt.Errorf("tp: dial %s: %w", addr, err)
+	p.tune(conn)
+	if pair.client != nil {
+		return clientTLS(ctx, conn, pair.client, address)
 	}
-	return sess, nil
+	return conn, nil
 }
 
 // clientTLS makes a TLS client of conn, which it closes after an error. The name
@@ -349,105 +393,51 @@ func clientTLS(ctx context.Context, conn net.Conn, cfg *tls.Config, address stri
 // session, which is then read from; an error closes conn. The id is as for
 // [Peer.Dial].
 func (p *Peer) ServeConn(conn net.Conn, id ...string) (*Session, error) {
-	return p.newSession(context.Background(), conn, p.chain.postAccept, id, false)
+	return p.newSession(context.Background(), conn, origin{hooks: p.chain.postAccept, id: id})
+}
+
+// origin is where a connection comes from.
+type origin struct {
+	hooks    hooks[ForeSession]
+	id       []string  // the session's, if it is given
+	accepted bool      // by a listener of the peer's
+	redial   *redialer // if the session outlives it
 }
 
 // newSession runs the hooks and starts the session. One that was accepted while the
 // peer drains is told at once to go elsewhere.
-func (p *Peer) newSession(ctx context.Context, conn net.Conn, hs hooks[ForeSession], id []string, accepted bool) (*Session, error) {
-	s := &Session{peer: p, sock: socket.New(conn, socket.Options{
-		Limits:       p.limits,
-		ReadTimeout:  p.cfg.DefaultReadTimeout,
-		WriteTimeout: p.cfg.DefaultWriteTimeout,
-		FrameTimeout: p.cfg.FrameTimeout,
-		MaxOutput:    p.cfg.MaxSessionOutput,
-	})}
-	addr, given := conn.RemoteAddr().String(), len(id) > 0
-	if given {
-		addr = id[0]
+func (p *Peer) newSession(ctx context.Context, conn net.Conn, from origin) (*Session, error) {
+	s := &Session{peer: p, redial: from.redial}
+	if s.redial != nil {
+		s.redial.sess = s
 	}
-	if err := p.hub.add(s, addr, given); err != nil {
+	l := &s.first
+	l.init(s, conn)
+	s.link.Store(l)
+	id, given := conn.RemoteAddr().String(), len(from.id) > 0
+	if given {
+		id = from.id[0]
+	}
+	if err := p.hub.add(s, id, given); err != nil {
 		_ = conn.Close()
 		return nil, err
 	}
 	p.register()
-	if p.draining() && !accepted {
+	if p.draining() && !from.accepted {
 		_ = s.shut(ErrPeerClosed)
 		return nil, ErrPeerClosed
 	}
-	if err := s.handshake(ctx, hs); err != nil {
-		return nil, err
-	}
-	if p.draining() {
-		s.goAway(false)
-	}
-	go s.read(false)
-	return s, nil
-}
-
-// handshake runs the hooks, for at most HookTimeout, and opens the session. On an error
-// the session is closed, but in such a way that what a hook has sent arrives.
-func (s *Session) handshake(ctx context.Context, hs hooks[ForeSession]) error {
-	var err error
-	if len(hs) > 0 {
-		ctx, cancel := bounded(ctx, s.peer.cfg.HookTimeout)
-		defer cancel()
-		// On a goroutine of their own: a hook may wait for something that closing
-		// the connection does not end.
-		done := make(chan error, 1)
-		fore := &foreSession{Session: s}
-		go func() {
-			err := errors.New("a hook has ended its goroutine")
-			defer func() { done <- err }()
-			if he := hs.run(fore); he != nil {
-				err = he
-			} else {
-				err = nil
-			}
-		}()
-		select {
-		case err = <-done:
-			fore.over.Store(true)
-		case <-ctx.Done():
-			fore.over.Store(true)
-			err = fmt.Errorf("the handshake took too long: %w", ctx.Err())
-			_ = s.shut(err)
-			s.peer.handshaking.Add(1) // as long as the hook goes on
-			go func() {
-				<-done
-				s.peer.handshaking.Add(-1)
-				s.peer.activity()
-			}()
-			return err
-		}
-	}
-	if err == nil && s.open() {
-		return nil
-	}
-	if err == nil {
+	err := l.greet(ctx, from.hooks)
+	if err == nil && !s.open() {
 		err = errors.New("closed during the handshake")
 	}
-	s.linger()
-	_ = s.shut(err)
-	return err
-}
-
-// lingerTime is how long a connection that ends in good order is kept for the
-// other side to read what was sent: closing it with unread input would make the
-// kernel throw that away.
-const lingerTime = time.Second
-
-// linger ends the output and passes over the input until the other side ends.
-// It is for sessions without a read loop.
-func (s *Session) linger() {
-	if !s.sock.CloseWrite(lingerTime) {
-		return
+	if err != nil {
+		l.linger()
+		_ = s.shut(err)
+		return nil, err
 	}
-	timer := time.AfterFunc(lingerTime, func() { _ = s.sock.Close() })
-	defer timer.Stop()
-	var p packet.Packet
-	for s.sock.ReadHeader(&p) == nil {
-	}
+	l.start()
+	return s, nil
 }
 
 // GetSession returns the live session with the id.

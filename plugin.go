@@ -44,6 +44,24 @@ type PostAcceptPlugin interface {
 	PostAccept(ForeSession) error
 }
 
+// PostReconnectPlugin is called when a session has a new connection, see [Redial],
+// once it is in use: the hook may pull and push, while others do so too. After an
+// error the connection is closed, which counts as a failed attempt.
+type PostReconnectPlugin interface {
+	Plugin
+	PostReconnect(sess *Session) error
+}
+
+// PostDisconnectPlugin is called when a session has lost its connection, however
+// that has ended: with [Redial] before another is dialled, and otherwise as the last
+// thing of the session. It is not called if the handshake failed, nor when the other
+// side shuts down and there is a new connection before the old one ends. Shutdown
+// waits for it. An error is logged.
+type PostDisconnectPlugin interface {
+	Plugin
+	PostDisconnect(sess *Session, cause error) error
+}
+
 // PreWritePullPlugin is called before a pull is encoded; on an error it is not
 // sent.
 type PreWritePullPlugin interface {
@@ -184,6 +202,14 @@ type hookError struct {
 func (e *hookError) Error() string { return e.text }
 func (e *hookError) Unwrap() error { return e.err }
 
+// orNil is e as an error, which is nil if e is.
+func (e *hookError) orNil() error {
+	if e == nil {
+		return nil
+	}
+	return e
+}
+
 // xerror is what the other side, or the caller, is told.
 func (e *hookError) xerror() Xerror {
 	return &xerror{code: e.code, text: e.told, cause: e}
@@ -197,6 +223,8 @@ type pluginChain struct {
 	postReg        hooks[*Handler]
 	postDial       hooks[ForeSession]
 	postAccept     hooks[ForeSession]
+	postReconnect  hooks[*Session]
+	postDisconnect hooks[lostConn]
 	preWritePull   hooks[WriteCtx]
 	postWritePull  hooks[WriteCtx]
 	preWritePush   hooks[WriteCtx]
@@ -241,6 +269,14 @@ func (c *pluginChain) add(p Plugin) {
 	}
 	if h, ok := p.(PostAcceptPlugin); ok {
 		c.postAccept = append(c.postAccept, hook[ForeSession]{p, name, "PostAccept", h.PostAccept})
+	}
+	if h, ok := p.(PostReconnectPlugin); ok {
+		c.postReconnect = append(c.postReconnect, hook[*Session]{p, name, "PostReconnect", h.PostReconnect})
+	}
+	if h, ok := p.(PostDisconnectPlugin); ok {
+		c.postDisconnect = append(c.postDisconnect, hook[lostConn]{p, name, "PostDisconnect", func(l lostConn) error {
+			return h.PostDisconnect(l.sess, l.cause)
+		}})
 	}
 	if h, ok := p.(PreWritePullPlugin); ok {
 		c.preWritePull = append(c.preWritePull, hook[WriteCtx]{p, name, "PreWritePull", h.PreWritePull})

@@ -477,7 +477,7 @@ func TestDialEndsAtItsDeadlineWhateverAHookDoes(t *testing.T) {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		start := time.Now()
-		_, err := p.newSession(ctx, ca, p.chain.postDial, nil, false)
+		_, err := p.newSession(ctx, ca, origin{hooks: p.chain.postDial})
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		require.Equal(t, time.Second, time.Since(start))
 		_, err = cb.Read(make([]byte, 1))
@@ -588,7 +588,7 @@ func TestHandshakeHasADeadline(t *testing.T) {
 			if point == "PostAccept" {
 				_, err = p.ServeConn(ca)
 			} else {
-				_, err = p.newSession(t.Context(), ca, p.chain.postDial, nil, false)
+				_, err = p.newSession(t.Context(), ca, origin{hooks: p.chain.postDial})
 			}
 			require.ErrorIs(t, err, context.DeadlineExceeded)
 			require.ErrorContains(t, err, "handshake took too long")

@@ -24,11 +24,13 @@ type PullCmd struct {
 	// the other side answered with, or one below 200 if there was no answer.
 	Xerror Xerror
 
-	sess        *Session
+	link        *link
+	again       *resend // nil unless it may be sent more than once
 	uri         string
 	args, reply interface{}
 	id          uint64
 	done        chan *PullCmd // GoPull delivers on it; nil for Pull
+	waits       bool          // somebody is parked until it is settled
 	// flight is nil once the pull is complete and all that is left of it is in
 	// packed, until somebody asks for more.
 	flight atomic.Pointer[flight]
@@ -54,28 +56,33 @@ var flights = sync.Pool{New: func() any {
 }}
 
 func newPullCmd(s *Session, uri string, args, reply interface{}) *PullCmd {
-	cmd := &PullCmd{sess: s, uri: uri, args: args, reply: reply}
+	return &PullCmd{link: s.link.Load(), uri: uri, args: args, reply: reply}
+}
+
+// board gives the command a flight by its link.
+func (cmd *PullCmd) board() *flight {
+	l := cmd.link
 	f := flights.Get().(*flight)
-	start := s.peer.startTime()
-	if len(s.peer.chain.all) == 0 && start.IsZero() {
+	start := l.peer.startTime()
+	if len(l.peer.chain.all) == 0 && start.IsZero() {
 		f.bare = true
 	} else {
-		f.show(s)
+		f.show(l)
 		f.start = start
 	}
 	cmd.flight.Store(f)
-	return cmd
+	return f
 }
 
 // show makes a bare flight one whose packets are seen.
-func (f *flight) show(s *Session) {
+func (f *flight) show(l *link) {
 	f.bare = false
-	f.ctx.sess, f.ctx.exchange = s, &f.exchange
+	f.ctx.link, f.ctx.exchange = l, &f.exchange
 	f.in.Header = &f.inHdr
 }
 
 // Session returns the session that the pull was made on.
-func (cmd *PullCmd) Session() *Session { return cmd.sess }
+func (cmd *PullCmd) Session() *Session { return cmd.link.sess }
 
 // Output returns the packet that was sent.
 func (cmd *PullCmd) Output() *packet.Packet { return &cmd.unpacked().out }
@@ -95,14 +102,14 @@ func (cmd *PullCmd) Done() <-chan *PullCmd { return cmd.done }
 // launch sends the pull. Whatever happens, the command is settled once.
 func (cmd *PullCmd) launch(settings []PacketSetting) {
 	f := cmd.flight.Load()
-	cmd.id = cmd.sess.pulls.newId()
+	cmd.id = cmd.link.pulls.newId()
 	if f.bare {
 		x := exchanges.Get().(*exchange)
 		cmd.launchBare(f, x, settings)
 		x.put()
 		return
 	}
-	c, chain := &f.ctx, cmd.sess.peer.chain
+	c, chain := &f.ctx, cmd.link.peer.chain
 	c.setOutput(packet.TypePull, cmd.uri, cmd.args, settings)
 	f.numberId(cmd.id)
 	c.outHdr.Id = c.id
@@ -111,9 +118,9 @@ func (cmd *PullCmd) launch(settings []PacketSetting) {
 		return
 	}
 	c.fixOutput(c.id, packet.TypePull)
-	frame, err := cmd.sess.sock.EncodeInTurn(c.frameMem[:0], &c.out)
+	frame, err := cmd.link.sock.EncodeInTurn(c.frameMem[:0], &c.out)
 	if err != nil {
-		cmd.settle(sendXerror(cmd.sess.wrote(err)))
+		cmd.settle(sendXerror(cmd.link.wrote(err)))
 		return
 	}
 	if cmd.send(frame) { // it may be complete by now
@@ -125,20 +132,20 @@ func (cmd *PullCmd) launch(settings []PacketSetting) {
 
 // launchBare is launch where nobody sees the packet, which is made in x.
 func (cmd *PullCmd) launchBare(f *flight, x *exchange, settings []PacketSetting) {
-	s := cmd.sess
-	s.peer.cfg.fill(&x.out, &x.outHdr, packet.TypePull, cmd.uri, cmd.args, settings)
+	l := cmd.link
+	l.peer.cfg.fill(&x.out, &x.outHdr, packet.TypePull, cmd.uri, cmd.args, settings)
 	x.numberId(cmd.id)
 	x.outHdr.Id = x.id
-	frame, err := s.sock.EncodeInTurn(x.frameMem[:0], &x.out)
+	frame, err := l.sock.EncodeInTurn(x.frameMem[:0], &x.out)
 	if err != nil || !cmd.packOutput(&x.out) {
-		f.show(s)
+		f.show(l)
 		f.ctx.setOutput(packet.TypePull, cmd.uri, cmd.args, settings)
 		f.ctx.numberId(cmd.id)
 		f.outHdr.Id = f.id
 		f.out.HeaderLength, f.out.BodyLength, f.out.Length = x.out.HeaderLength, x.out.BodyLength, x.out.Length
 	}
 	if err != nil {
-		cmd.settle(sendXerror(cmd.sess.wrote(err)))
+		cmd.settle(sendXerror(cmd.link.wrote(err)))
 		return
 	}
 	cmd.send(frame)
@@ -147,28 +154,28 @@ func (cmd *PullCmd) launchBare(f *flight, x *exchange, settings []PacketSetting)
 // send enters the pull among those in flight and writes it. It reports false if
 // it was not sent, and settles the command then.
 func (cmd *PullCmd) send(frame socket.Frame) bool {
-	s := cmd.sess
-	if s.goneAway() {
+	l := cmd.link
+	if l.goneAway() {
 		frame.Drop()
 		cmd.settle(unrun(StatusServiceUnavailable, "the other side is shutting down, the pull was not sent", nil))
 		return false
 	}
 	// From here on a reply may come: whoever takes the entry out of the table
 	// settles the command.
-	if !s.pulls.add(cmd, s.peer.cfg.DefaultPullTimeout) {
+	if !l.pulls.add(cmd, cmd.timeLeft()) {
 		frame.Drop()
 		cmd.settle(unrun(StatusConnClosed, "connection closed, the pull was not sent", nil))
 		return false
 	}
-	if s.peer.refusesPulls() {
+	if l.peer.refusesPulls() {
 		frame.Drop()
-		if s.takePull(cmd.id) != nil {
+		if l.takePull(cmd.id) != nil {
 			cmd.settle(unrun(StatusServiceUnavailable, "this peer is shutting down, the pull was not sent", nil))
 		}
 		return false
 	}
-	if err := s.wrote(s.sock.WriteFrame(frame)); err != nil {
-		if s.takePull(cmd.id) != nil {
+	if err := l.wrote(l.sock.WriteFrame(frame)); err != nil {
+		if l.takePull(cmd.id) != nil {
 			cmd.settle(sendXerror(err))
 		}
 		return false
@@ -178,9 +185,10 @@ func (cmd *PullCmd) send(frame socket.Frame) bool {
 
 // startTimer completes the pull when it has taken too long.
 func (cmd *PullCmd) startTimer(d time.Duration) {
+	l, id := cmd.link, cmd.id // which are others when the pull is sent again
 	cmd.flight.Load().timer = time.AfterFunc(d, func() {
-		if cmd.sess.takePull(cmd.id) != nil {
-			cmd.settle(newXerror(StatusDeadlineExceeded, fmt.Sprintf("no reply after %v, the outcome of the pull is unknown", d), nil))
+		if l.takePull(id) != nil {
+			cmd.settle(newXerror(StatusDeadlineExceeded, fmt.Sprintf("no reply after %v, the outcome of the pull is unknown", l.peer.cfg.DefaultPullTimeout), nil))
 		}
 	})
 }
@@ -189,28 +197,51 @@ func (cmd *PullCmd) startTimer(d time.Duration) {
 // in and body. Only whoever owns the command may call it, once.
 func (cmd *PullCmd) settle(x Xerror) {
 	cmd.Xerror = x
-	if cmd.done == nil {
+	if cmd.waits {
 		cmd.flight.Load().settled.unpark()
 		return
 	}
-	go func() {
-		finished := false
-		defer func() {
-			if finished {
-				return
-			}
-			// A hook has called runtime.Goexit, or something here has panicked.
-			if p := recover(); p != nil {
-				Criticalf("reply of %s: panic: %s\n%s", quote(cmd.uri), quote(fmt.Sprint(p)), debug.Stack())
-			}
-			cmd.flight.Load().payBack()
-			cmd.Xerror = newXerror(StatusFailedPlugin, "", nil)
-			cmd.done <- cmd
-		}()
-		cmd.finish()
-		finished = true
+	go cmd.deliver(true)
+}
+
+// deliver completes a command of GoPull's: one that is settled, or one that has to
+// wait for a connection.
+func (cmd *PullCmd) deliver(settled bool) {
+	finished := false
+	defer func() {
+		if finished {
+			return
+		}
+		// A hook has called runtime.Goexit, or something here has panicked.
+		if p := recover(); p != nil {
+			Criticalf("reply of %s: panic: %s\n%s", quote(cmd.uri), quote(fmt.Sprint(p)), debug.Stack())
+		}
+		if f := cmd.flight.Load(); f != nil {
+			f.payBack()
+		}
+		cmd.Xerror = newXerror(StatusFailedPlugin, "", nil)
 		cmd.done <- cmd
 	}()
+	if settled {
+		cmd.finish()
+	}
+	if !settled || cmd.refused() {
+		cmd.waits = true
+		cmd.persist()
+	}
+	finished = true
+	cmd.done <- cmd
+}
+
+// timeLeft is how long the pull may still take; zero is no bound.
+func (cmd *PullCmd) timeLeft() time.Duration {
+	if cmd.again == nil {
+		return cmd.link.peer.cfg.DefaultPullTimeout
+	}
+	if cmd.again.until.IsZero() {
+		return 0
+	}
+	return max(time.Until(cmd.again.until), 1)
 }
 
 // finish does the part of completing that belongs on the waiting goroutine:
@@ -242,7 +273,7 @@ func (cmd *PullCmd) readReply(f *flight) Xerror {
 	if f.inHdr.StatusCode != StatusOK {
 		return &xerror{code: f.inHdr.StatusCode, text: clipStatus(f.inHdr.Status), notRun: f.inHdr.NotRun}
 	}
-	chain := c.sess.peer.chain
+	chain := c.link.peer.chain
 	if err := chain.preReadBody.run(c); err != nil {
 		return err.xerror()
 	}
@@ -259,7 +290,7 @@ func (cmd *PullCmd) readReply(f *flight) Xerror {
 
 // decode decodes the reply's body; no body leaves the reply as it is.
 func (cmd *PullCmd) decode(f *flight, gzip int32) Xerror {
-	if _, err := packet.DecodeBody(f.body, gzip, cmd.reply, cmd.sess.sock.Limits()); err != nil {
+	if _, err := packet.DecodeBody(f.body, gzip, cmd.reply, cmd.link.sock.Limits()); err != nil {
 		return replyXerror(err)
 	}
 	return nil
@@ -314,7 +345,7 @@ func (cmd *PullCmd) unpacked() *flight {
 		return f
 	}
 	f := new(flight)
-	f.show(cmd.sess)
+	f.show(cmd.link)
 	f.unpack(cmd)
 	if cmd.packed.inHeader > 0 && cmd.Xerror == nil {
 		f.in.Body = cmd.reply
@@ -348,7 +379,7 @@ func (f *flight) unpack(cmd *PullCmd) {
 	}
 }
 
-// pullTable holds the pulls in flight on one session. Taking an entry out is
+// pullTable holds the pulls in flight on one connection. Taking an entry out is
 // owning the command. Ids are counted up, so most entries are in a ring, where
 // nothing has to be hashed.
 type pullTable struct {
@@ -371,7 +402,7 @@ const (
 func (t *pullTable) newId() uint64 { return t.last.Add(1) }
 
 // add enters the command under its id, for so long at most if timeout is not zero;
-// false means that the session has ended.
+// false means that the connection has ended.
 func (t *pullTable) add(cmd *PullCmd, timeout time.Duration) bool {
 	t.mu.Lock()
 	open := !t.closed

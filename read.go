@@ -15,7 +15,7 @@ import (
 // never waits for a handler for long: see inline.go. A session has one reader at
 // a time.
 type reader struct {
-	s      *Session
+	l      *link
 	turn   uint64            // s.turn
 	slot   int               // of the watch; -1 none
 	dirty  bool              // replies of quick handlers are queued
@@ -26,13 +26,13 @@ type reader struct {
 
 // read reads packets until the connection ends, or this reader is replaced by
 // another. The first one is started by the peer, after the handshake.
-func (s *Session) read(replaces bool) {
-	r := reader{s: s, turn: s.turn.Load(), slot: -1, dirty: replaces}
+func (l *link) read(replaces bool) {
+	r := reader{l: l, turn: l.turn.Load(), slot: -1, dirty: replaces}
 	var err error
 	defer func() {
 		p := recover()
 		if p != nil { // a defect here must not end the process
-			Criticalf("session %s: reading panicked: %s\n%s", quote(s.Id()), quote(fmt.Sprint(p)), debug.Stack())
+			Criticalf("session %s: reading panicked: %s\n%s", quote(l.sess.Id()), quote(fmt.Sprint(p)), debug.Stack())
 			err = fmt.Errorf("reading panicked")
 		}
 		inHandler := r.turn%2 == 1 // which has called runtime.Goexit
@@ -40,18 +40,18 @@ func (s *Session) read(replaces bool) {
 			return
 		}
 		if inHandler && !r.leave() {
-			s.flush() // the other reader may have done so before there was a reply
+			l.flush() // the other reader may have done so before there was a reply
 			return
 		}
 		r.unwatch()
 		if inHandler {
-			go s.read(true)
+			go l.read(true)
 			return
 		}
 		if errors.Is(err, socket.ErrClosed) {
 			err = errClosedHere
 		}
-		_ = s.shut(err)
+		_ = l.shut(err)
 	}()
 	for {
 		err = errReaderGone // should a hook call runtime.Goexit
@@ -75,17 +75,17 @@ const quietTime = time.Second
 // await waits for the next packet, or some of it. It returns the context of
 // PreReadHeader hooks; nil if there are none.
 func (r *reader) await() (c *packetCtx, err error) {
-	s := r.s
-	buffered := s.sock.Buffered()
+	l := r.l
+	buffered := l.sock.Buffered()
 	if !buffered {
 		if err := r.rest(); err != nil {
 			return nil, err
 		}
 	}
-	if hooks := s.peer.chain.preReadHeader; len(hooks) > 0 {
-		c = newReadCtx(s)
+	if hooks := l.peer.chain.preReadHeader; len(hooks) > 0 {
+		c = newReadCtx(l)
 		if err := hooks.run(c); err != nil {
-			Warnf("session %s: %v", quote(s.Id()), err)
+			Warnf("session %s: %v", quote(l.sess.Id()), err)
 			return nil, err
 		}
 		return c, nil // they are not to be run twice
@@ -97,8 +97,8 @@ func (r *reader) await() (c *packetCtx, err error) {
 	if !r.began {
 		quiet = 0
 	}
-	if err = s.sock.Await(quiet); err == socket.ErrQuiet {
-		go s.read(false)
+	if err = l.sock.Await(quiet); err == socket.ErrQuiet {
+		go l.read(false)
 		err = errReplaced
 	}
 	return nil, err
@@ -107,11 +107,11 @@ func (r *reader) await() (c *packetCtx, err error) {
 // next reads one packet and hands it on; c is that of await. An error ends the
 // reader.
 func (r *reader) next(c *packetCtx) error {
-	s := r.s
+	l := r.l
 	var err error
-	if r.length, err = s.sock.ReadHeaderView(&r.view); err != nil {
+	if r.length, err = l.sock.ReadHeaderView(&r.view); err != nil {
 		if errors.Is(err, packet.ErrHeader) {
-			Warnf("session %s from %s: %v", quote(s.Id()), s.RemoteIp(), err)
+			Warnf("session %s from %s: %v", quote(l.sess.Id()), l.remoteIp(), err)
 		}
 		return err
 	}
@@ -120,24 +120,19 @@ func (r *reader) next(c *packetCtx) error {
 	case packet.TypeReply:
 		return r.reply(c)
 	case packet.TypePull:
-		return r.call(c, s.peer.PullRouter.routes.table.Load())
+		return r.call(c, l.peer.PullRouter.routes.table.Load())
 	case packet.TypePush:
-		return r.call(c, s.peer.PushRouter.routes.table.Load())
+		return r.call(c, l.peer.PushRouter.routes.table.Load())
 	case packet.TypeGoAway:
-		s.sock.SkipBody()
-		if r.view.StatusCode == StatusOK {
-			s.answered.Store(true)
-		}
-		if !s.away.Swap(true) {
-			Debugf("session %s: the other side is shutting down", quote(s.Id()))
-		}
+		l.sock.SkipBody()
+		l.heardGoAway(r.view.StatusCode == StatusOK)
 		return nil
 	}
 	// An answer to what this side does not know is a reply, and a reply is never
 	// answered: two peers cannot keep each other busy.
-	s.sock.SkipBody()
+	l.sock.SkipBody()
 	c = r.input(c, string(r.view.Uri))
-	Debugf("session %s: packet of unknown type %d dropped", quote(s.Id()), c.typ)
+	Debugf("session %s: packet of unknown type %d dropped", quote(l.sess.Id()), c.typ)
 	if c.id != "" {
 		r.refuse(c, newXerror(StatusUnsupportedType, fmt.Sprintf("unsupported type %d", c.typ), nil))
 	}
@@ -150,10 +145,10 @@ func (r *reader) rest() error {
 	if r.dirty {
 		r.dirty = false
 		if !r.enter(nil) {
-			go r.s.flush()
+			go r.l.flush()
 			return nil
 		}
-		r.s.flush()
+		r.l.flush()
 		if !r.leave() {
 			return errReplaced
 		}
@@ -166,20 +161,20 @@ func (r *reader) rest() error {
 // have seen it already.
 func (r *reader) input(c *packetCtx, uri string) *packetCtx {
 	if c == nil {
-		c = newReadCtx(r.s)
+		c = newReadCtx(r.l)
 	}
 	v := &r.view
 	c.keepId(v.Id)
 	c.typ, c.uri = v.Type, uri
 	c.setInput(v, r.length, uri)
-	c.start = r.s.peer.startTime()
+	c.start = r.l.peer.startTime()
 	return c
 }
 
 // call routes a pull or a push, reads its body and runs its handler, here or on
 // a goroutine of its own.
 func (r *reader) call(c *packetCtx, table *routeTable) error {
-	s := r.s
+	l := r.l
 	h := table.handlers[string(r.view.Uri)]
 	if h != nil {
 		c = r.input(c, h.path) // which is the same text
@@ -211,7 +206,7 @@ func (r *reader) call(c *packetCtx, table *routeTable) error {
 		}
 	}
 	c.handler = h
-	if err := c.readBody(s.sock, r.length, h.unknown); err != nil {
+	if err := c.readBody(l.sock, r.length, h.unknown); err != nil {
 		if socket.Fatal(err) {
 			return err
 		}
@@ -219,10 +214,10 @@ func (r *reader) call(c *packetCtx, table *routeTable) error {
 	}
 	// Counted first and checked second, while Shutdown does it the other way
 	// round: one of the two sees the other.
-	s.running.Add(1)
-	if s.peer.draining() && c.typ == packet.TypePull {
+	l.running.Add(1)
+	if l.peer.draining() && c.typ == packet.TypePull {
 		r.refuse(c, newXerror(StatusServiceUnavailable, "shutting down, the pull was not run", nil))
-		s.handlerDone()
+		l.handlerDone()
 		return nil
 	}
 	c.in.BodyCodec, _ = packet.RawBody(c.body).Codec()
@@ -231,16 +226,16 @@ func (r *reader) call(c *packetCtx, table *routeTable) error {
 		return r.run(c)
 	}
 	c.timed = oneIn(sampleSlow)
-	switch s.peer.workers.run(c) {
+	switch l.peer.workers.run(c) {
 	case overloaded:
 		r.refuse(c, newXerror(StatusOverloaded, "too many handlers are running, the pull was not run", nil))
-		s.handlerDone()
+		l.handlerDone()
 	case noMemory:
 		Warnf("push %s from %s dropped: it would have to wait, and the memory budget is used up", quote(c.inHdr.Uri), c.Ip())
 		c.giveUp()
 	case overflown:
 		c.giveUp()
-		return fmt.Errorf("too many pushes wait to be handled, %d of them are dropped", 1+s.peer.workers.drop(s))
+		return fmt.Errorf("too many pushes wait to be handled, %d of them are dropped", 1+l.peer.workers.drop(l))
 	}
 	return nil
 }
@@ -249,11 +244,11 @@ func (r *reader) call(c *packetCtx, table *routeTable) error {
 func (r *reader) run(c *packetCtx) error {
 	c.inline, r.dirty = true, true
 	if waiting := c.handle(); waiting >= flushAt {
-		r.s.flush()
+		r.l.flush()
 		r.dirty = false
 	}
 	if !r.leave() {
-		r.s.flush()
+		r.l.flush()
 		return errReplaced
 	}
 	return nil
@@ -273,7 +268,7 @@ func (c *packetCtx) kind() string {
 // reject ends a pull or push before its handler: the pull is answered and the
 // push logged. The session lives on.
 func (r *reader) reject(c *packetCtx, x Xerror) error {
-	r.s.sock.SkipBody()
+	r.l.sock.SkipBody()
 	if c.typ == packet.TypePush {
 		Warnf("push %s from %s dropped: %s", quote(c.inHdr.Uri), c.Ip(), quote(x.Error()))
 		return nil
@@ -286,15 +281,15 @@ func (r *reader) reject(c *packetCtx, x Xerror) error {
 // other side to read: where there are hooks a worker writes the reply, unless there
 // are too many already, and if there is no room for it the session ends.
 func (r *reader) refuse(c *packetCtx, x Xerror) {
-	s := r.s
+	l := r.l
 	c.dropBody()
 	c.refusal = x
 	if chain := c.replyChain(); len(chain.preWriteReply)+len(chain.postWriteReply) > 0 && x.Code() != StatusOverloaded {
-		s.running.Add(1)
-		if s.peer.workers.run(c) == accepted {
+		l.running.Add(1)
+		if l.peer.workers.run(c) == accepted {
 			return
 		}
-		s.handlerDone()
+		l.handlerDone()
 	}
 	c.prepareReply()
 	c.setReply(nil, x)
@@ -308,23 +303,23 @@ func (r *reader) refuse(c *packetCtx, x Xerror) {
 // reply hands a reply to the pull that waits for it. The context c is that of
 // PreReadHeader hooks; nil if there are none.
 func (r *reader) reply(c *packetCtx) error {
-	s := r.s
-	if !s.sock.BodyBuffered() {
-		s.running.Add(1) // so that Shutdown waits for the body too
-		defer s.handlerDone()
+	l := r.l
+	if !l.sock.BodyBuffered() {
+		l.running.Add(1) // so that Shutdown waits for the body too
+		defer l.handlerDone()
 	}
 	var cmd *PullCmd
 	if id, ok := parsePullId(r.view.Id); ok {
-		cmd = s.takePull(id)
+		cmd = l.takePull(id)
 	}
 	if cmd == nil {
-		s.sock.SkipBody()
-		Debugf("session %s: reply %s to no pull in flight dropped", quote(s.Id()), quote(string(r.view.Id)))
+		l.sock.SkipBody()
+		Debugf("session %s: reply %s to no pull in flight dropped", quote(l.sess.Id()), quote(string(r.view.Id)))
 		return nil
 	}
 	f := cmd.flight.Load()
 	if f.bare && !cmd.packInput(&r.view, r.length) {
-		f.show(s)
+		f.show(l)
 		f.unpack(cmd)
 	}
 	if !f.bare {
@@ -334,18 +329,18 @@ func (r *reader) reply(c *packetCtx) error {
 		if c != nil {
 			pull.addPublic(c)
 		}
-		if hooks := s.peer.chain.postReadHeader; len(hooks) > 0 {
+		if hooks := l.peer.chain.postReadHeader; len(hooks) > 0 {
 			if err := hooks.run(pull); err != nil {
-				s.sock.SkipBody()
+				l.sock.SkipBody()
 				cmd.settle(err.xerror())
 				return nil
 			}
 			pull.fixInput()
 		}
 	}
-	err := f.readBody(s.sock, r.length, false)
+	err := f.readBody(l.sock, r.length, false)
 	if f.bare && (err != nil || f.body[0] != cmd.packed.bodyCodec) {
-		f.show(s)
+		f.show(l)
 		f.unpack(cmd)
 		f.in.BodyCodec = ""
 	}

@@ -60,7 +60,7 @@ func init() {
 		if err != nil {
 			Fatalf("%v", err)
 		}
-		go GraceSignal()
+		go awaitSignals(notifySignals()) // which are caught from here on
 		go func() { _ = p.Serve(ln) }()
 		if !successor {
 			go func() {
@@ -359,7 +359,7 @@ func init() {
 		SetShutdown(-1, nil, nil)
 		p := NewPeer(&PeerConfig{ListenAddrs: []string{os.Getenv("TP_TEST_ADDR")}})
 		HandlePull(p.PullRouter, "/pid", func(PullCtx, *string) (int, Xerror) { return os.Getpid(), nil })
-		go GraceSignal()
+		go awaitSignals(notifySignals()) // which are caught from here on
 		_ = p.Listen()
 	}
 }

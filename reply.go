@@ -16,13 +16,13 @@ func (c *packetCtx) prepareReply() {
 	c.outHdr.Id = c.id
 	c.outHdr.Type = packet.TypeReply
 	if c.inHdr.Gzip != 0 { // then it may be compressed, but by how much is not for the other side to say
-		if c.outHdr.Gzip = int32(c.sess.peer.cfg.DefaultBodyGzipLevel); c.outHdr.Gzip == 0 {
+		if c.outHdr.Gzip = int32(c.link.peer.cfg.DefaultBodyGzipLevel); c.outHdr.Gzip == 0 {
 			c.outHdr.Gzip = gzip.DefaultCompression
 		}
 	}
 	c.out = packet.Packet{Header: &c.outHdr, HeaderCodec: c.in.HeaderCodec, BodyCodec: c.in.BodyCodec}
 	if c.out.BodyCodec == "" {
-		c.out.BodyCodec = c.sess.peer.cfg.DefaultBodyCodec
+		c.out.BodyCodec = c.link.peer.cfg.DefaultBodyCodec
 	}
 }
 
@@ -77,7 +77,7 @@ func (c *packetCtx) writeReply() error {
 		case c.outHdr.Status != "" || c.outHdr.Uri != "" || c.outHdr.NotRun:
 			c.outHdr.Status, c.outHdr.Uri, c.outHdr.NotRun = "", "", false
 		default:
-			_ = c.sess.shut(fmt.Errorf("a pull cannot be answered: %w", err))
+			_ = c.link.shut(fmt.Errorf("a pull cannot be answered: %w", err))
 			return err
 		}
 	}
@@ -86,7 +86,7 @@ func (c *packetCtx) writeReply() error {
 // send encodes the reply and hands it to the connection. A quick handler's is
 // only queued, and will be flushed by the reader with what else there is.
 func (c *packetCtx) send() error {
-	sock := c.sess.sock
+	sock := c.link.sock
 	var frame socket.Frame
 	var err error
 	if c.inline || c.offered {
@@ -95,7 +95,7 @@ func (c *packetCtx) send() error {
 		frame, err = sock.EncodeInTurn(c.frameMem[:0], &c.out)
 	}
 	if err != nil {
-		return c.sess.wrote(err)
+		return c.link.wrote(err)
 	}
 	switch {
 	case c.offered:
@@ -105,14 +105,14 @@ func (c *packetCtx) send() error {
 	default:
 		err = sock.WriteFrame(frame)
 	}
-	return c.sess.wrote(err)
+	return c.link.wrote(err)
 }
 
 func (c *packetCtx) replyChain() *pluginChain {
 	if c.handler != nil {
 		return c.handler.chain
 	}
-	return c.sess.peer.chain
+	return c.link.peer.chain
 }
 
 // setReply sets the reply's status and body. An error has no body, and a code

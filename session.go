@@ -19,34 +19,18 @@ import (
 // concurrent use.
 type Session struct {
 	peer *Peer
-	sock *socket.Socket
 	// id is written under the hub's mutex.
-	id    atomic.Pointer[string]
-	pulls pullTable
-	// running counts pulls and pushes from the time their body was read until
-	// their reply is queued on the socket.
-	running atomic.Int64
-	// ended is state == stateClosed, to be read without mu.
-	ended atomic.Bool
-	// away is set when the other side shuts down: nothing more is to be sent that it
-	// would have to handle.
-	away atomic.Bool
-	// answered is set when it has answered all pulls that it will.
-	answered atomic.Bool
-	// turn says whether the reader may be replaced, see inline.go; slot is where
-	// it begins to look for a slot of the watch.
-	turn atomic.Uint64
-	slot uint32
-	// inline is the route whose handler the reader runs; nil in a write. It is
-	// set before a turn becomes odd and is read by who has made it even.
-	inline *Handler
-	calls  calls // on workers; guarded by workers.mu
+	id atomic.Pointer[string]
+	// link is the connection, or the last one while there is none; first is where it
+	// is to begin with.
+	link   atomic.Pointer[link]
+	first  link
+	redial *redialer // nil if the session ends with its connection
 
-	mu     sync.Mutex // guards the fields below
+	mu     sync.Mutex // guards the fields below, and some of every link's
 	state  sessionState
 	public goutil.Map
 	done   chan struct{} // made when asked for
-	ending *time.Timer   // of endWithin
 }
 
 // sessionState never goes back.
@@ -85,11 +69,11 @@ func (s *Session) ReplaceId(id string) error {
 }
 
 // RemoteIp returns the other side's address and port.
-func (s *Session) RemoteIp() string { return s.sock.RemoteAddr().String() }
+func (s *Session) RemoteIp() string { return s.link.Load().remoteIp() }
 
 // Socket returns the socket below, for addresses, TLS state and statistics. The
 // session reads from it; others must not.
-func (s *Session) Socket() *socket.Socket { return s.sock }
+func (s *Session) Socket() *socket.Socket { return s.link.Load().sock }
 
 // Public returns the session's values, which plugins and handlers share. Each
 // call's context begins with a copy of them.
@@ -119,25 +103,31 @@ func (s *Session) copyPublic() goutil.Map {
 
 // ReadTimeout returns how long the session waits for the next packet before it
 // is closed; zero means for ever.
-func (s *Session) ReadTimeout() time.Duration { return s.sock.ReadTimeout() }
+func (s *Session) ReadTimeout() time.Duration { return s.Socket().ReadTimeout() }
 
 // SetReadTimeout changes how long the session waits for the next packet,
 // counted from now for the wait under way.
-func (s *Session) SetReadTimeout(d time.Duration) { s.sock.SetReadTimeout(d) }
+func (s *Session) SetReadTimeout(d time.Duration) { s.Socket().SetReadTimeout(d) }
 
 // WriteTimeout returns how long one write may take before the session is closed;
 // zero means no bound.
-func (s *Session) WriteTimeout() time.Duration { return s.sock.WriteTimeout() }
+func (s *Session) WriteTimeout() time.Duration { return s.Socket().WriteTimeout() }
 
 // SetWriteTimeout changes how long one write may take, from the next one on.
-func (s *Session) SetWriteTimeout(d time.Duration) { s.sock.SetWriteTimeout(d) }
+func (s *Session) SetWriteTimeout(d time.Duration) { s.Socket().SetWriteTimeout(d) }
 
 // Pull sends a request to the URI and waits for the reply, which is decoded into
 // reply, a pointer; a nil reply drops the body. The returned command's Xerror
 // is nil on success. Args and reply belong to the call until it returns.
 func (s *Session) Pull(uri string, args, reply interface{}, setting ...PacketSetting) *PullCmd {
 	cmd := newPullCmd(s, uri, args, reply)
-	f := cmd.flight.Load()
+	cmd.waits = true
+	if s.redial != nil {
+		cmd.again = s.redial.resend(setting)
+		cmd.persist()
+		return cmd
+	}
+	f := cmd.board()
 	cmd.launch(setting)
 	f.settled.park()
 	cmd.finish()
@@ -157,6 +147,14 @@ func (s *Session) GoPull(uri string, args, reply interface{}, done chan *PullCmd
 	}
 	cmd := newPullCmd(s, uri, args, reply)
 	cmd.done = done
+	if s.redial != nil {
+		cmd.again = s.redial.resend(setting)
+		if !cmd.link.usable() {
+			go cmd.deliver(false)
+			return cmd
+		}
+	}
+	cmd.board()
 	cmd.launch(setting)
 	return cmd
 }
@@ -164,41 +162,10 @@ func (s *Session) GoPull(uri string, args, reply interface{}, done chan *PullCmd
 // Push sends args to the URI, one way. Nil means that the packet was handed to
 // the connection, not that it was handled.
 func (s *Session) Push(uri string, args interface{}, setting ...PacketSetting) Xerror {
-	if s.goneAway() {
-		return unrun(StatusServiceUnavailable, "the other side is shutting down, the push was not sent", nil)
+	if s.redial != nil {
+		return s.redial.push(uri, args, setting)
 	}
-	chain := s.peer.chain
-	start := s.peer.startTime()
-	if len(chain.preWritePush) == 0 && len(chain.postWritePush) == 0 && start.IsZero() {
-		return s.pushBare(uri, args, setting)
-	}
-	c := &packetCtx{sess: s, exchange: new(exchange)}
-	c.start = start
-	c.setOutput(packet.TypePush, uri, args, setting)
-	if err := chain.preWritePush.run(c); err != nil {
-		return err.xerror()
-	}
-	c.fixOutput(c.outHdr.Id, packet.TypePush)
-	if err := s.push(c.exchange); err != nil {
-		return sendXerror(err)
-	}
-	if err := chain.postWritePush.run(c); err != nil {
-		Warnf("push %s: %v", quote(uri), err)
-	}
-	c.logPushed()
-	return nil
-}
-
-// pushBare is Push where no hook and no log needs a context.
-func (s *Session) pushBare(uri string, args interface{}, settings []PacketSetting) Xerror {
-	x := exchanges.Get().(*exchange)
-	s.peer.cfg.fill(&x.out, &x.outHdr, packet.TypePush, uri, args, settings)
-	err := s.push(x)
-	x.put()
-	if err != nil {
-		return sendXerror(err)
-	}
-	return nil
+	return s.link.Load().push(uri, args, setting)
 }
 
 // Done returns a channel that is closed when the session has ended.
@@ -229,13 +196,10 @@ func (s *Session) shut(cause error) error {
 	}
 	was := s.state
 	s.state = stateClosed
-	s.ended.Store(true)
 	if s.done != nil {
 		close(s.done)
 	}
-	if s.ending != nil {
-		s.ending.Stop()
-	}
+	links := s.linksLocked()
 	s.mu.Unlock()
 
 	if was == stateOpen {
@@ -246,38 +210,13 @@ func (s *Session) shut(cause error) error {
 		logf(level, "session %s ended: %s", quote(s.Id()), quote(cause.Error()))
 	}
 	s.peer.hub.remove(s)
-	for _, cmd := range s.pulls.close() {
-		x := newXerror(StatusConnClosed, "connection closed, the outcome of the pull is unknown: "+cause.Error(), cause)
-		if s.answered.Load() {
-			x = unrun(StatusConnClosed, "the other side has shut down, the pull was not run", cause)
+	var err error
+	for _, l := range links {
+		if e := l.end(cause); err == nil {
+			err = e
 		}
-		cmd.settle(x)
 	}
-	err := s.sock.Close()
-	s.peer.activity()
 	return err
-}
-
-// endWithin ends the session after some time, if it has not ended by then.
-func (s *Session) endWithin(d time.Duration, cause error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.state != stateClosed && s.ending == nil {
-		s.ending = time.AfterFunc(d, func() { _ = s.shut(cause) })
-	}
-}
-
-// goneAway reports whether the other side has asked to begin nothing more.
-func (s *Session) goneAway() bool { return s.away.Load() && !s.ended.Load() }
-
-// takePull makes the caller the owner of the pull in flight with the id; nil
-// means that it is none, or another's.
-func (s *Session) takePull(id uint64) *PullCmd {
-	cmd := s.pulls.take(id)
-	if cmd != nil {
-		s.peer.activity()
-	}
-	return cmd
 }
 
 // open lets the session be seen and read, unless it was closed meanwhile.
@@ -288,6 +227,7 @@ func (s *Session) open() bool {
 		return false
 	}
 	s.state = stateOpen
+	s.first.ready.Store(true)
 	return true
 }
 
@@ -295,16 +235,6 @@ func (s *Session) isOpen() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.state == stateOpen
-}
-
-// handlerDone counts a handler that has replied.
-func (s *Session) handlerDone() {
-	if s.running.Add(-1) == 0 {
-		if s.ended.Load() {
-			s.peer.hub.left(s)
-		}
-		s.peer.activity()
-	}
 }
 
 // ForeSession is a session whose handshake is under way: PostDial and PostAccept
@@ -341,6 +271,7 @@ type ForeSession interface {
 
 type foreSession struct {
 	*Session
+	link *link // the one whose handshake it is
 	over atomic.Bool
 }
 
@@ -357,7 +288,7 @@ func (f *foreSession) Send(p *packet.Packet) error {
 	if p.BodyCodec == "" {
 		p.BodyCodec = cfg.DefaultBodyCodec
 	}
-	return f.sock.WritePacket(p)
+	return f.link.sock.WritePacket(p)
 }
 
 func (f *foreSession) Receive(body interface{}) (*packet.Packet, error) {
@@ -365,5 +296,12 @@ func (f *foreSession) Receive(body interface{}) (*packet.Packet, error) {
 		return nil, errHandshakeOver
 	}
 	p := new(packet.Packet)
-	return p, f.sock.ReadPacket(p, func(*packet.Header) interface{} { return body })
+	return p, f.link.sock.ReadPacket(p, func(*packet.Header) interface{} { return body })
 }
+
+func (f *foreSession) RemoteIp() string                { return f.link.remoteIp() }
+func (f *foreSession) Socket() *socket.Socket          { return f.link.sock }
+func (f *foreSession) ReadTimeout() time.Duration      { return f.link.sock.ReadTimeout() }
+func (f *foreSession) SetReadTimeout(d time.Duration)  { f.link.sock.SetReadTimeout(d) }
+func (f *foreSession) WriteTimeout() time.Duration     { return f.link.sock.WriteTimeout() }
+func (f *foreSession) SetWriteTimeout(d time.Duration) { f.link.sock.SetWriteTimeout(d) }

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"sync"
 	"time"
-
-	"github.com/henrylee2cn/teleport/packet"
 )
 
 // Shutdown ends the peer in good order. It closes the listeners, asks the other
@@ -22,8 +20,8 @@ import (
 // for itself: start it with go.
 func (p *Peer) Shutdown(ctx context.Context) error {
 	err := p.stopAccepting()
-	for _, s := range p.hub.all() {
-		s.goAway(false)
+	for _, l := range p.hub.live() {
+		l.goAway(false)
 	}
 	for {
 		handlers, pulls := p.hub.busy()
@@ -94,42 +92,22 @@ func (p *Peer) awaitHandlers(ctx context.Context) {
 	}
 }
 
-// goAway asks the other side to begin nothing more, and with done says that every
-// pull that has run, or will, is answered. It does not wait: a side that is not
-// asked is answered with StatusServiceUnavailable.
-func (s *Session) goAway(done bool) {
-	if !s.isOpen() {
-		return
-	}
-	p := &packet.Packet{
-		HeaderCodec: s.peer.cfg.DefaultHeaderCodec,
-		Header:      &packet.Header{Type: packet.TypeGoAway},
-	}
-	if done {
-		p.Header.StatusCode = StatusOK
-	}
-	frame, err := s.sock.Encode(p)
-	if err == nil && s.sock.OfferFrame(frame) == nil {
-		go s.flush()
-	}
-}
-
 // drainLinger is how long Shutdown waits for the other sides to read what was
 // sent and to end their connections.
 const drainLinger = 5 * time.Second
 
-// finishSessions flushes every session and lets the other sides end them.
+// finishSessions flushes every connection and lets the other sides end them.
 func (p *Peer) finishSessions(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, drainLinger)
 	defer cancel()
 	var wg sync.WaitGroup
-	for _, s := range p.hub.all() {
+	for _, l := range p.hub.live() {
 		wg.Go(func() {
-			s.goAway(true)
+			l.goAway(true)
 			deadline, _ := ctx.Deadline()
-			if s.sock.CloseWrite(time.Until(deadline)) {
+			if l.sock.CloseWrite(time.Until(deadline)) {
 				select {
-				case <-s.Done():
+				case <-l.doneChan():
 				case <-ctx.Done():
 				}
 			}

@@ -25,7 +25,7 @@ type workers struct {
 	// blocked are the sessions with pushes that wait only because too many calls
 	// run in all, each of which has its turn. Others wait for the end of a call of
 	// their own.
-	blocked []*Session
+	blocked []*link
 }
 
 // calls is what workers knows of a session.
@@ -61,7 +61,7 @@ const (
 
 // run handles c, now or when there is room for it, and returns at once.
 func (w *workers) run(c *packetCtx) verdict {
-	own := &c.sess.calls
+	own := &c.link.calls
 	w.mu.Lock()
 	if !w.roomLocked(own) || len(own.waiting) > 0 {
 		defer w.mu.Unlock()
@@ -80,7 +80,7 @@ func (w *workers) roomLocked(own *calls) bool {
 
 // startLocked runs c and unlocks w.
 func (w *workers) startLocked(c *packetCtx) {
-	w.countLocked(c.sess, 1)
+	w.countLocked(c.link, 1)
 	last := len(w.idle) - 1
 	if last < 0 {
 		w.mu.Unlock()
@@ -95,45 +95,45 @@ func (w *workers) startLocked(c *packetCtx) {
 }
 
 func (w *workers) waitLocked(c *packetCtx) verdict {
-	own := &c.sess.calls
+	own := &c.link.calls
 	if len(own.waiting) > 0 && !within(own.waitingBytes+c.waitingCost(), w.mostWaiting) {
 		return overflown
 	}
-	if !c.sess.sock.Limits().Budget.Take(waitingCost) {
+	if !c.link.sock.Limits().Budget.Take(waitingCost) {
 		return noMemory
 	}
 	c.waited = true
 	own.waitingBytes += c.waitingCost()
 	own.waiting = append(own.waiting, c)
-	w.blockLocked(c.sess)
+	w.blockLocked(c.link)
 	return accepted
 }
 
 // blockLocked enters the session among the blocked ones if it is one.
-func (w *workers) blockLocked(s *Session) {
-	own := &s.calls
+func (w *workers) blockLocked(l *link) {
+	own := &l.calls
 	if len(own.waiting) > 0 && !own.blocked && within(own.running+1, w.mostOfOne) {
 		own.blocked = true
-		w.blocked = append(w.blocked, s)
+		w.blocked = append(w.blocked, l)
 	}
 }
 
 // adopt counts a call whose reader was replaced, which no worker runs.
-func (w *workers) adopt(s *Session) {
+func (w *workers) adopt(l *link) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.countLocked(s, 1)
+	w.countLocked(l, 1)
 }
 
-func (w *workers) countLocked(s *Session, n int) {
+func (w *workers) countLocked(l *link, n int) {
 	w.running += n
-	s.calls.running += n
+	l.calls.running += n
 }
 
 // ended counts a call of the session's out, and starts one that has waited.
-func (w *workers) ended(s *Session) {
+func (w *workers) ended(l *link) {
 	w.mu.Lock()
-	if c := w.nextLocked(s); c != nil {
+	if c := w.nextLocked(l); c != nil {
 		w.startLocked(c)
 		return
 	}
@@ -142,9 +142,9 @@ func (w *workers) ended(s *Session) {
 
 // nextLocked counts a call of the session's out and returns one that has waited
 // and may run now, if there is one.
-func (w *workers) nextLocked(s *Session) *packetCtx {
-	w.countLocked(s, -1)
-	w.blockLocked(s) // behind the others
+func (w *workers) nextLocked(l *link) *packetCtx {
+	w.countLocked(l, -1)
+	w.blockLocked(l) // behind the others
 	for len(w.blocked) > 0 && within(w.running+1, w.most) {
 		other := w.blocked[0]
 		w.blocked[0] = nil
@@ -160,32 +160,32 @@ func (w *workers) nextLocked(s *Session) *packetCtx {
 }
 
 // takeLocked returns the session's first push that waits.
-func (w *workers) takeLocked(s *Session) *packetCtx {
-	own := &s.calls
+func (w *workers) takeLocked(l *link) *packetCtx {
+	own := &l.calls
 	c := own.waiting[0]
 	own.waiting[0] = nil
 	if own.waiting = own.waiting[1:]; len(own.waiting) == 0 {
 		own.waiting = nil
 	}
 	own.waitingBytes -= c.waitingCost()
-	s.sock.Limits().Budget.Give(waitingCost)
+	l.sock.Limits().Budget.Give(waitingCost)
 	return c
 }
 
 // giveUp ends a call that will not run.
 func (c *packetCtx) giveUp() {
-	s := c.sess
+	l := c.link
 	c.dropBody()
 	c.release()
-	s.handlerDone()
+	l.handlerDone()
 }
 
 // drop gives up the session's pushes that wait, and returns how many there were.
-func (w *workers) drop(s *Session) int {
+func (w *workers) drop(l *link) int {
 	w.mu.Lock()
 	var dropped []*packetCtx
-	for len(s.calls.waiting) > 0 {
-		dropped = append(dropped, w.takeLocked(s))
+	for len(l.calls.waiting) > 0 {
+		dropped = append(dropped, w.takeLocked(l))
 	}
 	w.mu.Unlock()
 	for _, c := range dropped {
@@ -198,20 +198,20 @@ func (w *workers) drop(s *Session) int {
 // ends it.
 func (w *workers) work(c *packetCtx) {
 	var k *worker
-	s := c.sess
+	l := c.link
 	defer func() {
 		if c != nil { // a handler has called runtime.Goexit
-			w.ended(s)
+			w.ended(l)
 		}
 	}()
 	for c != nil {
-		s = c.sess
+		l = c.link
 		c.handle()
 		if k == nil {
 			k = &worker{make(chan *packetCtx, 1)}
 		}
 		var more bool
-		if c, more = w.rest(k, s); c == nil && more {
+		if c, more = w.rest(k, l); c == nil && more {
 			c = <-k.next
 		}
 	}
@@ -219,11 +219,11 @@ func (w *workers) work(c *packetCtx) {
 
 // rest counts the session's call out and returns the next one for the worker, or
 // whether it may wait for one.
-func (w *workers) rest(k *worker, s *Session) (c *packetCtx, wait bool) {
+func (w *workers) rest(k *worker, l *link) (c *packetCtx, wait bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if c := w.nextLocked(s); c != nil {
-		w.countLocked(c.sess, 1)
+	if c := w.nextLocked(l); c != nil {
+		w.countLocked(c.link, 1)
 		return c, true
 	}
 	if w.closed || len(w.idle) >= maxIdleWorkers {

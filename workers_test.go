@@ -51,7 +51,7 @@ func testWorkers(t *testing.T, f func(t *testing.T, w *workers, call func(handle
 			require.False(t, w.sweepingNow(), "no timer is left")
 		}()
 		f(t, w, func(handler func()) *packetCtx {
-			c := newReadCtx(sess)
+			c := newReadCtx(sess.link.Load())
 			c.typ = packet.TypePush
 			c.handler = &Handler{
 				path:   "/test",
@@ -59,7 +59,7 @@ func testWorkers(t *testing.T, f func(t *testing.T, w *workers, call func(handle
 				newArg: func() interface{} { return new(int) },
 				call:   func(*packetCtx, interface{}) (interface{}, Xerror) { handler(); return nil, nil },
 			}
-			sess.running.Add(1)
+			sess.link.Load().running.Add(1)
 			return c
 		})
 	})

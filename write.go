@@ -3,27 +3,67 @@ package tp
 import (
 	"errors"
 
+	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/socket"
 )
 
 // errSocketClosed is what the socket says when this side has closed it.
 var errSocketClosed = socket.ErrClosed
 
-// push encodes and sends the output, which has no answer.
-func (s *Session) push(x *exchange) error {
-	frame, err := s.sock.EncodeInTurn(x.frameMem[:0], &x.out)
-	if err != nil {
-		return s.wrote(err)
+// push is Session.Push by this link.
+func (l *link) push(uri string, args interface{}, settings []PacketSetting) Xerror {
+	if l.goneAway() {
+		return unrun(StatusServiceUnavailable, "the other side is shutting down, the push was not sent", nil)
 	}
-	return s.wrote(s.sock.PostFrame(frame))
+	chain := l.peer.chain
+	start := l.peer.startTime()
+	if len(chain.preWritePush) == 0 && len(chain.postWritePush) == 0 && start.IsZero() {
+		return l.pushBare(uri, args, settings)
+	}
+	c := &packetCtx{link: l, exchange: new(exchange)}
+	c.start = start
+	c.setOutput(packet.TypePush, uri, args, settings)
+	if err := chain.preWritePush.run(c); err != nil {
+		return notRun(err.xerror())
+	}
+	c.fixOutput(c.outHdr.Id, packet.TypePush)
+	if err := l.post(c.exchange); err != nil {
+		return sendXerror(err)
+	}
+	if err := chain.postWritePush.run(c); err != nil {
+		Warnf("push %s: %v", quote(uri), err)
+	}
+	c.logPushed()
+	return nil
+}
+
+// pushBare is push where no hook and no log needs a context.
+func (l *link) pushBare(uri string, args interface{}, settings []PacketSetting) Xerror {
+	x := exchanges.Get().(*exchange)
+	l.peer.cfg.fill(&x.out, &x.outHdr, packet.TypePush, uri, args, settings)
+	err := l.post(x)
+	x.put()
+	if err != nil {
+		return sendXerror(err)
+	}
+	return nil
+}
+
+// post encodes and sends the output, which has no answer.
+func (l *link) post(x *exchange) error {
+	frame, err := l.sock.EncodeInTurn(x.frameMem[:0], &x.out)
+	if err != nil {
+		return l.wrote(err)
+	}
+	return l.wrote(l.sock.PostFrame(frame))
 }
 
 // flush sends what quick handlers have left queued.
-func (s *Session) flush() { _ = s.wrote(s.sock.Flush()) }
+func (l *link) flush() { _ = l.wrote(l.sock.Flush()) }
 
-// wrote ends the session if a write has failed. An error of encoding leaves it
+// wrote ends the link if a write has failed. An error of encoding leaves it
 // as it was.
-func (s *Session) wrote(err error) error {
+func (l *link) wrote(err error) error {
 	switch {
 	case err == nil || !isWriteError(err):
 	case errors.Is(err, errSocketClosed):
@@ -31,10 +71,10 @@ func (s *Session) wrote(err error) error {
 		// closed for it: what it has sent may not have been read yet.
 	case socket.Gone(err):
 		// The other side may have sent much before it went. The reader ends the
-		// session when it has read that.
-		s.endWithin(drainLinger, err)
+		// link when it has read that.
+		l.endWithin(drainLinger, err)
 	default:
-		_ = s.shut(err)
+		_ = l.shut(err)
 	}
 	return err
 }

@@ -1,0 +1,253 @@
+package tp
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"github.com/henrylee2cn/teleport/packet"
+	"github.com/henrylee2cn/teleport/socket"
+)
+
+// link is a session's connection with all that ends when it does: the pulls that
+// wait for a reply and the handlers that have one to send. Most sessions have one
+// link all their life; one that redials has another when it has lost that, and two
+// while the other side of the first shuts down. See redial.go.
+type link struct {
+	sess  *Session
+	peer  *Peer // the session's
+	sock  *socket.Socket
+	pulls pullTable
+	// running counts pulls and pushes from the time their body was read until
+	// their reply is queued on the socket.
+	running atomic.Int64
+	// ready is set when the handshake is over, and ended by end.
+	ready, ended atomic.Bool
+	// away is set when the other side shuts down: nothing more is to be sent that it
+	// would have to handle. answered is set when it has answered all pulls that it
+	// will.
+	away, answered atomic.Bool
+	// turn says whether the reader may be replaced, see inline.go; slot is where
+	// it begins to look for a slot of the watch.
+	turn atomic.Uint64
+	slot uint32
+	// inline is the route whose handler the reader runs; nil in a write. It is
+	// set before a turn becomes odd and is read by who has made it even.
+	inline *Handler
+	calls  calls // on workers; guarded by workers.mu
+
+	// The session's mu guards the fields below.
+	done   chan struct{} // closed by end; made when asked for
+	ending *time.Timer   // of endWithin
+}
+
+func (l *link) init(s *Session, conn net.Conn) {
+	cfg := &s.peer.cfg
+	o := socket.Options{
+		Limits:       s.peer.limits,
+		ReadTimeout:  cfg.DefaultReadTimeout,
+		WriteTimeout: cfg.DefaultWriteTimeout,
+		FrameTimeout: cfg.FrameTimeout,
+		MaxOutput:    cfg.MaxSessionOutput,
+	}
+	if last := s.link.Load(); last != nil { // the session's timeouts may have been changed
+		o.ReadTimeout, o.WriteTimeout = last.sock.ReadTimeout(), last.sock.WriteTimeout()
+	}
+	l.sess, l.peer, l.sock = s, s.peer, socket.New(conn, o)
+}
+
+func (l *link) remoteIp() string { return l.sock.RemoteAddr().String() }
+
+// usable reports whether a pull or push may go by the link.
+func (l *link) usable() bool { return !l.ended.Load() && !l.away.Load() }
+
+// goneAway reports whether the other side has asked to begin nothing more.
+func (l *link) goneAway() bool { return l.away.Load() && !l.ended.Load() }
+
+// takePull makes the caller the owner of the pull in flight with the id; nil
+// means that it is none, or another's.
+func (l *link) takePull(id uint64) *PullCmd {
+	cmd := l.pulls.take(id)
+	if cmd != nil {
+		l.peer.activity()
+	}
+	return cmd
+}
+
+// handlerDone counts a handler that has replied.
+func (l *link) handlerDone() {
+	if l.running.Add(-1) == 0 {
+		if l.ended.Load() {
+			l.peer.hub.detach(l)
+		}
+		l.peer.activity()
+	}
+}
+
+// start begins to read, after the handshake.
+func (l *link) start() {
+	if l.peer.draining() { // and Shutdown may not have seen that the link is ready
+		l.goAway(false)
+	}
+	go l.read(false)
+}
+
+// greet runs the hooks of the handshake, for at most HookTimeout. After an error the
+// link is to be ended.
+func (l *link) greet(ctx context.Context, hs hooks[ForeSession]) error {
+	if len(hs) == 0 {
+		return nil
+	}
+	ctx, cancel := bounded(ctx, l.peer.cfg.HookTimeout)
+	defer cancel()
+	// On a goroutine of their own: a hook may wait for something that closing
+	// the connection does not end.
+	done := make(chan error, 1)
+	fore := &foreSession{Session: l.sess, link: l}
+	go func() {
+		err := errHookGone
+		defer func() { done <- err }()
+		err = hs.run(fore).orNil()
+	}()
+	select {
+	case err := <-done:
+		fore.over.Store(true)
+		return err
+	case <-ctx.Done():
+		fore.over.Store(true)
+		err := fmt.Errorf("the handshake took too long: %w", ctx.Err())
+		_ = l.end(err)
+		l.peer.handshaking.Add(1) // as long as the hook goes on
+		go func() {
+			<-done
+			l.peer.handshaking.Add(-1)
+			l.peer.activity()
+		}()
+		return err
+	}
+}
+
+// lingerTime is how long a connection that ends in good order is kept for the
+// other side to read what was sent: closing it with unread input would make the
+// kernel throw that away.
+const lingerTime = time.Second
+
+// linger ends the output and passes over the input until the other side ends.
+// It is for links without a reader.
+func (l *link) linger() {
+	if !l.sock.CloseWrite(lingerTime) {
+		return
+	}
+	timer := time.AfterFunc(lingerTime, func() { _ = l.sock.Close() })
+	defer timer.Stop()
+	var p packet.Packet
+	for l.sock.ReadHeader(&p) == nil {
+	}
+}
+
+// goAway asks the other side to begin nothing more, and with done says that every
+// pull that has run, or will, is answered. It does not wait: a side that is not
+// asked is answered with StatusServiceUnavailable.
+func (l *link) goAway(done bool) {
+	if !l.ready.Load() || l.ended.Load() {
+		return
+	}
+	p := &packet.Packet{
+		HeaderCodec: l.peer.cfg.DefaultHeaderCodec,
+		Header:      &packet.Header{Type: packet.TypeGoAway},
+	}
+	if done {
+		p.Header.StatusCode = StatusOK
+	}
+	frame, err := l.sock.Encode(p)
+	if err == nil && l.sock.OfferFrame(frame) == nil {
+		go l.flush()
+	}
+}
+
+// heardGoAway is called by the reader when the other side shuts down.
+func (l *link) heardGoAway(answered bool) {
+	if answered {
+		l.answered.Store(true)
+	}
+	if l.away.Swap(true) {
+		return
+	}
+	Debugf("session %s: the other side is shutting down", quote(l.sess.Id()))
+	if r := l.sess.redial; r != nil {
+		r.start()
+	}
+}
+
+// shut ends the link, and the session unless that redials.
+func (l *link) shut(cause error) error {
+	r := l.sess.redial
+	if r == nil || !r.survives(l) {
+		return l.sess.shut(cause)
+	}
+	logf(LevelInfo, "session %s: the connection to %s ended: %s", quote(l.sess.Id()), l.remoteIp(), quote(cause.Error()))
+	err := l.end(cause)
+	r.start()
+	return err
+}
+
+// end is every link's end; the first cause counts.
+func (l *link) end(cause error) error {
+	s := l.sess
+	s.mu.Lock()
+	if l.ended.Load() {
+		s.mu.Unlock()
+		return nil
+	}
+	l.ended.Store(true)
+	if l.done != nil {
+		close(l.done)
+	}
+	if l.ending != nil {
+		l.ending.Stop()
+	}
+	lost := s.lostLocked(l, cause)
+	s.mu.Unlock()
+
+	if lost {
+		l.running.Add(1) // so that Shutdown waits for the hooks
+	}
+	l.peer.hub.detach(l)
+	for _, cmd := range l.pulls.close() {
+		x := newXerror(StatusConnClosed, "connection closed, the outcome of the pull is unknown: "+cause.Error(), cause)
+		if l.answered.Load() {
+			x = unrun(StatusConnClosed, "the other side has shut down, the pull was not run", cause)
+		}
+		cmd.settle(x)
+	}
+	err := l.sock.Close()
+	if lost {
+		go l.disconnected(cause)
+	}
+	l.peer.activity()
+	return err
+}
+
+// endWithin ends the link after some time, if it has not ended by then.
+func (l *link) endWithin(d time.Duration, cause error) {
+	l.sess.mu.Lock()
+	defer l.sess.mu.Unlock()
+	if !l.ended.Load() && l.ending == nil {
+		l.ending = time.AfterFunc(d, func() { _ = l.shut(cause) })
+	}
+}
+
+// doneChan returns a channel that is closed when the link has ended.
+func (l *link) doneChan() <-chan struct{} {
+	l.sess.mu.Lock()
+	defer l.sess.mu.Unlock()
+	if l.done == nil {
+		l.done = make(chan struct{})
+		if l.ended.Load() {
+			close(l.done)
+		}
+	}
+	return l.done
+}

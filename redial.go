@@ -1,0 +1,499 @@
+package tp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/henrylee2cn/teleport/packet"
+)
+
+// Redial says how the sessions that a peer dials outlive their connections. When a
+// connection is lost, or the other side says that it shuts down, the session dials
+// again, runs the PostDial hooks on the new connection and goes on: the same Session,
+// with its id and its Public values. A connection whose other side shuts down is kept
+// until it has answered what it was sent.
+//
+// A pull or a push that certainly has not run, see [NotRun], because its connection
+// has gone, is sent again by the next one, and its PreWrite and PostWrite hooks run
+// again. What may have run never is: it fails with StatusConnClosed.
+//
+// On the other side the new connection is a new session. What it has to know about
+// this one, who it is or what it subscribes to, is for PostDial and PostReconnect
+// hooks to tell.
+type Redial struct {
+	// Attempts is how many attempts in a row may fail before the session ends; zero
+	// and negative values mean no bound. An attempt tries each address once. One whose
+	// connection ends sooner than the next attempt would have been made has failed.
+	Attempts int
+	// MinBackoff and MaxBackoff bound the time before an attempt (100 ms, 30 s). It is
+	// random, between nothing and a bound that begins with MinBackoff and doubles with
+	// every failure up to MaxBackoff: "full jitter", as in "Exponential Backoff And
+	// Jitter", AWS Architecture Blog, 2015. After the other side has said that it
+	// shuts down the first attempt is made at once.
+	MinBackoff, MaxBackoff time.Duration
+	// MaxWait is the longest that a pull or a push waits for a connection before it
+	// fails with StatusConnClosed (30 s); a negative value means no bound. It counts
+	// as part of the time that a pull may take.
+	MaxWait time.Duration
+	// FailFast makes pulls and pushes fail at once with StatusConnClosed while there
+	// is no connection. When the other side shuts down they wait all the same, for the
+	// first attempt to make a new one.
+	FailFast bool
+}
+
+const (
+	defaultMinBackoff = 100 * time.Millisecond
+	defaultMaxBackoff = 30 * time.Second
+	defaultMaxWait    = 30 * time.Second
+)
+
+// withDefaults returns a copy with the defaults filled in; nil for nil.
+func (r *Redial) withDefaults() *Redial {
+	if r == nil {
+		return nil
+	}
+	c := *r
+	orDefault(&c.MinBackoff, defaultMinBackoff)
+	orDefault(&c.MaxBackoff, max(defaultMaxBackoff, c.MinBackoff))
+	orDefault(&c.MaxWait, defaultMaxWait)
+	return &c
+}
+
+// bound is the longest wait before an attempt behind n failed ones.
+func (r *Redial) bound(n int) time.Duration {
+	d := r.MinBackoff
+	for ; n > 0 && d < r.MaxBackoff; n-- {
+		d *= 2
+	}
+	return min(d, r.MaxBackoff)
+}
+
+// redialer keeps a session connected. There is at most one goroutine that runs run,
+// while the session has no link that can be used.
+type redialer struct {
+	sess  *Session
+	cfg   *Redial
+	addrs []string
+	at    int // the address that the session's link is to; run's
+
+	// The session's mu guards the fields below.
+	others  []*link   // besides the session's link: older ones, and one that is being made
+	running bool      // run
+	since   time.Time // when the session's link was made
+	tries   int       // attempts in a row that came to nothing, as far as is known
+	failed  bool      // the last attempt has
+	err     error     // of the last attempt, or the end of the link that it has made
+	// changed is closed when who waits for a link should look again; made when
+	// somebody waits. told is closed when the PostDisconnect hooks have run.
+	changed, told chan struct{}
+}
+
+func newRedialer(cfg *Redial, addrs []string, at int) *redialer {
+	return &redialer{cfg: cfg, addrs: addrs, at: at, since: time.Now()}
+}
+
+// survives reports whether the session goes on when the link ends.
+func (r *redialer) survives(l *link) bool {
+	s := r.sess
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state == stateOpen && (s.link.Load() != l || !s.peer.draining())
+}
+
+// start has the session redial, if it needs to.
+func (r *redialer) start() {
+	s := r.sess
+	s.mu.Lock()
+	r.wakeLocked()
+	l := s.link.Load()
+	idle := !r.running && s.state == stateOpen && !l.usable()
+	if idle && !s.peer.draining() {
+		r.running = true
+		go r.run()
+	}
+	s.mu.Unlock()
+	if idle && s.peer.draining() && l.ended.Load() {
+		_ = s.shut(ErrPeerClosed)
+	}
+}
+
+// run redials until the session has a link that can be used and its hooks have
+// passed, or has ended.
+func (r *redialer) run() {
+	s := r.sess
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	ended := s.Done()
+	go func() {
+		select {
+		case <-ended:
+		case <-s.peer.closing:
+		case <-ctx.Done():
+		}
+		cancel()
+	}()
+	var hooks chan error // PostReconnect hooks that have not ended
+	for !r.rests() {
+		if err := r.pause(ctx); err != nil {
+			r.giveUp(ctx, err)
+			return
+		}
+		if err := r.attempt(ctx); err != nil {
+			s.peer.redialFailed.logf("session %s: dialling again: %s", quote(s.Id()), quote(err.Error()))
+			continue
+		}
+		l := s.link.Load()
+		Infof("session %s: connected again, to %s", quote(s.Id()), l.remoteIp())
+		// Hooks may pull, and wait for a link when this one goes.
+		if hooks != nil && !r.hooksEnd(l, hooks, nil) {
+			continue
+		}
+		if hooks = s.runReconnectHooks(); r.hooksEnd(l, hooks, l.shut) {
+			hooks = nil
+		}
+	}
+}
+
+// rests ends run if the session has a link that can be used.
+func (r *redialer) rests() bool {
+	r.sess.mu.Lock()
+	defer r.sess.mu.Unlock()
+	if r.sess.link.Load().usable() {
+		r.running = false
+		return true
+	}
+	return false
+}
+
+// pause waits before the next attempt. An error is why there is to be none.
+func (r *redialer) pause(ctx context.Context) error {
+	s := r.sess
+	s.mu.Lock()
+	if !r.failed && time.Since(r.since) >= r.cfg.bound(r.tries) {
+		r.tries = 0
+	}
+	told, tries, err := r.told, r.tries, r.err
+	at := r.tries == 0 && s.link.Load().away.Load() // at once
+	s.mu.Unlock()
+	if told != nil {
+		select {
+		case <-told:
+		case <-ctx.Done():
+		}
+	}
+	if n := r.cfg.Attempts; n > 0 && tries >= n {
+		return fmt.Errorf("%d attempts in a row to dial again have failed: %w", tries, err)
+	}
+	if !at {
+		timer := time.NewTimer(rand.N(r.cfg.bound(tries)))
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+	}
+	if ctx.Err() != nil {
+		return ErrPeerClosed // or the session has ended
+	}
+	return nil
+}
+
+// attempt tries each address once.
+func (r *redialer) attempt(ctx context.Context) error {
+	var all error
+	for i := range r.addrs {
+		at := (r.at + 1 + i) % len(r.addrs)
+		err := r.dial(ctx, r.addrs[at])
+		if err == nil {
+			r.at = at
+			return nil
+		}
+		if all = joinDialErrors(all, r.addrs, at, err); ctx.Err() != nil {
+			break
+		}
+	}
+	r.sess.mu.Lock()
+	defer r.sess.mu.Unlock()
+	r.tries++
+	r.failed, r.err = true, all
+	r.wakeLocked()
+	return all
+}
+
+// dial makes the session another link.
+func (r *redialer) dial(ctx context.Context, addr string) error {
+	s, p := r.sess, r.sess.peer
+	ctx, cancel := bounded(ctx, p.cfg.DefaultDialTimeout)
+	defer cancel()
+	conn, err := p.connect(ctx, addr)
+	if err != nil {
+		return err
+	}
+	l := new(link)
+	l.init(s, conn)
+	p.hub.attach(l)
+	s.mu.Lock()
+	r.others = append(r.others, l)
+	open := s.state == stateOpen // otherwise nobody else will end the link
+	s.mu.Unlock()
+	if !open {
+		_ = l.end(errClosedHere)
+		return errClosedHere
+	}
+	if err = l.greet(ctx, p.chain.postDial); err == nil && !r.adopt(l) {
+		err = errors.New("closed during the handshake")
+	}
+	if err != nil {
+		l.linger()
+		_ = l.end(err)
+		return err
+	}
+	l.start()
+	return nil
+}
+
+// adopt makes l the session's link, unless it has been ended.
+func (r *redialer) adopt(l *link) bool {
+	s := r.sess
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l.ended.Load() || s.state != stateOpen {
+		return false
+	}
+	r.forgetLocked(l)
+	if old := s.link.Load(); !old.ended.Load() {
+		r.others = append(r.others, old)
+	}
+	l.ready.Store(true)
+	s.link.Store(l)
+	r.tries++
+	r.failed, r.err, r.since = false, nil, time.Now()
+	r.wakeLocked()
+	return true
+}
+
+// giveUp ends run, and the session when its link has ended.
+func (r *redialer) giveUp(ctx context.Context, cause error) {
+	s := r.sess
+	if cause != ErrPeerClosed { // what is in flight goes on
+		select {
+		case <-s.link.Load().doneChan():
+		case <-ctx.Done():
+		}
+	}
+	s.mu.Lock()
+	r.running = false
+	ended := s.link.Load().ended.Load()
+	s.mu.Unlock()
+	if ended {
+		_ = s.shut(cause)
+	}
+}
+
+var errHookGone = errors.New("a hook has ended its goroutine")
+
+// runReconnectHooks returns a channel that is told how they end.
+func (s *Session) runReconnectHooks() chan error {
+	done := make(chan error, 1)
+	hooks := s.peer.chain.postReconnect
+	if len(hooks) == 0 {
+		done <- nil
+		return done
+	}
+	go func() {
+		err := errHookGone
+		defer func() { done <- err }()
+		err = hooks.run(s).orNil()
+	}()
+	return done
+}
+
+// hooksEnd waits until hooks have ended, and calls onError if they have failed. It
+// reports false if l cannot be used any more before that.
+func (r *redialer) hooksEnd(l *link, hooks <-chan error, onError func(error) error) bool {
+	for {
+		r.sess.mu.Lock()
+		changed := r.changeLocked()
+		r.sess.mu.Unlock()
+		if !l.usable() {
+			return false
+		}
+		select {
+		case err := <-hooks:
+			if err != nil && onError != nil {
+				_ = onError(err)
+			}
+			return true
+		case <-changed:
+		}
+	}
+}
+
+// changeLocked returns a channel that is closed when there is something new.
+func (r *redialer) changeLocked() <-chan struct{} {
+	if r.changed == nil {
+		r.changed = make(chan struct{})
+	}
+	return r.changed
+}
+
+func (r *redialer) wakeLocked() {
+	if r.changed != nil {
+		close(r.changed)
+		r.changed = nil
+	}
+}
+
+func (r *redialer) forgetLocked(l *link) {
+	r.others = slices.DeleteFunc(r.others, func(other *link) bool { return other == l })
+}
+
+// linksLocked returns all links of the session that may not have ended.
+func (s *Session) linksLocked() []*link {
+	links := []*link{s.link.Load()}
+	if s.redial != nil {
+		links = append(links, s.redial.others...)
+		s.redial.wakeLocked()
+	}
+	return links
+}
+
+// lostLocked is told that a link has ended. It reports whether there are hooks to be
+// told that the session has lost its connection.
+func (s *Session) lostLocked(l *link, cause error) bool {
+	lost := l.ready.Load() && s.link.Load() == l
+	hooks := lost && len(s.peer.chain.postDisconnect) > 0
+	if r := s.redial; r != nil {
+		if lost {
+			r.err = cause
+		}
+		r.forgetLocked(l)
+		r.wakeLocked()
+		if hooks {
+			r.told = make(chan struct{})
+		}
+	}
+	return hooks
+}
+
+// disconnected runs the PostDisconnect hooks; the link is counted as running until
+// then.
+func (l *link) disconnected(cause error) {
+	s := l.sess
+	defer l.handlerDone()
+	if s.redial != nil {
+		defer func() {
+			s.mu.Lock()
+			close(s.redial.told)
+			s.mu.Unlock()
+		}()
+	}
+	if err := s.peer.chain.postDisconnect.run(lostConn{s, cause}); err != nil {
+		Warnf("session %s: %v", quote(s.Id()), err)
+	}
+}
+
+// lostConn is what PostDisconnect hooks are told.
+type lostConn struct {
+	sess  *Session
+	cause error
+}
+
+// resend is what a pull that may be sent more than once has beside its arguments.
+type resend struct {
+	settings []PacketSetting
+	until    time.Time // the end of the pull's time; zero if it has none
+}
+
+func (r *redialer) resend(settings []PacketSetting) *resend {
+	again := &resend{settings: slices.Clone(settings)}
+	if d := r.sess.peer.cfg.DefaultPullTimeout; d > 0 {
+		again.until = time.Now().Add(d)
+	}
+	return again
+}
+
+// await returns a link that can be used, when there is one.
+func (r *redialer) await(until time.Time) (*link, Xerror) {
+	s := r.sess
+	if l := s.link.Load(); l.usable() {
+		return l, nil
+	}
+	late := make(<-chan time.Time)
+	giveUp := unrun(StatusConnClosed, fmt.Sprintf("no connection for %v, nothing was sent", r.cfg.MaxWait), nil)
+	wait := r.cfg.MaxWait
+	if left := time.Until(until); !until.IsZero() && (wait < 0 || left < wait) {
+		wait = max(left, 0)
+		giveUp = unrun(StatusDeadlineExceeded, fmt.Sprintf("no connection within %v, nothing was sent", s.peer.cfg.DefaultPullTimeout), nil)
+	}
+	if wait >= 0 {
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		late = timer.C
+	}
+	for {
+		s.mu.Lock()
+		l := s.link.Load()
+		down := r.failed || l.ended.Load() && !l.away.Load()
+		closed, err, changed := s.state == stateClosed, r.err, r.changeLocked()
+		s.mu.Unlock()
+		switch {
+		case closed:
+			return l, unrun(StatusConnClosed, "connection closed, nothing was sent", nil)
+		case l.usable():
+			return l, nil
+		case r.cfg.FailFast && down:
+			return l, unrun(StatusConnClosed, fmt.Sprintf("no connection, nothing was sent: %v", err), err)
+		}
+		select {
+		case <-changed:
+		case <-late:
+			return l, giveUp
+		}
+	}
+}
+
+// persist sends the command, which nobody else has, until it may have run, and
+// completes it. The caller has set waits.
+func (cmd *PullCmd) persist() {
+	r := cmd.link.sess.redial
+	for {
+		l, x := r.await(cmd.again.until)
+		cmd.link, cmd.Xerror, cmd.packed = l, nil, packed{}
+		f := cmd.board()
+		if x == nil {
+			cmd.launch(cmd.again.settings)
+		} else {
+			f.show(l)
+			f.ctx.setOutput(packet.TypePull, cmd.uri, cmd.args, cmd.again.settings)
+			cmd.settle(x)
+		}
+		f.settled.park()
+		cmd.finish()
+		if x != nil || !cmd.refused() {
+			return
+		}
+	}
+}
+
+// refused reports whether the command, which is complete, is to be sent again.
+func (cmd *PullCmd) refused() bool {
+	return cmd.again != nil && !cmd.link.usable() && NotRun(cmd.Xerror)
+}
+
+// push is Session.Push.
+func (r *redialer) push(uri string, args interface{}, settings []PacketSetting) Xerror {
+	for {
+		l, x := r.await(time.Time{})
+		if x != nil {
+			return x
+		}
+		if x = l.push(uri, args, settings); x == nil || l.usable() || !NotRun(x) {
+			return x
+		}
+	}
+}
