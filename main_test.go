@@ -90,10 +90,14 @@ func (p *testPlugin) call(point string, ctx interface{}) error {
 	return nil
 }
 
-func (p *testPlugin) Name() string                    { return p.name }
-func (p *testPlugin) PostReg(h *Handler) error        { return p.call("PostReg", h) }
-func (p *testPlugin) PostDial(s ForeSession) error    { return p.call("PostDial", s) }
-func (p *testPlugin) PostAccept(s ForeSession) error  { return p.call("PostAccept", s) }
+func (p *testPlugin) Name() string                   { return p.name }
+func (p *testPlugin) PostReg(h *Handler) error       { return p.call("PostReg", h) }
+func (p *testPlugin) PostDial(s ForeSession) error   { return p.call("PostDial", s) }
+func (p *testPlugin) PostAccept(s ForeSession) error { return p.call("PostAccept", s) }
+func (p *testPlugin) PostReconnect(s *Session) error { return p.call("PostReconnect", s) }
+func (p *testPlugin) PostDisconnect(s *Session, _ error) error {
+	return p.call("PostDisconnect", s)
+}
 func (p *testPlugin) PreWritePull(c WriteCtx) error   { return p.call("PreWritePull", c) }
 func (p *testPlugin) PostWritePull(c WriteCtx) error  { return p.call("PostWritePull", c) }
 func (p *testPlugin) PreWritePush(c WriteCtx) error   { return p.call("PreWritePush", c) }

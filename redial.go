@@ -27,7 +27,8 @@ import (
 type Redial struct {
 	// Attempts is how many attempts in a row may fail before the session ends; zero
 	// and negative values mean no bound. An attempt tries each address once. One whose
-	// connection ends sooner than the next attempt would have been made has failed.
+	// connection does not last as long as the next attempt might have waited for has
+	// failed.
 	Attempts int
 	// MinBackoff and MaxBackoff bound the time before an attempt (100 ms, 30 s). It is
 	// random, between nothing and a bound that begins with MinBackoff and doubles with
@@ -173,11 +174,12 @@ func (r *redialer) rests() bool {
 func (r *redialer) pause(ctx context.Context) error {
 	s := r.sess
 	s.mu.Lock()
-	if !r.failed && time.Since(r.since) >= r.cfg.bound(r.tries) {
+	away := s.link.Load().away.Load()
+	lasted := time.Since(r.since)
+	if !r.failed && (lasted >= r.cfg.bound(r.tries) || away && lasted >= r.cfg.MinBackoff) {
 		r.tries = 0
 	}
 	told, tries, err := r.told, r.tries, r.err
-	at := r.tries == 0 && s.link.Load().away.Load() // at once
 	s.mu.Unlock()
 	if told != nil {
 		select {
@@ -188,7 +190,7 @@ func (r *redialer) pause(ctx context.Context) error {
 	if n := r.cfg.Attempts; n > 0 && tries >= n {
 		return fmt.Errorf("%d attempts in a row to dial again have failed: %w", tries, err)
 	}
-	if !at {
+	if !away || tries > 0 {
 		timer := time.NewTimer(rand.N(r.cfg.bound(tries)))
 		defer timer.Stop()
 		select {
