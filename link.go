@@ -25,6 +25,8 @@ type link struct {
 	running atomic.Int64
 	// ready is set when the handshake is over, and ended by end.
 	ready, ended atomic.Bool
+	// told is set when the other side has been asked to begin nothing more.
+	told atomic.Bool
 	// away is set when the other side shuts down: nothing more is to be sent that it
 	// would have to handle. answered is set when it has answered all pulls that it
 	// will.
@@ -151,7 +153,7 @@ func (l *link) linger() {
 // pull that has run, or will, is answered. It does not wait: a side that is not
 // asked is answered with StatusServiceUnavailable.
 func (l *link) goAway(done bool) {
-	if !l.ready.Load() || l.ended.Load() {
+	if !l.ready.Load() || l.ended.Load() || l.told.Swap(true) && !done {
 		return
 	}
 	p := &packet.Packet{
@@ -162,7 +164,7 @@ func (l *link) goAway(done bool) {
 		p.Header.StatusCode = StatusOK
 	}
 	frame, err := l.sock.Encode(p)
-	if err == nil && l.sock.OfferFrame(frame) == nil {
+	if err == nil && l.sock.PressFrame(frame) == nil {
 		go l.flush()
 	}
 }

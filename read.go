@@ -216,6 +216,7 @@ func (r *reader) call(c *packetCtx, table *routeTable) error {
 	// round: one of the two sees the other.
 	l.running.Add(1)
 	if l.peer.draining() && c.typ == packet.TypePull {
+		l.goAway(false) // if Shutdown has not come to it yet: a refusal comes after it
 		r.refuse(c, newXerror(StatusServiceUnavailable, "shutting down, the pull was not run", nil))
 		l.handlerDone()
 		return nil

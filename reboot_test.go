@@ -43,31 +43,40 @@ func init() {
 		}
 		SetShutdown(-1, nil, nil)
 		SetReboot(time.Minute)
-		p := NewPeer(&PeerConfig{ListenAddrs: []string{"unix:" + os.Getenv("TP_TEST_SOCKET")}})
+		addrs := strings.Fields(os.Getenv("TP_TEST_ADDRS"))
+		p := NewPeer(&PeerConfig{ListenAddrs: addrs[:1]})
 		HandlePull(p.PullRouter, "/pid", func(PullCtx, *string) (int, Xerror) { return os.Getpid(), nil })
-		notes, err := os.OpenFile(os.Getenv("TP_TEST_SOCKET")+".notes", os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+		notes, err := os.OpenFile(os.Getenv("TP_TEST_NOTES"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 		if err != nil {
 			Fatalf("%v", err)
 		}
-		HandlePush(p.PushRouter, "/note", func(_ PushCtx, id *string) {
-			if _, err := notes.WriteString(*id + "\n"); err != nil {
+		note := func(id string) {
+			if _, err := notes.WriteString(id + "\n"); err != nil {
 				Fatalf("%v", err)
 			}
-		})
+		}
+		HandlePush(p.PushRouter, "/note", func(_ PushCtx, id *string) { note(*id) })
+		HandlePull(p.PullRouter, "/call", func(_ PullCtx, id *string) (int, Xerror) { note(*id); return os.Getpid(), nil })
 		HandlePull(p.PullRouter, "/timeout", func(_ PullCtx, d *time.Duration) (string, Xerror) { SetReboot(*d); return "", nil })
 		HandlePull(p.PullRouter, "/reboot", func(PullCtx, *string) (string, Xerror) { return fmt.Sprint(reboot()), nil })
-		ln, err := NewListener("127.0.0.1:0")
-		if err != nil {
-			Fatalf("%v", err)
-		}
 		go awaitSignals(notifySignals()) // which are caught from here on
-		go func() { _ = p.Serve(ln) }()
+		for _, addr := range addrs[1:] {
+			ln, err := NewListener(addr)
+			if err != nil {
+				Fatalf("%v", err)
+			}
+			go func() { _ = p.Serve(ln) }()
+		}
 		if !successor {
 			go func() {
-				for len(p.Addrs()) < 2 {
+				for len(p.Addrs()) < len(addrs) {
 					runtime.Gosched()
 				}
-				fmt.Println(ln.Addr())
+				for _, a := range p.Addrs() {
+					if a.Network() == "tcp" {
+						fmt.Println(a)
+					}
+				}
 			}()
 		}
 		_ = p.Listen()
@@ -75,21 +84,27 @@ func init() {
 }
 
 type rebooting struct {
-	tcp, unix, how, log string
+	tcp, unix, how, log, notes string
 }
 
 func startRebooting(t *testing.T) rebooting {
 	dir := t.TempDir()
-	r := rebooting{unix: filepath.Join(dir, "s"), how: filepath.Join(dir, "how"), log: filepath.Join(dir, "log")}
-	log, err := os.Create(r.log)
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = log.Close() })
-	p := prepareProgram(t, "reboot", "TP_TEST_SOCKET="+r.unix, "TP_TEST_SUCCESSOR="+r.how)
-	p.cmd.Stderr = log
+	r := rebooting{
+		unix: "unix:" + filepath.Join(dir, "s"), how: filepath.Join(dir, "how"),
+		log: filepath.Join(dir, "log"), notes: filepath.Join(dir, "notes"),
+	}
+	p := prepareProgram(t, "reboot", "TP_TEST_ADDRS="+r.unix+" 127.0.0.1:0", "TP_TEST_NOTES="+r.notes, "TP_TEST_SUCCESSOR="+r.how)
+	p.cmd.Stderr = openLog(t, r.log)
 	require.NoError(t, p.cmd.Start())
 	r.tcp = p.line()
-	r.unix = "unix:" + r.unix
 	return r
+}
+
+func openLog(t *testing.T, path string) *os.File {
+	log, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = log.Close() })
+	return log
 }
 
 func (r rebooting) logText(t *testing.T) string {
@@ -98,135 +113,177 @@ func (r rebooting) logText(t *testing.T) string {
 	return string(b)
 }
 
-// redialler pulls on a connection, and on another when that goes away.
-type redialler struct {
-	peer *Peer
-	addr string
-	sess *Session
+// pidOf returns the number of the process that answers. It makes a new connection,
+// to a process that may be about to end, and no pull fails.
+func pidOf(t *testing.T, cli *Peer, addr string) int {
+	sess, err := cli.Dial(addr)
+	require.NoError(t, err)
+	defer sess.Close()
+	return pidBy(t, sess)
 }
 
-// pid returns the number of the process that answers. The error is that of a pull
-// that may have run, or of a dial.
-func (r *redialler) pid() (int, error) {
-	for {
-		if r.sess == nil {
-			var err error
-			if r.sess, err = r.peer.Dial(r.addr); err != nil {
-				return 0, err
-			}
-		}
-		var pid int
-		x := r.sess.Pull("/pid", "", &pid).Xerror
-		if x == nil {
-			return pid, nil
-		}
-		if !NotRun(x) {
-			return 0, x
-		}
-		r.sess = nil // it ends by itself
-	}
-}
-
-// note pushes an id until it was sent.
-func (r *redialler) note(id string) error {
-	for {
-		if r.sess == nil {
-			var err error
-			if r.sess, err = r.peer.Dial(r.addr); err != nil {
-				return err
-			}
-		}
-		x := r.sess.Push("/note", id)
-		if x == nil {
-			return nil
-		}
-		if !NotRun(x) {
-			return x
-		}
-		r.sess = nil
-	}
+func pidBy(t *testing.T, sess *Session) (pid int) {
+	require.Nil(t, sess.Pull("/pid", "", &pid).Xerror)
+	return pid
 }
 
 var (
-	rebootTimes   = flag.Int("reboots", 5, "how often TestReboot reboots")
+	rebootTimes   = flag.Int("reboots", 5, "how often TestReboot reboots, and TestTerminate starts the program again")
 	rebootClients = flag.Int("reboot-clients", 8, "how many clients pull and push meanwhile")
 	rebootPause   = flag.Duration("reboot-pause", 0, "what each of them waits between two pulls")
 )
 
-// Process after process takes over under load, over TCP and a unix socket. No pull
-// fails, no dial is refused, and every push that was sent arrives once.
-func TestReboot(t *testing.T) {
-	reboots, clients := *rebootTimes, *rebootClients
-	prog := startRebooting(t)
-	cli := newTestPeer(t, nil)
-	var now, pulls atomic.Int64 // the process that has answered last
-	var sent sync.Map
-	var ending atomic.Bool
-	var wg sync.WaitGroup
-	for i := range clients {
-		r := redialler{peer: cli, addr: []string{prog.tcp, prog.unix}[i%2]}
-		wg.Go(func() {
-			for n := 0; !ending.Load(); n++ {
-				pid, err := r.pid()
-				if err != nil {
-					t.Errorf("pull %d: %v", n, err)
+// traffic is clients that pull and push all the time, each on a session that redials
+// and now and then by a connection of its own.
+type traffic struct {
+	cli    *Peer
+	sent   sync.Map // what was pushed
+	pulls  atomic.Int64
+	ending atomic.Bool
+	wg     sync.WaitGroup
+}
+
+func startTraffic(t *testing.T, addrs ...string) *traffic {
+	tr := &traffic{cli: newTestPeer(t, &PeerConfig{Redial: new(Redial)})}
+	for i := range *rebootClients {
+		addr := addrs[i%len(addrs)]
+		sess, err := tr.cli.Dial(addr)
+		require.NoError(t, err)
+		tr.wg.Go(func() {
+			for n := 0; !tr.ending.Load(); n++ {
+				by := sess
+				if n%10 == 9 {
+					if by, err = tr.cli.Dial(addr); err != nil {
+						t.Errorf("dial %d: %v", n, err)
+						return
+					}
+				}
+				if x := by.Pull("/pid", "", new(int)).Xerror; x != nil {
+					t.Errorf("pull %d: %v", n, x)
 					return
 				}
-				now.Store(int64(pid))
-				pulls.Add(1)
+				tr.pulls.Add(1)
 				id := fmt.Sprint(i, "-", n)
-				if err := r.note(id); err != nil {
-					t.Errorf("push %s: %v", id, err)
+				if x := by.Push("/note", id); x != nil {
+					t.Errorf("push %s: %v", id, x)
 					return
 				}
-				sent.Store(id, true)
-				time.Sleep(*rebootPause)
-				if n%10 == 9 { // dials too
-					_ = r.sess.Close()
-					r.sess = nil
+				tr.sent.Store(id, true)
+				if by != sess {
+					_ = by.Close()
 				}
+				time.Sleep(*rebootPause)
 			}
 		})
 	}
+	return tr
+}
+
+// stop waits for a hundred pulls more.
+func (tr *traffic) stop(t *testing.T) {
+	enough := tr.pulls.Load() + 100
+	for tr.pulls.Load() < enough && !t.Failed() {
+		time.Sleep(time.Millisecond)
+	}
+	tr.ending.Store(true)
+	tr.wg.Wait()
+}
+
+// requireArrived shows that all that was pushed has arrived once, now that the
+// servers have ended.
+func (tr *traffic) requireArrived(t *testing.T, notes string) {
+	text, err := os.ReadFile(notes)
+	require.NoError(t, err)
+	arrived := map[string]int{}
+	for id := range strings.Lines(string(text)) {
+		arrived[strings.TrimSpace(id)]++
+	}
+	lost := 0
+	tr.sent.Range(func(id, _ any) bool {
+		if arrived[id.(string)] != 1 {
+			lost++
+			t.Errorf("push %s arrived %d times", id, arrived[id.(string)])
+		}
+		return lost < 10
+	})
+}
+
+// Process after process takes over under load, over TCP and a unix socket. No pull
+// fails, no dial is refused, and every push that was sent arrives once.
+func TestReboot(t *testing.T) {
+	prog := startRebooting(t)
+	tr := startTraffic(t, prog.tcp, prog.unix)
 	seen := map[int]bool{}
-	control := redialler{peer: cli, addr: prog.tcp}
-	for range reboots {
-		old, err := control.pid()
-		require.NoError(t, err)
+	for range *rebootTimes {
+		old := pidOf(t, tr.cli, prog.tcp)
 		require.False(t, seen[old])
 		seen[old] = true
 		require.NoError(t, syscall.Kill(old, syscall.SIGUSR2))
-		for pid := old; pid == old; {
-			pid, err = control.pid()
-			require.NoError(t, err, "%s", prog.logText(t))
-		}
 		require.Eventually(t, func() bool { return processEnded(old) }, time.Minute, 10*time.Millisecond, "it drains and exits")
+		require.NotEqual(t, old, pidOf(t, tr.cli, prog.tcp))
 	}
-	before := pulls.Load()
-	for pulls.Load() < before+100 && !t.Failed() {
-		time.Sleep(time.Millisecond)
-	}
-	ending.Store(true)
-	wg.Wait()
-	t.Logf("%d pulls and as many pushes, %d reboots", pulls.Load(), reboots)
-	last, err := control.pid()
-	require.NoError(t, err)
+	tr.stop(t)
+	t.Logf("%d pulls and as many pushes, %d reboots", tr.pulls.Load(), *rebootTimes)
+	last := pidOf(t, tr.cli, prog.tcp)
 	require.NoError(t, syscall.Kill(last, syscall.SIGTERM))
 	require.Eventually(t, func() bool { return processEnded(last) }, time.Minute, 10*time.Millisecond)
-	notes, err := os.ReadFile(prog.unix[len("unix:"):] + ".notes")
-	require.NoError(t, err)
-	arrived := map[string]int{}
-	for id := range strings.Lines(string(notes)) {
-		arrived[strings.TrimSpace(id)]++
-	}
-	sent.Range(func(id, _ any) bool {
-		require.Equal(t, 1, arrived[id.(string)], "push %s", id)
-		return true
-	})
-	_, err = os.Stat(prog.unix[len("unix:"):])
+	tr.requireArrived(t, prog.notes)
+	_, err := os.Stat(strings.TrimPrefix(prog.unix, "unix:"))
 	require.ErrorIs(t, err, os.ErrNotExist, "the last one removes the socket")
 	_, err = net.Dial("tcp", prog.tcp)
 	require.Error(t, err)
+	if t.Failed() {
+		t.Log(prog.logText(t))
+	}
+}
+
+// The same where somebody else holds the listening socket, ends the program and
+// starts it again: at times before the old one has ended, at times after.
+func TestTerminate(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer ln.Close()
+	file, err := ln.(*net.TCPListener).File()
+	require.NoError(t, err)
+	defer file.Close()
+	dir := t.TempDir()
+	notes, log := filepath.Join(dir, "notes"), openLog(t, filepath.Join(dir, "log"))
+	start := func() *program {
+		p := prepareProgram(t, "reboot", "TP_TEST_ADDRS="+ln.Addr().String(), "TP_TEST_NOTES="+notes)
+		p.cmd.Path, p.cmd.Args = "/bin/sh", []string{"sh", "-c", "LISTEN_FDS=1 LISTEN_PID=$$ exec " + os.Args[0]}
+		p.cmd.ExtraFiles = []*os.File{file}
+		p.cmd.Stderr = log
+		require.NoError(t, p.cmd.Start())
+		return p
+	}
+	p := start()
+	require.Equal(t, ln.Addr().String(), p.line())
+	tr := startTraffic(t, ln.Addr().String())
+	for i := range *rebootTimes {
+		old := p
+		if i%2 == 0 {
+			p = start()
+			require.Equal(t, ln.Addr().String(), p.line())
+		}
+		require.NoError(t, old.cmd.Process.Signal(syscall.SIGTERM))
+		require.Zero(t, old.exitCode())
+		if i%2 == 1 {
+			p = start()
+		}
+		enough := tr.pulls.Load() + 20
+		for tr.pulls.Load() < enough && !t.Failed() {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	tr.stop(t)
+	t.Logf("%d pulls and as many pushes, %d new starts", tr.pulls.Load(), *rebootTimes)
+	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
+	require.Zero(t, p.exitCode())
+	tr.requireArrived(t, notes)
+	if t.Failed() {
+		text, _ := os.ReadFile(log.Name())
+		t.Log(string(text))
+	}
 }
 
 // processEnded reports whether a process is gone, or would be if its parent looked.
@@ -258,21 +315,22 @@ func TestRebootThatFails(t *testing.T) {
 			t.Parallel()
 			prog := startRebooting(t)
 			require.NoError(t, os.WriteFile(prog.how, []byte(how), 0o600))
-			r := redialler{peer: newTestPeer(t, nil), addr: prog.tcp}
-			pid, err := r.pid()
+			cli := newTestPeer(t, &PeerConfig{Redial: new(Redial)})
+			sess, err := cli.Dial(prog.tcp)
 			require.NoError(t, err)
-			require.Nil(t, r.sess.Pull("/timeout", 300*time.Millisecond, nil).Xerror)
+			pid := pidBy(t, sess)
+			require.Nil(t, sess.Pull("/timeout", 300*time.Millisecond, nil).Xerror)
 			if how == "exit" { // which takes as long as it takes
-				require.Nil(t, r.sess.Pull("/timeout", time.Minute, nil).Xerror)
+				require.Nil(t, sess.Pull("/timeout", time.Minute, nil).Xerror)
 			}
 			for range 2 {
 				var text string
-				require.Nil(t, r.sess.Pull("/reboot", "", &text).Xerror)
+				require.Nil(t, sess.Pull("/reboot", "", &text).Xerror)
 				require.Contains(t, text, want)
 			}
 			done := make(chan *PullCmd, 2)
-			r.sess.GoPull("/reboot", "", new(string), done)
-			r.sess.GoPull("/reboot", "", new(string), done)
+			sess.GoPull("/reboot", "", new(string), done)
+			sess.GoPull("/reboot", "", new(string), done)
 			texts := ""
 			for range 2 {
 				reply, _ := (<-done).Result()
@@ -282,18 +340,13 @@ func TestRebootThatFails(t *testing.T) {
 				require.Contains(t, texts, "another one is under way")
 			}
 			for _, addr := range []string{prog.tcp, prog.unix} { // it still accepts
-				other := redialler{peer: r.peer, addr: addr}
-				got, err := other.pid()
-				require.NoError(t, err)
-				require.Equal(t, pid, got)
+				require.Equal(t, pid, pidOf(t, cli, addr))
 			}
-			require.Nil(t, r.sess.Pull("/timeout", time.Minute, nil).Xerror)
+			require.Nil(t, sess.Pull("/timeout", time.Minute, nil).Xerror)
 			require.NoError(t, os.Remove(prog.how)) // and when the program is mended
 			require.NoError(t, syscall.Kill(pid, syscall.SIGUSR2))
-			for got := pid; got == pid; {
-				got, err = r.pid()
-				require.NoError(t, err)
-			}
+			require.Eventually(t, func() bool { return processEnded(pid) }, time.Minute, 10*time.Millisecond)
+			require.NotEqual(t, pid, pidBy(t, sess))
 		})
 	}
 }
@@ -333,20 +386,15 @@ func TestSystemd(t *testing.T) {
 	p.cmd.Stderr = log
 	require.NoError(t, p.cmd.Start())
 	require.Equal(t, "READY=1", next())
-	r := redialler{peer: newTestPeer(t, nil), addr: ln.Addr().String()}
-	old, err := r.pid()
+	sess, err := newTestPeer(t, &PeerConfig{Redial: new(Redial)}).Dial(ln.Addr().String())
 	require.NoError(t, err)
+	old := pidBy(t, sess)
 	require.Equal(t, p.cmd.Process.Pid, old)
 
 	require.NoError(t, syscall.Kill(old, syscall.SIGUSR2))
 	main := next()
-	for pid := old; pid == old; {
-		pid, err = r.pid()
-		require.NoError(t, err)
-		if pid != old {
-			require.Equal(t, fmt.Sprintf("MAINPID=%d", pid), main)
-		}
-	}
+	require.Eventually(t, func() bool { return processEnded(old) }, time.Minute, 10*time.Millisecond)
+	require.Equal(t, fmt.Sprintf("MAINPID=%d", pidBy(t, sess)), main)
 	require.Zero(t, p.exitCode())
 }
 

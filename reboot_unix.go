@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -53,18 +53,29 @@ func startSuccessor(own []*sharedListener, timeout time.Duration) (pid int, err 
 		return 0, err
 	}
 	defer ready.Close()
-	files = append(files, say)
-
-	cmd := exec.Command(startedAs.path, os.Args[1:]...)
-	cmd.Args[0] = os.Args[0]
-	cmd.Dir = startedAs.dir
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.ExtraFiles = files
-	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(kv string) bool {
+	defer say.Close()
+	// By the files' Fd method os/exec would make the sockets block, in this process too.
+	fds := []uintptr{0, 1, 2}
+	for _, f := range append(files, say) {
+		raw, err := f.SyscallConn()
+		if err != nil {
+			return 0, err
+		}
+		if err := raw.Control(func(fd uintptr) { fds = append(fds, fd) }); err != nil {
+			return 0, err
+		}
+	}
+	env := append(slices.DeleteFunc(os.Environ(), func(kv string) bool {
 		name, _, _ := strings.Cut(kv, "=")
 		return name == envListeners || name == envReady
 	}), envListeners+"="+strings.Join(addrs, "\n"), envReady+"="+strconv.Itoa(firstFile+len(addrs)))
-	if err := cmd.Start(); err != nil {
+	pid, err = syscall.ForkExec(startedAs.path, os.Args, &syscall.ProcAttr{Dir: startedAs.dir, Env: env, Files: fds})
+	if err != nil {
+		return 0, &os.PathError{Op: "fork/exec", Path: startedAs.path, Err: err}
+	}
+	runtime.KeepAlive(files)
+	child, err := os.FindProcess(pid)
+	if err != nil {
 		return 0, err
 	}
 	_ = say.Close()
@@ -73,17 +84,17 @@ func startSuccessor(own []*sharedListener, timeout time.Duration) (pid int, err 
 	}
 	switch _, err := ready.Read(make([]byte, 1)); {
 	case err == nil:
-		pid := cmd.Process.Pid
-		go func() { _ = cmd.Wait() }()
+		go func() { _, _ = child.Wait() }()
 		return pid, nil
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+		_ = child.Kill()
+		_, _ = child.Wait()
 		return 0, fmt.Errorf("the new process did not serve all listeners within %v and was ended", timeout)
 	}
-	_ = cmd.Process.Kill() // it has closed the pipe and might go on without a word
-	if err := cmd.Wait(); err != nil {
-		return 0, fmt.Errorf("the new process ended before it served: %w", err)
+	_ = child.Kill() // it has closed the pipe and might go on without a word
+	state, err := child.Wait()
+	if err != nil {
+		return 0, err
 	}
-	return 0, errors.New("the new process ended before it served")
+	return 0, fmt.Errorf("the new process ended before it served: %v", state)
 }

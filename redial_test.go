@@ -77,6 +77,26 @@ func (n *net0) client(t testing.TB, cfg *PeerConfig, plugins ...Plugin) *Peer {
 	return p
 }
 
+// notes is what has happened, in order.
+type notes struct {
+	mu   sync.Mutex
+	list []string
+}
+
+func (n *notes) add(s string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.list = append(n.list, s)
+}
+
+func (n *notes) take() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	list := n.list
+	n.list = nil
+	return list
+}
+
 func named(t testing.TB, name string) *Peer {
 	p := newTestPeer(t, nil)
 	HandlePull(p.PullRouter, "/name", func(PullCtx, *string) (string, Xerror) { return name, nil })
@@ -198,10 +218,9 @@ func TestRedialWhenTheOtherSideShutsDown(t *testing.T) {
 		a, b := named(t, "A"), named(t, "B")
 		release := make(chan struct{})
 		HandlePull(a.PullRouter, "/slow", func(PullCtx, *string) (string, Xerror) { <-release; return "A, slowly", nil })
-		var hooks []string
-		var mu sync.Mutex
+		var hooks notes
 		note := func(name string) func(interface{}) error {
-			return func(interface{}) error { mu.Lock(); defer mu.Unlock(); hooks = append(hooks, name); return nil }
+			return func(interface{}) error { hooks.add(name); return nil }
 		}
 		n.serve("x", a)
 		cli := n.client(t, &PeerConfig{Redial: &Redial{FailFast: true}}, &testPlugin{"p", map[string]func(interface{}) error{
@@ -231,11 +250,8 @@ func TestRedialWhenTheOtherSideShutsDown(t *testing.T) {
 		require.True(t, old.ended.Load())
 		require.Less(t, time.Since(began), time.Second)
 		require.Equal(t, "B", nameOf(sess))
-		mu.Lock()
-		require.Equal(t, []string{"PostDial", "PostDial", "PostReconnect"}, hooks)
-		mu.Unlock()
-		require.Empty(t, sess.redial.others)
-		require.Len(t, cli.hub.links, 1)
+		require.Equal(t, []string{"PostDial", "PostDial", "PostReconnect"}, hooks.take())
+		require.Equal(t, 2, cli.hubSize(), "a session and its connection")
 	})
 }
 
@@ -433,8 +449,8 @@ func TestRedialHooks(t *testing.T) {
 		HandlePull(srv.PullRouter, "/subscribe", func(PullCtx, *string) (string, Xerror) { subscribed.Add(1); return "", nil })
 		n.serve("a", srv)
 		var mu sync.Mutex
-		var hooks []string
-		note := func(s string) { mu.Lock(); defer mu.Unlock(); hooks = append(hooks, s) }
+		var hooks notes
+		note := hooks.add
 		fail := map[string]int{}
 		cli := n.client(t, &PeerConfig{Redial: new(Redial)}, &testPlugin{"p", map[string]func(interface{}) error{
 			"PostDial": func(s interface{}) error {
@@ -470,8 +486,8 @@ func TestRedialHooks(t *testing.T) {
 		sess, err := cli.Dial("a", "me")
 		require.NoError(t, err)
 		time.Sleep(time.Minute)
+		hooks.take()
 		mu.Lock()
-		hooks = nil
 		fail = map[string]int{"PostDial": 2, "PostReconnect": 1}
 		mu.Unlock()
 		n.cut()
@@ -479,14 +495,13 @@ func TestRedialHooks(t *testing.T) {
 		require.Equal(t, []string{
 			"PostDisconnect", "PostDial", "PostDial", "PostDial", "PostReconnect",
 			"PostDisconnect", "PostDial", "PostReconnect",
-		}, hooks)
+		}, hooks.take())
 		require.EqualValues(t, 2, subscribed.Load())
 		require.Equal(t, "A", nameOf(sess))
-		hooks = nil
 		require.NoError(t, sess.Close())
 		time.Sleep(time.Minute)
-		require.Equal(t, []string{"PostDisconnect"}, hooks)
-		require.Empty(t, cli.hub.links)
+		require.Equal(t, []string{"PostDisconnect"}, hooks.take())
+		require.Zero(t, cli.hubSize())
 	})
 }
 
@@ -514,7 +529,7 @@ func TestRedialWhileHooksPull(t *testing.T) {
 		time.Sleep(time.Minute)
 		require.EqualValues(t, 2, ran.Load())
 		require.Equal(t, "A", nameOf(sess))
-		require.False(t, sess.redial.running)
+		require.True(t, sess.redial.rests())
 	})
 }
 
@@ -532,7 +547,7 @@ func TestRedialToAServerThatDropsConnections(t *testing.T) {
 				cli := n.client(t, &PeerConfig{Redial: new(Redial)})
 				_, err := cli.Dial("a")
 				require.NoError(t, err)
-				for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(time.Millisecond) {
+				for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 					srv.RangeSession(func(s *Session) bool { drop(s); return true })
 				}
 				require.Less(t, len(n.dialled()), 40)

@@ -176,6 +176,10 @@ func (s *Socket) QueueFrame(f Frame) (waiting int, err error) {
 // frame the error wraps [ErrOutputFull], and the socket can be used on.
 func (s *Socket) OfferFrame(f Frame) error { return s.send(f, flushOffered) }
 
+// PressFrame is QueueFrame for a frame that finds room in any case. It is for the few
+// small packets that keep the connection in order.
+func (s *Socket) PressFrame(f Frame) error { return s.send(f, flushPressed) }
+
 func (s *Socket) send(f Frame, mode flushMode) error {
 	_, err := s.queue(f, mode)
 	return err

@@ -83,12 +83,14 @@ const (
 	flushNot
 	// flushOffered is flushNot for a frame that does not wait for room.
 	flushOffered
+	// flushPressed is flushNot for a frame that needs no room.
+	flushPressed
 )
 
 // write takes the frame. It returns how many bytes wait.
 func (w *writer) write(f Frame, mode flushMode) (waiting int, err error) {
 	w.mu.Lock()
-	if !w.roomLocked(int64(len(f.b))) {
+	if !w.roomLocked(int64(len(f.b))) && mode != flushPressed {
 		if err = ErrOutputFull; mode != flushOffered {
 			err = w.waitForRoomLocked(int64(len(f.b)))
 		}
