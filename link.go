@@ -25,8 +25,6 @@ type link struct {
 	running atomic.Int64
 	// ready is set when the handshake is over, and ended by end.
 	ready, ended atomic.Bool
-	// told is set when the other side has been asked to begin nothing more.
-	told atomic.Bool
 	// away is set when the other side shuts down: nothing more is to be sent that it
 	// would have to handle. answered is set when it has answered all pulls that it
 	// will.
@@ -41,6 +39,7 @@ type link struct {
 	calls  calls // on workers; guarded by workers.mu
 
 	// The session's mu guards the fields below.
+	told   bool          // the other side has been asked to begin nothing more
 	done   chan struct{} // closed by end; made when asked for
 	ending *time.Timer   // of endWithin
 }
@@ -153,9 +152,6 @@ func (l *link) linger() {
 // pull that has run, or will, is answered. It does not wait: a side that is not
 // asked is answered with StatusServiceUnavailable.
 func (l *link) goAway(done bool) {
-	if !l.ready.Load() || l.ended.Load() || l.told.Swap(true) && !done {
-		return
-	}
 	p := &packet.Packet{
 		HeaderCodec: l.peer.cfg.DefaultHeaderCodec,
 		Header:      &packet.Header{Type: packet.TypeGoAway},
@@ -163,8 +159,13 @@ func (l *link) goAway(done bool) {
 	if done {
 		p.Header.StatusCode = StatusOK
 	}
-	frame, err := l.sock.Encode(p)
-	if err == nil && l.sock.PressFrame(frame) == nil {
+	l.sess.mu.Lock() // who finds it told finds it queued
+	defer l.sess.mu.Unlock()
+	if !l.ready.Load() || l.ended.Load() || l.told && !done {
+		return
+	}
+	l.told = true
+	if frame, err := l.sock.Encode(p); err == nil && l.sock.PressFrame(frame) == nil {
 		go l.flush()
 	}
 }

@@ -30,11 +30,11 @@ type Redial struct {
 	// connection does not last as long as the next attempt might have waited for has
 	// failed.
 	Attempts int
-	// MinBackoff and MaxBackoff bound the time before an attempt (100 ms, 30 s). It is
-	// random, between nothing and a bound that begins with MinBackoff and doubles with
-	// every failure up to MaxBackoff: "full jitter", as in "Exponential Backoff And
-	// Jitter", AWS Architecture Blog, 2015. After the other side has said that it
-	// shuts down the first attempt is made at once.
+	// Before each attempt a random time passes, between nothing and a bound ("full
+	// jitter", as in "Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
+	// The bound is half the time for which the session has had no lasting connection,
+	// but MinBackoff at least and MaxBackoff at most (100 ms, 30 s). When the other
+	// side has said that it shuts down the first attempt is made at once.
 	MinBackoff, MaxBackoff time.Duration
 	// MaxWait is the longest that a pull or a push waits for a connection before it
 	// fails with StatusConnClosed (30 s); a negative value means no bound. It counts
@@ -64,13 +64,10 @@ func (r *Redial) withDefaults() *Redial {
 	return &c
 }
 
-// bound is the longest wait before an attempt behind n failed ones.
-func (r *Redial) bound(n int) time.Duration {
-	d := r.MinBackoff
-	for ; n > 0 && d < r.MaxBackoff; n-- {
-		d *= 2
-	}
-	return min(d, r.MaxBackoff)
+// bound is the longest wait before an attempt when there has been no lasting
+// connection for some time.
+func (r *Redial) bound(without time.Duration) time.Duration {
+	return min(max(without/2, r.MinBackoff), r.MaxBackoff)
 }
 
 // redialer keeps a session connected. There is at most one goroutine that runs run,
@@ -84,7 +81,8 @@ type redialer struct {
 	// The session's mu guards the fields below.
 	others  []*link   // besides the session's link: older ones, and one that is being made
 	running bool      // run
-	since   time.Time // when the session's link was made
+	since   time.Time // when the session's link was made,
+	without time.Time // and since when there has been none that lasted
 	tries   int       // attempts in a row that came to nothing, as far as is known
 	failed  bool      // the last attempt has
 	err     error     // of the last attempt, or the end of the link that it has made
@@ -94,7 +92,8 @@ type redialer struct {
 }
 
 func newRedialer(cfg *Redial, addrs []string, at int) *redialer {
-	return &redialer{cfg: cfg, addrs: addrs, at: at, since: time.Now()}
+	now := time.Now()
+	return &redialer{cfg: cfg, addrs: addrs, at: at, since: now, without: now}
 }
 
 // survives reports whether the session goes on when the link ends.
@@ -175,11 +174,13 @@ func (r *redialer) pause(ctx context.Context) error {
 	s := r.sess
 	s.mu.Lock()
 	away := s.link.Load().away.Load()
-	lasted := time.Since(r.since)
-	if !r.failed && (lasted >= r.cfg.bound(r.tries) || away && lasted >= r.cfg.MinBackoff) {
-		r.tries = 0
+	now := time.Now()
+	lasted := now.Sub(r.since)
+	if !r.failed && (lasted >= r.cfg.bound(r.since.Sub(r.without)) || away && lasted >= r.cfg.MinBackoff) {
+		r.tries, r.without = 0, now
 	}
 	told, tries, err := r.told, r.tries, r.err
+	bound := r.cfg.bound(now.Sub(r.without))
 	s.mu.Unlock()
 	if told != nil {
 		select {
@@ -191,7 +192,7 @@ func (r *redialer) pause(ctx context.Context) error {
 		return fmt.Errorf("%d attempts in a row to dial again have failed: %w", tries, err)
 	}
 	if !away || tries > 0 {
-		timer := time.NewTimer(rand.N(r.cfg.bound(tries)))
+		timer := time.NewTimer(rand.N(bound))
 		defer timer.Stop()
 		select {
 		case <-timer.C:

@@ -153,10 +153,10 @@ func TestRedial(t *testing.T) {
 	})
 }
 
-// Before each attempt a random time passes, of which the bound doubles.
+// Before each attempt a random time passes, of which the bound grows.
 func TestRedialBackoff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const sessions, attempts = 200, 12
+		const sessions, attempts = 200, 40
 		n := newNet()
 		srv := named(t, "A")
 		n.serve("a", srv)
@@ -185,14 +185,14 @@ func TestRedialBackoff(t *testing.T) {
 			<-sess.Done()
 		}
 		require.Len(t, times, sessions)
-		bound := 100 * time.Millisecond
 		for i := range attempts {
 			var early, late int
 			for _, at := range times {
 				require.Len(t, at, attempts)
-				took := at[i]
+				took, bound := at[i], 100*time.Millisecond
 				if i > 0 {
 					took -= at[i-1]
+					bound = min(max(bound, at[i-1]/2), 30*time.Second)
 				}
 				require.Less(t, took, bound)
 				if took < bound/4 {
@@ -203,7 +203,6 @@ func TestRedialBackoff(t *testing.T) {
 			}
 			require.Greater(t, early, sessions/8, "attempt %d", i)
 			require.Greater(t, late, sessions/8, "attempt %d", i)
-			bound = min(2*bound, 30*time.Second)
 		}
 		x := all[0].Pull("/name", "", nil).Xerror
 		require.True(t, NotRun(x))
@@ -630,6 +629,9 @@ func TestRedialConfig(t *testing.T) {
 	}
 	r := (&Redial{MinBackoff: time.Minute}).withDefaults()
 	require.Equal(t, time.Minute, r.MaxBackoff)
-	require.Equal(t, time.Minute, r.bound(1000))
-	require.Equal(t, 400*time.Millisecond, new(Redial).withDefaults().bound(2))
+	require.Equal(t, time.Minute, r.bound(0))
+	r = new(Redial).withDefaults()
+	require.Equal(t, 100*time.Millisecond, r.bound(0))
+	require.Equal(t, 2*time.Second, r.bound(4*time.Second))
+	require.Equal(t, 30*time.Second, r.bound(time.Hour))
 }
