@@ -44,8 +44,9 @@ stress:   ## attacks and loads in full, one after the other (about 5 minutes)
 partition:   ## cut networks with the default timeouts (Linux, 2 minutes)
 	@go test ./internal/partition -run TestPartition -partition -v -count=1 -timeout 5m
 
-reboot:   ## 50 reboots under 500 pulls and 500 pushes a second of 20 clients
-	@go test . -run 'TestReboot$$' -v -count=1 -reboots 50 -reboot-clients 20 -reboot-pause 40ms
+reboot:   ## 50 reboots, and 50 new starts, under 500 pulls a second of 20 clients; 1,000 clients of a server that is killed (2 minutes)
+	@go test . -run 'TestReboot$$|TestTerminate$$' -v -count=1 -reboots 50 -reboot-clients 20 -reboot-pause 40ms
+	@go test . -run 'TestKilledAndStartedAgain$$' -v -count=1 -killed-clients 1000 -killed-for 12s -killed-check
 
 cross:   ## build for the other platforms
 	@for m in $(MODULES); do for p in windows/amd64 darwin/arm64 linux/386; do \

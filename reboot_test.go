@@ -137,6 +137,7 @@ var (
 // and now and then by a connection of its own.
 type traffic struct {
 	cli    *Peer
+	began  time.Time
 	sent   sync.Map // what was pushed
 	pulls  atomic.Int64
 	ending atomic.Bool
@@ -144,7 +145,7 @@ type traffic struct {
 }
 
 func startTraffic(t *testing.T, addrs ...string) *traffic {
-	tr := &traffic{cli: newTestPeer(t, &PeerConfig{Redial: new(Redial)})}
+	tr := &traffic{began: time.Now(), cli: newTestPeer(t, &PeerConfig{Redial: new(Redial)})}
 	for i := range *rebootClients {
 		addr := addrs[i%len(addrs)]
 		sess, err := tr.cli.Dial(addr)
@@ -179,12 +180,16 @@ func startTraffic(t *testing.T, addrs ...string) *traffic {
 	return tr
 }
 
-// stop waits for a hundred pulls more.
-func (tr *traffic) stop(t *testing.T) {
-	enough := tr.pulls.Load() + 100
+// flow waits until every client has pulled some ten times more.
+func (tr *traffic) flow(t *testing.T) {
+	enough := tr.pulls.Load() + int64(10**rebootClients)
 	for tr.pulls.Load() < enough && !t.Failed() {
 		time.Sleep(time.Millisecond)
 	}
+}
+
+func (tr *traffic) stop(t *testing.T) {
+	tr.flow(t)
 	tr.ending.Store(true)
 	tr.wg.Wait()
 }
@@ -221,9 +226,10 @@ func TestReboot(t *testing.T) {
 		require.NoError(t, syscall.Kill(old, syscall.SIGUSR2))
 		require.Eventually(t, func() bool { return processEnded(old) }, time.Minute, 10*time.Millisecond, "it drains and exits")
 		require.NotEqual(t, old, pidOf(t, tr.cli, prog.tcp))
+		tr.flow(t)
 	}
 	tr.stop(t)
-	t.Logf("%d pulls and as many pushes, %d reboots", tr.pulls.Load(), *rebootTimes)
+	t.Logf("%d pulls and as many pushes in %v, %d reboots", tr.pulls.Load(), time.Since(tr.began).Round(time.Millisecond), *rebootTimes)
 	last := pidOf(t, tr.cli, prog.tcp)
 	require.NoError(t, syscall.Kill(last, syscall.SIGTERM))
 	require.Eventually(t, func() bool { return processEnded(last) }, time.Minute, 10*time.Millisecond)
@@ -270,13 +276,10 @@ func TestTerminate(t *testing.T) {
 		if i%2 == 1 {
 			p = start()
 		}
-		enough := tr.pulls.Load() + 20
-		for tr.pulls.Load() < enough && !t.Failed() {
-			time.Sleep(time.Millisecond)
-		}
+		tr.flow(t)
 	}
 	tr.stop(t)
-	t.Logf("%d pulls and as many pushes, %d new starts", tr.pulls.Load(), *rebootTimes)
+	t.Logf("%d pulls and as many pushes in %v, %d new starts", tr.pulls.Load(), time.Since(tr.began).Round(time.Millisecond), *rebootTimes)
 	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
 	require.Zero(t, p.exitCode())
 	tr.requireArrived(t, notes)
