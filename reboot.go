@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -67,7 +68,8 @@ func SetReboot(timeout time.Duration) {
 
 // NewListener listens on "host:port", or "unix:/path". If the process was started
 // by [Reboot], or by systemd with sockets, and was handed a listener for this
-// address, it takes that. [Peer.Listen] uses it; a listener for [Peer.Serve] that
+// address, it takes that. A unix socket that a process has left that was killed is
+// removed. [Peer.Listen] uses it; a listener for [Peer.Serve] that
 // is to survive a reboot is made by it. It is safe for concurrent use.
 func NewListener(addr string) (net.Listener, error) {
 	reboots.mu.Lock()
@@ -82,6 +84,9 @@ func NewListener(addr string) (net.Listener, error) {
 	l := takeInheritedLocked(network, addr, address)
 	if l == nil {
 		ln, err := net.Listen(network, address)
+		if errors.Is(err, syscall.EADDRINUSE) && removeLeftSocket(network, address) {
+			ln, err = net.Listen(network, address)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("tp: %w", err)
 		}
@@ -89,6 +94,20 @@ func NewListener(addr string) (net.Listener, error) {
 	}
 	reboots.own = append(reboots.own, l)
 	return l, nil
+}
+
+// removeLeftSocket removes a unix socket that nobody listens on: whoever made it has
+// been killed. It reports whether it did.
+func removeLeftSocket(network, path string) bool {
+	info, err := os.Lstat(path)
+	if network != "unix" || err != nil || info.Mode()&os.ModeSocket == 0 {
+		return false
+	}
+	conn, err := net.Dial(network, path)
+	if err == nil {
+		_ = conn.Close()
+	}
+	return errors.Is(err, syscall.ECONNREFUSED) && os.Remove(path) == nil
 }
 
 // takeInheritedLocked returns the listener that was handed over for the address.

@@ -31,6 +31,10 @@ func init() {
 		}()
 		_, successor := os.LookupEnv(envListeners)
 		if how, err := os.ReadFile(os.Getenv("TP_TEST_SUCCESSOR")); err == nil && successor {
+			if addr, ok := strings.CutPrefix(string(how), "listen "); ok { // which is taken
+				_, err := NewListener(addr)
+				Fatalf("%v", err)
+			}
 			switch string(how) {
 			case "exit":
 				os.Exit(7)
@@ -87,13 +91,16 @@ type rebooting struct {
 	tcp, unix, how, log, notes string
 }
 
-func startRebooting(t *testing.T) rebooting {
+func startRebooting(t *testing.T, program ...string) rebooting {
 	dir := t.TempDir()
 	r := rebooting{
 		unix: "unix:" + filepath.Join(dir, "s"), how: filepath.Join(dir, "how"),
 		log: filepath.Join(dir, "log"), notes: filepath.Join(dir, "notes"),
 	}
 	p := prepareProgram(t, "reboot", "TP_TEST_ADDRS="+r.unix+" 127.0.0.1:0", "TP_TEST_NOTES="+r.notes, "TP_TEST_SUCCESSOR="+r.how)
+	if len(program) > 0 {
+		p.cmd.Path = program[0]
+	}
 	p.cmd.Stderr = openLog(t, r.log)
 	require.NoError(t, p.cmd.Start())
 	r.tcp = p.line()
@@ -354,9 +361,63 @@ func TestRebootThatFails(t *testing.T) {
 	}
 }
 
+// A new version that is configured to listen where somebody else does ends, and one
+// that cannot be executed does not begin.
+func TestRebootToABadProgram(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "program")
+	text, err := os.ReadFile(os.Args[0])
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(program, text, 0o700))
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer taken.Close()
+
+	prog := startRebooting(t, program)
+	sess, err := newTestPeer(t, nil).Dial(prog.tcp)
+	require.NoError(t, err)
+	pid := pidBy(t, sess)
+	requireFails := func(want string) {
+		var text string
+		require.Nil(t, sess.Pull("/reboot", "", &text).Xerror)
+		require.Contains(t, text, want)
+		require.Equal(t, pid, pidBy(t, sess))
+	}
+	require.NoError(t, os.WriteFile(prog.how, []byte("listen "+taken.Addr().String()), 0o600))
+	requireFails("tp: reboot: the new process ended before it served: exit status 1")
+	require.Contains(t, prog.logText(t), "listen tcp "+taken.Addr().String()+": bind: address already in use")
+	require.NoError(t, os.Chmod(program, 0o600))
+	requireFails("tp: reboot: fork/exec " + program + ": permission denied")
+	require.NoError(t, os.Remove(program))
+	requireFails("tp: reboot: fork/exec " + program + ": no such file or directory")
+}
+
 // A process without a listener has nothing to hand over.
 func TestRebootWithoutAListener(t *testing.T) {
 	require.ErrorContains(t, Reboot(), "no listener to hand over")
+}
+
+// A unix socket that nobody serves any more is no obstacle, and one that somebody
+// serves is; other files are left alone.
+func TestListenerOnALeftSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	left, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	require.NoError(t, err)
+	left.SetUnlinkOnClose(false)
+	_, err = NewListener("unix:" + path)
+	require.ErrorIs(t, err, syscall.EADDRINUSE, "it is served")
+	require.NoError(t, left.Close())
+	ln, err := NewListener("unix:" + path)
+	require.NoError(t, err)
+	conn, err := net.Dial("unix", path)
+	require.NoError(t, err)
+	require.NoError(t, conn.Close())
+	require.NoError(t, ln.Close())
+	require.NoError(t, os.WriteFile(path, []byte("mine"), 0o600))
+	_, err = NewListener("unix:" + path)
+	require.ErrorIs(t, err, syscall.EADDRINUSE)
+	text, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.Equal(t, "mine", string(text))
 }
 
 // Under systemd a process takes the sockets that it was started with, says when it
