@@ -17,7 +17,7 @@ import (
 )
 
 // A frame that is offered is queued if there is room, and refused if not, without
-// waiting and without an end of the socket.
+// waiting and without an end of the socket. One that is pressed needs no room.
 func TestOfferFrame(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		budget := packet.NewBudget(1 << 20)
@@ -34,12 +34,14 @@ func TestOfferFrame(t *testing.T) {
 		require.Greater(t, offered, 9)
 		require.Less(t, offered, 12)
 		require.Positive(t, budget.Used())
+		require.NoError(t, a.PressFrame(encode(t, a, message("1", "in any case"))))
 
 		done := make(chan error, 1)
 		go func() { done <- a.Flush() }()
 		for range offered - 1 {
 			requireMessage(t, b, "1", strings.Repeat("x", 1000))
 		}
+		requireMessage(t, b, "1", "in any case")
 		require.NoError(t, <-done)
 		require.Zero(t, budget.Used())
 		require.NoError(t, a.OfferFrame(encode(t, a, message("2", "there is room again"))))

@@ -35,33 +35,22 @@ func main() {
 	}
 }
 
-// pull pulls for so long, and says who answers when that changes.
+// pull pulls for so long, on one session, and says who answers when that changes.
 func pull(d time.Duration) {
-	peer := tp.NewPeer(nil)
+	peer := tp.NewPeer(&tp.PeerConfig{Redial: &tp.Redial{}}) // the session outlives the server
 	defer peer.Close()
-	var sess *tp.Session
+	sess, err := peer.Dial(*addr)
+	if err != nil {
+		tp.Fatalf("%v", err)
+	}
 	var pulls, failed int
 	var last string
 	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
-		if sess == nil {
-			var err error
-			if sess, err = peer.Dial(*addr); err != nil {
-				fmt.Println(err)
-				failed++
-				continue
-			}
-		}
 		var who string
-		cmd := sess.Pull("/who", "", &who)
-		if tp.NotRun(cmd.Xerror) { // this server goes away: its successor answers
-			sess = nil
-			continue
-		}
 		pulls++
-		if cmd.Xerror != nil {
-			fmt.Println(cmd.Xerror)
+		if x := sess.Pull("/who", "", &who).Xerror; x != nil {
+			fmt.Println(x)
 			failed++
-			sess = nil
 		} else if who != last {
 			last = who
 			fmt.Println(who)
