@@ -23,8 +23,9 @@ type link struct {
 	// running counts pulls and pushes from the time their body was read until
 	// their reply is queued on the socket.
 	running atomic.Int64
-	// ready is set when the handshake is over, and ended by end.
-	ready, ended atomic.Bool
+	// ready is set when the handshake is over, gone when the other side takes nothing
+	// any more, though something of it may still be to be read, and ended by end.
+	ready, gone, ended atomic.Bool
 	// away is set when the other side shuts down: nothing more is to be sent that it
 	// would have to handle. answered is set when it has answered all pulls that it
 	// will.
@@ -62,7 +63,7 @@ func (l *link) init(s *Session, conn net.Conn) {
 func (l *link) remoteIp() string { return l.sock.RemoteAddr().String() }
 
 // usable reports whether a pull or push may go by the link.
-func (l *link) usable() bool { return !l.ended.Load() && !l.away.Load() }
+func (l *link) usable() bool { return !l.ended.Load() && !l.away.Load() && !l.gone.Load() }
 
 // goneAway reports whether the other side has asked to begin nothing more.
 func (l *link) goneAway() bool { return l.away.Load() && !l.ended.Load() }
@@ -190,7 +191,13 @@ func (l *link) shut(cause error) error {
 	if r == nil || !r.survives(l) {
 		return l.sess.shut(cause)
 	}
-	logf(LevelInfo, "session %s: the connection to %s ended: %s", quote(l.sess.Id()), l.remoteIp(), quote(cause.Error()))
+	if !l.ended.Load() {
+		level := LevelInfo
+		if l.away.Load() {
+			level = LevelDebug
+		}
+		logf(level, "session %s: the connection to %s ended: %s", quote(l.sess.Id()), l.remoteIp(), quote(cause.Error()))
+	}
 	err := l.end(cause)
 	r.start()
 	return err
@@ -231,6 +238,18 @@ func (l *link) end(cause error) error {
 	}
 	l.peer.activity()
 	return err
+}
+
+// lose is called when the other side takes nothing any more. It may have sent much
+// before that: the reader ends the link when it has read it.
+func (l *link) lose(cause error) {
+	if l.gone.Swap(true) {
+		return
+	}
+	l.endWithin(drainLinger, cause)
+	if r := l.sess.redial; r != nil {
+		r.start()
+	}
 }
 
 // endWithin ends the link after some time, if it has not ended by then.

@@ -318,6 +318,9 @@ func (p *Peer) DialContext(ctx context.Context, addr string, id ...string) (*Ses
 func (p *Peer) dialAny(ctx context.Context, addr string, id []string) (*Session, error) {
 	var all error
 	addrs := strings.Split(addr, ",")
+	for i := range addrs {
+		addrs[i] = strings.TrimSpace(addrs[i])
+	}
 	for i, addr := range addrs {
 		conn, err := p.connect(ctx, addr)
 		if err == nil {

@@ -55,8 +55,9 @@ type PostReconnectPlugin interface {
 // PostDisconnectPlugin is called when a session has lost its connection, however
 // that has ended: with [Redial] before another is dialled, and otherwise as the last
 // thing of the session. It is not called if the handshake failed, nor when the other
-// side shuts down and there is a new connection before the old one ends. Shutdown
-// waits for it. An error is logged.
+// side shuts down and there is a new connection before the old one ends. It must not
+// wait for the session, which has no connection until it returns. Shutdown waits for
+// it. An error is logged.
 type PostDisconnectPlugin interface {
 	Plugin
 	PostDisconnect(sess *Session, cause error) error

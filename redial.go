@@ -441,7 +441,7 @@ func (r *redialer) await(until time.Time) (*link, Xerror) {
 	for {
 		s.mu.Lock()
 		l := s.link.Load()
-		down := r.failed || l.ended.Load() && !l.away.Load()
+		down := r.failed || !l.usable() && !l.away.Load()
 		closed, err, changed := s.state == stateClosed, r.err, r.changeLocked()
 		s.mu.Unlock()
 		switch {
@@ -450,7 +450,11 @@ func (r *redialer) await(until time.Time) (*link, Xerror) {
 		case l.usable():
 			return l, nil
 		case r.cfg.FailFast && down:
-			return l, unrun(StatusConnClosed, fmt.Sprintf("no connection, nothing was sent: %v", err), err)
+			text := "no connection, nothing was sent"
+			if err != nil {
+				text += ": " + err.Error()
+			}
+			return l, unrun(StatusConnClosed, text, err)
 		}
 		select {
 		case <-changed:

@@ -352,6 +352,41 @@ func TestRedialNeverRunsTwice(t *testing.T) {
 	})
 }
 
+// A session whose connection takes nothing any more redials, while what has come by it
+// is still being read.
+func TestRedialWhenNothingCanBeSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNet()
+		srv := named(t, "A")
+		n.serve("a", srv)
+		stuck := make(chan struct{})
+		var first atomic.Bool
+		cli := n.client(t, &PeerConfig{Redial: new(Redial)}, hookPlugin("p", "PreReadHeader", func(interface{}) error {
+			if !first.Swap(true) {
+				<-stuck
+			}
+			return nil
+		}))
+		var pushed atomic.Int32
+		HandlePush(cli.PushRouter, "/push", func(PushCtx, *string) { pushed.Add(1) })
+		sess, err := cli.Dial("a")
+		require.NoError(t, err)
+		synctest.Wait()
+		srv.RangeSession(func(far *Session) bool {
+			require.Nil(t, far.Push("/push", ""))
+			require.NoError(t, far.Close())
+			return true
+		})
+		require.False(t, NotRun(sess.Pull("/name", "", nil).Xerror), "it may have been sent")
+		require.Equal(t, "A", nameOf(sess))
+		require.Zero(t, pushed.Load())
+		close(stuck)
+		synctest.Wait()
+		require.EqualValues(t, 1, pushed.Load())
+		require.Equal(t, 2, cli.hubSize())
+	})
+}
+
 // How long pulls and pushes wait for a connection.
 func TestRedialWaits(t *testing.T) {
 	for name, c := range map[string]struct {

@@ -70,9 +70,7 @@ func (l *link) wrote(err error) error {
 		// A socket that takes no more output because it is being drained must not be
 		// closed for it: what it has sent may not have been read yet.
 	case socket.Gone(err):
-		// The other side may have sent much before it went. The reader ends the
-		// link when it has read that.
-		l.endWithin(drainLinger, err)
+		l.lose(err)
 	default:
 		_ = l.shut(err)
 	}
