@@ -19,8 +19,9 @@ const patience = 30 * time.Second
 type client struct {
 	conn  net.Conn
 	r     *bufio.Reader
-	pulls int  // how many pulls alive has made
-	over  bool // the test has ended the connection itself
+	pulls int     // how many pulls alive has made
+	over  bool    // the test has ended the connection itself
+	away  []int32 // the statuses of the frames that said that the server goes away
 }
 
 // write sends bytes as they are, in one write.
@@ -31,13 +32,31 @@ func (c *client) write(t *testing.T, b []byte) {
 	require.NoError(t, err)
 }
 
-// receive reads the next frame.
+// receive reads the next frame, past those that say that the server goes away.
 func (c *client) receive(t *testing.T) frame {
 	t.Helper()
 	require.NoError(t, c.conn.SetReadDeadline(time.Now().Add(patience)))
-	f, err := readFrame(c.r)
-	require.NoError(t, err)
-	return f
+	for {
+		f, err := readFrame(c.r)
+		require.NoError(t, err)
+		if !c.isGoAway(t, f) {
+			return f
+		}
+	}
+}
+
+// isGoAway notes a frame that says that the server goes away: it has a status and
+// nothing else. A server says so at most twice, the second time with the status 200.
+func (c *client) isGoAway(t *testing.T, f frame) bool {
+	t.Helper()
+	if f.header.Type != typeGoAway {
+		return false
+	}
+	require.Equal(t, header{Type: typeGoAway, StatusCode: f.header.StatusCode}, f.header)
+	require.Empty(t, f.body)
+	c.away = append(c.away, f.header.StatusCode)
+	require.Contains(t, [][]int32{{0}, {0, 200}}, c.away)
+	return true
 }
 
 // ask sends a packet and reads the next frame.
@@ -71,13 +90,18 @@ func (c *client) requireCut(t *testing.T) {
 }
 
 // requireEnd requires that the other side ends the connection in good order
-// and sends nothing before.
+// and sends nothing before but that it goes away.
 func (c *client) requireEnd(t *testing.T) {
 	t.Helper()
 	require.NoError(t, c.conn.SetReadDeadline(time.Now().Add(patience)))
-	b, err := io.ReadAll(c.r)
-	require.NoError(t, err)
-	require.Empty(t, b, "sent but never asked for")
+	for {
+		f, err := readFrame(c.r)
+		if err != nil {
+			require.Equal(t, io.EOF, err)
+			break
+		}
+		require.True(t, c.isGoAway(t, f), "%+v was sent but never asked for", f)
+	}
 	c.close()
 }
 

@@ -28,9 +28,10 @@ const (
 
 // Packet types.
 const (
-	typePull  = int32(1)
-	typeReply = int32(2)
-	typePush  = int32(3)
+	typePull   = int32(1)
+	typeReply  = int32(2)
+	typeGoAway = int32(5)
+	typePush   = int32(3)
 )
 
 // Default limits of a peer.

@@ -292,5 +292,6 @@ func TestShuttingDown(t *testing.T) {
 	close(s.release)
 	requireReply(t, begun, c.receive(t))
 	c.requireEnd(t)
+	require.Equal(t, []int32{0, 200}, c.away)
 	require.NoError(t, receiveChan(t, done))
 }
