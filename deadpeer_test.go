@@ -332,7 +332,7 @@ func TestPushesOfAPeerThatHasGone(t *testing.T) {
 			synctest.Wait()
 			require.NoError(t, far.Close())
 			if write {
-				require.Equal(t, StatusWriteFailed, sess.Pull("/x", nil, nil).Xerror.Code())
+				require.Equal(t, StatusConnClosed, sess.Pull("/x", nil, nil).Xerror.Code())
 				require.True(t, NotRun(sess.Push("/x", nil)))
 			}
 			close(reading)

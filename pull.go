@@ -525,6 +525,9 @@ func sendXerror(err error) Xerror {
 		return unrun(StatusConnClosed, "connection closed, the packet was not sent", err)
 	}
 	x := newXerror(StatusWriteFailed, fmt.Sprintf("write failed: %v", err), err)
+	if socket.Gone(err) {
+		x = newXerror(StatusConnClosed, fmt.Sprintf("connection closed by the other side: %v", err), err)
+	}
 	var we *socket.WriteError
 	x.notRun = !errors.As(err, &we) || we.Unsent // otherwise it did not encode
 	return x
