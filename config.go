@@ -31,7 +31,7 @@ type PeerConfig struct {
 	// ClientAuth is VerifyClientCertIfGiven.
 	TLSConfig *tls.Config
 	// DefaultReadTimeout is the longest that a session waits for the next packet
-	// before it is closed; zero and negative values mean no bound.
+	// before its connection is closed; zero and negative values mean no bound.
 	DefaultReadTimeout time.Duration
 	// DefaultWriteTimeout is the longest that one write may take, and that a packet
 	// waits for room in the session's output, before the session is closed; zero

@@ -64,6 +64,7 @@ func Shutdown(timeout ...time.Duration) {
 	if len(timeout) > 0 {
 		limit = timeout[0]
 	}
+	endSuccessor()
 	Infof("shutting down %d peers", len(peers))
 	code := 0
 	check := func(what string, err error) {

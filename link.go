@@ -42,6 +42,7 @@ type link struct {
 	// The session's mu guards the fields below.
 	told   bool          // the other side has been asked to begin nothing more
 	done   chan struct{} // closed by end; made when asked for
+	hooked chan struct{} // closed when the PostDisconnect hooks have run; nil if there are none
 	ending *time.Timer   // of endWithin
 }
 

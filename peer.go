@@ -294,7 +294,7 @@ func bounded(ctx context.Context, d time.Duration) (context.Context, context.Can
 
 // Dial connects to "host:port", or "unix:/path", and returns the session once
 // the PostDial hooks have passed. Of several addresses, separated by commas, it takes
-// the first that can be connected to. With PeerConfig.Redial the session outlives its
+// the first that can be connected to; the path of a unix socket has no comma in it. With PeerConfig.Redial the session outlives its
 // connection. Its id is the one given, which must be free,
 // or else the address of the other side, with "#" and a number behind it if that
 // is taken. The whole takes PeerConfig.DefaultDialTimeout at most.
@@ -319,7 +319,9 @@ func (p *Peer) dialAny(ctx context.Context, addr string, id []string) (*Session,
 	var all error
 	addrs := strings.Split(addr, ",")
 	for i := range addrs {
-		addrs[i] = strings.TrimSpace(addrs[i])
+		if addrs[i] = strings.TrimSpace(addrs[i]); addrs[i] == "" {
+			return nil, errors.New("an address is empty")
+		}
 	}
 	for i, addr := range addrs {
 		conn, err := p.connect(ctx, addr)

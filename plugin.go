@@ -45,8 +45,8 @@ type PostAcceptPlugin interface {
 }
 
 // PostReconnectPlugin is called when a session has a new connection, see [Redial],
-// once it is in use: the hook may pull and push, while others do so too. After an
-// error the connection is closed, which counts as a failed attempt.
+// once it is in use: the hook may pull and push, while others do so too. It has 10 s.
+// After an error the connection is closed, which counts as a failed attempt.
 type PostReconnectPlugin interface {
 	Plugin
 	PostReconnect(sess *Session) error

@@ -160,6 +160,9 @@ func (cmd *PullCmd) send(frame socket.Frame) bool {
 		cmd.settle(unrun(StatusServiceUnavailable, "the other side is shutting down, the pull was not sent", nil))
 		return false
 	}
+	if cmd.again != nil {
+		cmd.again.entered = true
+	}
 	// From here on a reply may come: whoever takes the entry out of the table
 	// settles the command.
 	if !l.pulls.add(cmd, cmd.timeLeft()) {
@@ -216,7 +219,14 @@ func (cmd *PullCmd) deliver(settled bool) {
 		if p := recover(); p != nil {
 			Criticalf("reply of %s: panic: %s\n%s", quote(cmd.uri), quote(fmt.Sprint(p)), debug.Stack())
 		}
-		if f := cmd.flight.Load(); f != nil {
+		f := cmd.flight.Load()
+		if again := cmd.again; again != nil && again.flying && again.entered && cmd.link.takePull(cmd.id) == nil {
+			f.settled.park() // it is on its way, and will be settled
+			again.flying = false
+			cmd.deliver(true)
+			return
+		}
+		if f != nil {
 			f.payBack()
 		}
 		cmd.Xerror = newXerror(StatusFailedPlugin, "", nil)
@@ -238,10 +248,10 @@ func (cmd *PullCmd) timeLeft() time.Duration {
 	if cmd.again == nil {
 		return cmd.link.peer.cfg.DefaultPullTimeout
 	}
-	if cmd.again.until.IsZero() {
+	if cmd.again.patience.until.IsZero() {
 		return 0
 	}
-	return max(time.Until(cmd.again.until), 1)
+	return max(time.Until(cmd.again.patience.until), 1)
 }
 
 // finish does the part of completing that belongs on the waiting goroutine:

@@ -48,14 +48,50 @@ var reboots = struct {
 	ready     *os.File
 	waiting   int // inherited ones that nobody serves yet
 	read      bool
+	told      bool        // systemd, that this process serves
+	child     *os.Process // the successor, until it serves
+	ending    bool        // Shutdown has begun
 }{timeout: defaultRebootTimeout}
+
+// handed is what this process was started with. It is taken out of the environment,
+// and its files are kept from programs that this one starts.
+var handed = func() (h struct {
+	addrs    string // of the listeners of a predecessor, one a line
+	ready    int    // the file of the pipe
+	byReboot bool
+	bySystem int // the number of systemd's listeners
+	err      error
+}) {
+	files := 0
+	if h.addrs, h.byReboot = os.LookupEnv(envListeners); h.byReboot {
+		if h.ready, h.err = strconv.Atoi(os.Getenv(envReady)); h.err != nil {
+			h.err = fmt.Errorf("tp: reboot: %s: %w", envReady, h.err)
+		}
+		files = strings.Count(h.addrs, "\n") + 2
+		_ = os.Unsetenv(envListeners)
+		_ = os.Unsetenv(envReady)
+	} else if pid, err := strconv.Atoi(os.Getenv("LISTEN_PID")); err == nil && pid == os.Getpid() { // sd_listen_fds(3)
+		if h.bySystem, h.err = strconv.Atoi(os.Getenv("LISTEN_FDS")); h.err != nil {
+			h.err = fmt.Errorf("tp: LISTEN_FDS: %w", h.err)
+		}
+		files = h.bySystem
+		for _, name := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
+			_ = os.Unsetenv(name)
+		}
+	}
+	for i := range files {
+		closeOnExec(firstFile + i)
+	}
+	return h
+}()
 
 // sharedListener is a listener that outlives the process.
 type sharedListener struct {
 	net.Listener
-	addr   string // as it was asked for
-	served sync.Once
-	isOurs bool // was handed over by a predecessor that waits
+	addr   string    // as it was asked for
+	first  sync.Once // call of Accept
+	served bool      // guarded by reboots.mu
+	isOurs bool      // was handed over by a predecessor that waits
 }
 
 // SetReboot says how long [Reboot] waits for the new process to serve; without it
@@ -150,19 +186,28 @@ func (l *sharedListener) Close() error {
 
 // Accept says, the first time, that the listener is served.
 func (l *sharedListener) Accept() (net.Conn, error) {
-	l.served.Do(func() { l.nowServed() })
+	l.first.Do(l.nowServed)
 	return l.Listener.Accept()
 }
 
 func (l *sharedListener) nowServed() {
 	reboots.mu.Lock()
 	defer reboots.mu.Unlock()
+	l.served = true
+	if !slices.ContainsFunc(reboots.own, func(l *sharedListener) bool { return !l.served }) && !reboots.told && !handed.byReboot {
+		reboots.told = true
+		go notifySystemd("READY=1")
+	}
 	if !l.isOurs {
-		notifySystemd("READY=1")
 		return
 	}
 	if reboots.waiting--; reboots.waiting > 0 || reboots.ready == nil {
 		return
+	}
+	for _, l := range reboots.own {
+		if u, ok := l.Listener.(*net.UnixListener); ok && l.isOurs {
+			u.SetUnlinkOnClose(true) // from now on it is this process's
+		}
 	}
 	_, _ = reboots.ready.Write([]byte{'R'})
 	_ = reboots.ready.Close()
@@ -170,13 +215,24 @@ func (l *sharedListener) nowServed() {
 	Infof("took over from the process before")
 }
 
+// endSuccessor ends a successor that does not serve yet, and the time of reboots.
+func endSuccessor() {
+	reboots.mu.Lock()
+	defer reboots.mu.Unlock()
+	reboots.ending = true
+	if reboots.child != nil {
+		_ = reboots.child.Kill()
+	}
+}
+
 // Reboot starts the program anew, with the same arguments, directory and
 // environment, and hands the new process the listeners of [Peer.Listen] and
 // [NewListener]. When that serves them all this process drains, as [Shutdown] does,
 // and exits; until then both serve. It returns only an error, and then the process
 // goes on as before: if the new one cannot be started, ends, or does not serve
-// within the time of [SetReboot], in which case it is killed. There is one reboot
-// at a time. On Windows the error is [ErrRebootUnsupported].
+// within the time of [SetReboot], in which case it is killed, as it is when the process
+// shuts down before that. There is one reboot at a time. A handler that calls Reboot
+// waits for itself: start it with go. On Windows the error is [ErrRebootUnsupported].
 //
 // A service manager that is systemd is told the new process's number.
 func Reboot() error {
@@ -190,13 +246,11 @@ func Reboot() error {
 }
 
 func reboot() error {
-	grace.mu.Lock()
-	exiting := grace.exiting != nil
-	grace.mu.Unlock()
-	if exiting {
+	reboots.mu.Lock()
+	if reboots.ending {
+		reboots.mu.Unlock()
 		return errors.New("tp: reboot: the process is shutting down")
 	}
-	reboots.mu.Lock()
 	if reboots.under {
 		reboots.mu.Unlock()
 		return errors.New("tp: reboot: another one is under way")
@@ -223,15 +277,12 @@ func reboot() error {
 
 // inheritLocked takes what the process was started with.
 func inheritLocked() error {
-	if text, ok := os.LookupEnv(envListeners); ok {
-		ready, err := strconv.Atoi(os.Getenv(envReady))
-		_ = os.Unsetenv(envListeners)
-		_ = os.Unsetenv(envReady)
-		if err != nil {
-			return fmt.Errorf("tp: reboot: %s: %w", envReady, err)
-		}
-		reboots.ready = os.NewFile(uintptr(ready), "ready")
-		for i, addr := range strings.Split(text, "\n") {
+	if handed.err != nil {
+		return handed.err
+	}
+	if handed.byReboot {
+		reboots.ready = os.NewFile(uintptr(handed.ready), "ready")
+		for i, addr := range strings.Split(handed.addrs, "\n") {
 			if err := inheritFileLocked(firstFile+i, addr); err != nil {
 				return err
 			}
@@ -239,18 +290,7 @@ func inheritLocked() error {
 		reboots.waiting = len(reboots.inherited)
 		return nil
 	}
-	// systemd, see sd_listen_fds(3).
-	if pid, err := strconv.Atoi(os.Getenv("LISTEN_PID")); err != nil || pid != os.Getpid() {
-		return nil
-	}
-	n, err := strconv.Atoi(os.Getenv("LISTEN_FDS"))
-	if err != nil {
-		return fmt.Errorf("tp: LISTEN_FDS: %w", err)
-	}
-	for _, name := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
-		_ = os.Unsetenv(name)
-	}
-	for i := range n {
+	for i := range handed.bySystem {
 		if err := inheritFileLocked(firstFile+i, ""); err != nil {
 			return err
 		}
@@ -265,8 +305,8 @@ func inheritFileLocked(fd int, addr string) error {
 	if err != nil {
 		return fmt.Errorf("tp: file %d, which should be a listening socket: %w", fd, err)
 	}
-	if u, ok := ln.(*net.UnixListener); ok && addr != "" {
-		u.SetUnlinkOnClose(true) // by whoever is the last
+	if u, ok := ln.(*net.UnixListener); ok {
+		u.SetUnlinkOnClose(false) // it is another's, at least for now
 	}
 	reboots.inherited = append(reboots.inherited, &sharedListener{Listener: ln, addr: addr, isOurs: addr != ""})
 	return nil

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -22,8 +24,35 @@ var rebootSignals = []os.Signal{syscall.SIGUSR2}
 var startedAs = func() (p struct{ path, dir string }) {
 	p.path, _ = os.Executable()
 	p.dir, _ = os.Getwd()
+	// That has no symbolic links in it any more, which a deployment may change. The
+	// name that the program was started by has, if it is one of the same file.
+	name, err := exec.LookPath(os.Args[0])
+	if err != nil {
+		return p
+	}
+	if !filepath.IsAbs(name) {
+		name = filepath.Join(p.dir, name)
+	}
+	if a, err := os.Stat(name); err == nil {
+		if b, err := os.Stat(p.path); err == nil && os.SameFile(a, b) {
+			p.path = name
+		}
+	}
 	return p
 }()
+
+func closeOnExec(fd int) { syscall.CloseOnExec(fd) }
+
+// follow is told of the successor that is about to serve; nil when it does, or has
+// ended.
+func follow(child *os.Process) {
+	reboots.mu.Lock()
+	defer reboots.mu.Unlock()
+	reboots.child = child
+	if child != nil && reboots.ending {
+		_ = child.Kill()
+	}
+}
 
 // startSuccessor starts the new process and returns its number when it serves all
 // listeners.
@@ -79,6 +108,8 @@ func startSuccessor(own []*sharedListener, timeout time.Duration) (pid int, err 
 		return 0, err
 	}
 	_ = say.Close()
+	follow(child)
+	defer follow(nil)
 	if timeout >= 0 {
 		_ = ready.SetReadDeadline(time.Now().Add(timeout))
 	}

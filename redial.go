@@ -46,6 +46,10 @@ type Redial struct {
 	FailFast bool
 }
 
+// maxOldLinks is how many links of a session may wait for their other sides to end them
+// before those on which nothing is in flight are ended here.
+const maxOldLinks = 4
+
 const (
 	defaultMinBackoff = 100 * time.Millisecond
 	defaultMaxBackoff = 30 * time.Second
@@ -86,9 +90,10 @@ type redialer struct {
 	tries   int       // attempts in a row that came to nothing, as far as is known
 	failed  bool      // the last attempt has
 	err     error     // of the last attempt, or the end of the link that it has made
+	gaveUp  error     // why there will be no other link; nil while there may be
 	// changed is closed when who waits for a link should look again; made when
-	// somebody waits. told is closed when the PostDisconnect hooks have run.
-	changed, told chan struct{}
+	// somebody waits. hooked is that of the last link that had PostDisconnect hooks.
+	changed, hooked chan struct{}
 }
 
 func newRedialer(cfg *Redial, addrs []string, at int) *redialer {
@@ -96,12 +101,13 @@ func newRedialer(cfg *Redial, addrs []string, at int) *redialer {
 	return &redialer{cfg: cfg, addrs: addrs, at: at, since: now, without: now}
 }
 
-// survives reports whether the session goes on when the link ends.
+// survives reports whether the session goes on when the link ends: because there can
+// be another, or is.
 func (r *redialer) survives(l *link) bool {
 	s := r.sess
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.state == stateOpen && (s.link.Load() != l || !s.peer.draining())
+	return s.state == stateOpen && (s.link.Load() != l || len(r.others) > 0 || !s.peer.draining())
 }
 
 // start has the session redial, if it needs to.
@@ -111,13 +117,18 @@ func (r *redialer) start() {
 	r.wakeLocked()
 	l := s.link.Load()
 	idle := !r.running && s.state == stateOpen && !l.usable()
-	if idle && !s.peer.draining() {
+	cause := r.gaveUp
+	if s.peer.draining() {
+		cause = ErrPeerClosed
+	}
+	if idle && cause == nil {
 		r.running = true
 		go r.run()
 	}
+	over := idle && cause != nil && l.ended.Load() && len(r.others) == 0
 	s.mu.Unlock()
-	if idle && s.peer.draining() && l.ended.Load() {
-		_ = s.shut(ErrPeerClosed)
+	if over {
+		_ = s.shut(cause)
 	}
 }
 
@@ -139,7 +150,7 @@ func (r *redialer) run() {
 	var hooks chan error // PostReconnect hooks that have not ended
 	for !r.rests() {
 		if err := r.pause(ctx); err != nil {
-			r.giveUp(ctx, err)
+			r.giveUp(err)
 			return
 		}
 		if err := r.attempt(ctx); err != nil {
@@ -149,11 +160,21 @@ func (r *redialer) run() {
 		l := s.link.Load()
 		Infof("session %s: connected again, to %s", quote(s.Id()), l.remoteIp())
 		// Hooks may pull, and wait for a link when this one goes.
-		if hooks != nil && !r.hooksEnd(l, hooks, nil) {
-			continue
+		if hooks != nil {
+			if _, ended := r.hooksEnd(l, hooks); !ended {
+				continue
+			}
 		}
-		if hooks = s.runReconnectHooks(); r.hooksEnd(l, hooks, l.shut) {
+		hooks = s.runReconnectHooks()
+		err, ended := r.hooksEnd(l, hooks)
+		if ended {
 			hooks = nil
+		}
+		if err != nil {
+			s.mu.Lock()
+			r.failed = true
+			s.mu.Unlock()
+			_ = l.shut(err)
 		}
 	}
 }
@@ -179,15 +200,10 @@ func (r *redialer) pause(ctx context.Context) error {
 	if !r.failed && (lasted >= r.cfg.bound(r.since.Sub(r.without)) || away && lasted >= r.cfg.MinBackoff) {
 		r.tries, r.without = 0, now
 	}
-	told, tries, err := r.told, r.tries, r.err
+	tries, err := r.tries, r.err
 	bound := r.cfg.bound(now.Sub(r.without))
 	s.mu.Unlock()
-	if told != nil {
-		select {
-		case <-told:
-		case <-ctx.Done():
-		}
-	}
+	r.awaitHooks(ctx)
 	if n := r.cfg.Attempts; n > 0 && tries >= n {
 		return fmt.Errorf("%d attempts in a row to dial again have failed: %w", tries, err)
 	}
@@ -203,6 +219,19 @@ func (r *redialer) pause(ctx context.Context) error {
 		return ErrPeerClosed // or the session has ended
 	}
 	return nil
+}
+
+// awaitHooks waits for the PostDisconnect hooks.
+func (r *redialer) awaitHooks(ctx context.Context) {
+	r.sess.mu.Lock()
+	hooked := r.hooked
+	r.sess.mu.Unlock()
+	if hooked != nil {
+		select {
+		case <-hooked:
+		case <-ctx.Done():
+		}
+	}
 }
 
 // attempt tries each address once.
@@ -247,8 +276,11 @@ func (r *redialer) dial(ctx context.Context, addr string) error {
 		_ = l.end(errClosedHere)
 		return errClosedHere
 	}
-	if err = l.greet(ctx, p.chain.postDial); err == nil && !r.adopt(l) {
-		err = errors.New("closed during the handshake")
+	if err = l.greet(ctx, p.chain.postDial); err == nil {
+		r.awaitHooks(ctx) // of a link that has ended meanwhile
+		if !r.adopt(l) {
+			err = errors.New("closed during the handshake")
+		}
 	}
 	if err != nil {
 		l.linger()
@@ -271,6 +303,11 @@ func (r *redialer) adopt(l *link) bool {
 	if old := s.link.Load(); !old.ended.Load() {
 		r.others = append(r.others, old)
 	}
+	if len(r.others) > maxOldLinks { // of sides that go away again and again
+		if oldest := r.others[0]; oldest.running.Load() == 0 && oldest.pulls.len() == 0 {
+			go oldest.shut(errors.New("nothing is in flight, and it goes away"))
+		}
+	}
 	l.ready.Store(true)
 	s.link.Store(l)
 	r.tries++
@@ -279,22 +316,14 @@ func (r *redialer) adopt(l *link) bool {
 	return true
 }
 
-// giveUp ends run, and the session when its link has ended.
-func (r *redialer) giveUp(ctx context.Context, cause error) {
+// giveUp ends run. The session ends when its links have: what is in flight goes on.
+func (r *redialer) giveUp(cause error) {
 	s := r.sess
-	if cause != ErrPeerClosed { // what is in flight goes on
-		select {
-		case <-s.link.Load().doneChan():
-		case <-ctx.Done():
-		}
-	}
 	s.mu.Lock()
 	r.running = false
-	ended := s.link.Load().ended.Load()
+	r.gaveUp = cause
 	s.mu.Unlock()
-	if ended {
-		_ = s.shut(cause)
-	}
+	r.start()
 }
 
 var errHookGone = errors.New("a hook has ended its goroutine")
@@ -315,22 +344,23 @@ func (s *Session) runReconnectHooks() chan error {
 	return done
 }
 
-// hooksEnd waits until hooks have ended, and calls onError if they have failed. It
-// reports false if l cannot be used any more before that.
-func (r *redialer) hooksEnd(l *link, hooks <-chan error, onError func(error) error) bool {
+// hooksEnd waits until hooks have ended, for HookTimeout at most, and returns their
+// error. It reports false if l cannot be used any more before that.
+func (r *redialer) hooksEnd(l *link, hooks <-chan error) (err error, ended bool) {
+	ctx, cancel := bounded(context.Background(), l.peer.cfg.HookTimeout)
+	defer cancel()
 	for {
 		r.sess.mu.Lock()
 		changed := r.changeLocked()
 		r.sess.mu.Unlock()
 		if !l.usable() {
-			return false
+			return nil, false
 		}
 		select {
 		case err := <-hooks:
-			if err != nil && onError != nil {
-				_ = onError(err)
-			}
-			return true
+			return err, true
+		case <-ctx.Done(): // nobody waits for them any more
+			return fmt.Errorf("PostReconnect took longer than %v", l.peer.cfg.HookTimeout), true
 		case <-changed:
 		}
 	}
@@ -360,7 +390,6 @@ func (s *Session) linksLocked() []*link {
 	links := []*link{s.link.Load()}
 	if s.redial != nil {
 		links = append(links, s.redial.others...)
-		s.redial.wakeLocked()
 	}
 	return links
 }
@@ -377,7 +406,8 @@ func (s *Session) lostLocked(l *link, cause error) bool {
 		r.forgetLocked(l)
 		r.wakeLocked()
 		if hooks {
-			r.told = make(chan struct{})
+			l.hooked = make(chan struct{})
+			r.hooked = l.hooked
 		}
 	}
 	return hooks
@@ -388,12 +418,8 @@ func (s *Session) lostLocked(l *link, cause error) bool {
 func (l *link) disconnected(cause error) {
 	s := l.sess
 	defer l.handlerDone()
-	if s.redial != nil {
-		defer func() {
-			s.mu.Lock()
-			close(s.redial.told)
-			s.mu.Unlock()
-		}()
+	if l.hooked != nil {
+		defer close(l.hooked)
 	}
 	if err := s.peer.chain.postDisconnect.run(lostConn{s, cause}); err != nil {
 		Warnf("session %s: %v", quote(s.Id()), err)
@@ -409,47 +435,72 @@ type lostConn struct {
 // resend is what a pull that may be sent more than once has beside its arguments.
 type resend struct {
 	settings []PacketSetting
-	until    time.Time // the end of the pull's time; zero if it has none
+	patience patience
+	flying   bool // it is launched and not settled
+	entered  bool // and in the table of pulls in flight, or was
+}
+
+// patience is how long a pull or a push waits for links, in all.
+type patience struct {
+	until   time.Time // the end of the pull's time,
+	maxWait time.Time // and of MaxWait; zero if there is none
 }
 
 func (r *redialer) resend(settings []PacketSetting) *resend {
-	again := &resend{settings: slices.Clone(settings)}
-	if d := r.sess.peer.cfg.DefaultPullTimeout; d > 0 {
-		again.until = time.Now().Add(d)
+	return &resend{settings: slices.Clone(settings), patience: r.patience(r.sess.peer.cfg.DefaultPullTimeout)}
+}
+
+func (r *redialer) patience(timeout time.Duration) (p patience) {
+	now := time.Now()
+	if timeout > 0 {
+		p.until = now.Add(timeout)
 	}
-	return again
+	if r.cfg.MaxWait >= 0 {
+		p.maxWait = now.Add(r.cfg.MaxWait)
+	}
+	return p
+}
+
+// end returns when nobody waits any more, and why then.
+func (r *redialer) end(p patience) (time.Time, Xerror) {
+	if !p.until.IsZero() && (p.maxWait.IsZero() || p.until.Before(p.maxWait)) {
+		return p.until, unrun(StatusDeadlineExceeded, fmt.Sprintf("no connection within %v, nothing was sent", r.sess.peer.cfg.DefaultPullTimeout), nil)
+	}
+	return p.maxWait, unrun(StatusConnClosed, fmt.Sprintf("no connection for %v, nothing was sent", r.cfg.MaxWait), nil)
 }
 
 // await returns a link that can be used, when there is one.
-func (r *redialer) await(until time.Time) (*link, Xerror) {
+func (r *redialer) await(p patience) (*link, Xerror) {
 	s := r.sess
 	if l := s.link.Load(); l.usable() {
 		return l, nil
 	}
 	late := make(<-chan time.Time)
-	giveUp := unrun(StatusConnClosed, fmt.Sprintf("no connection for %v, nothing was sent", r.cfg.MaxWait), nil)
-	wait := r.cfg.MaxWait
-	if left := time.Until(until); !until.IsZero() && (wait < 0 || left < wait) {
-		wait = max(left, 0)
-		giveUp = unrun(StatusDeadlineExceeded, fmt.Sprintf("no connection within %v, nothing was sent", s.peer.cfg.DefaultPullTimeout), nil)
-	}
-	if wait >= 0 {
-		timer := time.NewTimer(wait)
+	end, giveUp := r.end(p)
+	if !end.IsZero() {
+		timer := time.NewTimer(time.Until(end))
 		defer timer.Stop()
 		late = timer.C
 	}
+	closing := s.peer.closing
 	for {
 		s.mu.Lock()
 		l := s.link.Load()
 		down := r.failed || !l.usable() && !l.away.Load()
 		closed, err, changed := s.state == stateClosed, r.err, r.changeLocked()
+		if r.gaveUp != nil {
+			down, err = true, r.gaveUp
+		}
+		failFast := r.cfg.FailFast || r.gaveUp != nil
 		s.mu.Unlock()
 		switch {
 		case closed:
 			return l, unrun(StatusConnClosed, "connection closed, nothing was sent", nil)
 		case l.usable():
 			return l, nil
-		case r.cfg.FailFast && down:
+		case s.peer.draining():
+			return l, unrun(StatusServiceUnavailable, "this peer is shutting down and has no connection, nothing was sent", nil)
+		case failFast && down:
 			text := "no connection, nothing was sent"
 			if err != nil {
 				text += ": " + err.Error()
@@ -458,6 +509,8 @@ func (r *redialer) await(until time.Time) (*link, Xerror) {
 		}
 		select {
 		case <-changed:
+		case <-closing:
+			closing = nil
 		case <-late:
 			return l, giveUp
 		}
@@ -469,9 +522,10 @@ func (r *redialer) await(until time.Time) (*link, Xerror) {
 func (cmd *PullCmd) persist() {
 	r := cmd.link.sess.redial
 	for {
-		l, x := r.await(cmd.again.until)
+		l, x := r.await(cmd.again.patience)
 		cmd.link, cmd.Xerror, cmd.packed = l, nil, packed{}
 		f := cmd.board()
+		cmd.again.flying, cmd.again.entered = true, false
 		if x == nil {
 			cmd.launch(cmd.again.settings)
 		} else {
@@ -480,6 +534,7 @@ func (cmd *PullCmd) persist() {
 			cmd.settle(x)
 		}
 		f.settled.park()
+		cmd.again.flying = false
 		cmd.finish()
 		if x != nil || !cmd.refused() {
 			return
@@ -494,8 +549,9 @@ func (cmd *PullCmd) refused() bool {
 
 // push is Session.Push.
 func (r *redialer) push(uri string, args interface{}, settings []PacketSetting) Xerror {
+	p := r.patience(0)
 	for {
-		l, x := r.await(time.Time{})
+		l, x := r.await(p)
 		if x != nil {
 			return x
 		}

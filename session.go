@@ -107,14 +107,26 @@ func (s *Session) ReadTimeout() time.Duration { return s.Socket().ReadTimeout() 
 
 // SetReadTimeout changes how long the session waits for the next packet,
 // counted from now for the wait under way.
-func (s *Session) SetReadTimeout(d time.Duration) { s.Socket().SetReadTimeout(d) }
+func (s *Session) SetReadTimeout(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.linksLocked() { // one may be in its handshake
+		l.sock.SetReadTimeout(d)
+	}
+}
 
 // WriteTimeout returns how long one write may take before the session is closed;
 // zero means no bound.
 func (s *Session) WriteTimeout() time.Duration { return s.Socket().WriteTimeout() }
 
 // SetWriteTimeout changes how long one write may take, from the next one on.
-func (s *Session) SetWriteTimeout(d time.Duration) { s.Socket().SetWriteTimeout(d) }
+func (s *Session) SetWriteTimeout(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.linksLocked() {
+		l.sock.SetWriteTimeout(d)
+	}
+}
 
 // Pull sends a request to the URI and waits for the reply, which is decoded into
 // reply, a pointer; a nil reply drops the body. The returned command's Xerror
@@ -200,6 +212,9 @@ func (s *Session) shut(cause error) error {
 		close(s.done)
 	}
 	links := s.linksLocked()
+	if s.redial != nil {
+		s.redial.wakeLocked()
+	}
 	s.mu.Unlock()
 
 	if was == stateOpen {
