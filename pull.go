@@ -220,7 +220,7 @@ func (cmd *PullCmd) deliver(settled bool) {
 			Criticalf("reply of %s: panic: %s\n%s", quote(cmd.uri), quote(fmt.Sprint(p)), debug.Stack())
 		}
 		f := cmd.flight.Load()
-		if again := cmd.again; again != nil && again.flying && again.entered && cmd.link.takePull(cmd.id) == nil {
+		if again := cmd.again; again != nil && again.flying && again.entered {
 			f.settled.park() // it is on its way, and will be settled
 			again.flying = false
 			cmd.deliver(true)

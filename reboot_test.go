@@ -36,9 +36,14 @@ func init() {
 				Fatalf("%v", err)
 			}
 			switch string(how) {
+			case "close": // what a program does that cannot listen everywhere
+				ln, _ := NewListener(strings.Fields(os.Getenv("TP_TEST_ADDRS"))[0])
+				_ = ln.Close()
+				os.Exit(8)
 			case "exit":
 				os.Exit(7)
 			case "hang":
+				_ = os.WriteFile(os.Getenv("TP_TEST_SUCCESSOR")+".pid", fmt.Append(nil, os.Getpid()), 0o600)
 				select {}
 			case "serve one":
 				_, _ = NewListener("127.0.0.1:0")
@@ -61,6 +66,11 @@ func init() {
 		}
 		HandlePush(p.PushRouter, "/note", func(_ PushCtx, id *string) { note(*id) })
 		HandlePull(p.PullRouter, "/call", func(_ PullCtx, id *string) (int, Xerror) { note(*id); return os.Getpid(), nil })
+		HandlePull(p.PullRouter, "/exe", func(PullCtx, *string) (string, Xerror) {
+			path, _ := os.Executable()
+			path, _ = filepath.EvalSymlinks(path)
+			return path, nil
+		})
 		HandlePull(p.PullRouter, "/timeout", func(_ PullCtx, d *time.Duration) (string, Xerror) { SetReboot(*d); return "", nil })
 		HandlePull(p.PullRouter, "/reboot", func(PullCtx, *string) (string, Xerror) { return fmt.Sprint(reboot()), nil })
 		go awaitSignals(notifySignals()) // which are caught from here on
@@ -99,7 +109,7 @@ func startRebooting(t *testing.T, program ...string) rebooting {
 	}
 	p := prepareProgram(t, "reboot", "TP_TEST_ADDRS="+r.unix+" 127.0.0.1:0", "TP_TEST_NOTES="+r.notes, "TP_TEST_SUCCESSOR="+r.how)
 	if len(program) > 0 {
-		p.cmd.Path = program[0]
+		p.cmd.Path, p.cmd.Args = program[0], program
 	}
 	p.cmd.Stderr = openLog(t, r.log)
 	require.NoError(t, p.cmd.Start())
@@ -385,10 +395,66 @@ func TestRebootToABadProgram(t *testing.T) {
 	require.NoError(t, os.WriteFile(prog.how, []byte("listen "+taken.Addr().String()), 0o600))
 	requireFails("tp: reboot: the new process ended before it served: exit status 1")
 	require.Contains(t, prog.logText(t), "listen tcp "+taken.Addr().String()+": bind: address already in use")
+	require.NoError(t, os.WriteFile(prog.how, []byte("close"), 0o600))
+	requireFails("tp: reboot: the new process ended before it served: exit status 8")
+	require.Equal(t, pid, pidOf(t, newTestPeer(t, nil), prog.unix), "the socket is still there")
 	require.NoError(t, os.Chmod(program, 0o600))
 	requireFails("tp: reboot: fork/exec " + program + ": permission denied")
 	require.NoError(t, os.Remove(program))
 	requireFails("tp: reboot: fork/exec " + program + ": no such file or directory")
+}
+
+// A process that is to end while its successor starts ends it too.
+func TestTerminateDuringAReboot(t *testing.T) {
+	prog := startRebooting(t)
+	sess, err := newTestPeer(t, nil).Dial(prog.tcp)
+	require.NoError(t, err)
+	pid := pidBy(t, sess)
+	require.NoError(t, os.WriteFile(prog.how, []byte("hang"), 0o600))
+	require.NoError(t, syscall.Kill(pid, syscall.SIGUSR2))
+	child := 0
+	require.Eventually(t, func() bool {
+		text, _ := os.ReadFile(prog.how + ".pid")
+		_, _ = fmt.Sscan(string(text), &child)
+		return child != 0
+	}, time.Minute, time.Millisecond)
+	require.NoError(t, syscall.Kill(pid, syscall.SIGTERM))
+	require.Eventually(t, func() bool { return processEnded(pid) }, time.Minute, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return processEnded(child) }, time.Minute, 10*time.Millisecond)
+	_, err = os.Stat(strings.TrimPrefix(prog.unix, "unix:"))
+	require.ErrorIs(t, err, os.ErrNotExist)
+	_, err = net.Dial("tcp", prog.tcp)
+	require.Error(t, err)
+}
+
+// A program that was started by a symbolic link is started by it again.
+func TestRebootThroughALink(t *testing.T) {
+	dir := t.TempDir()
+	text, err := os.ReadFile(os.Args[0])
+	require.NoError(t, err)
+	for _, name := range []string{"one", "two"} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), text, 0o700))
+	}
+	current := filepath.Join(dir, "current")
+	require.NoError(t, os.Symlink("one", current))
+	prog := startRebooting(t, current)
+	cli := newTestPeer(t, nil)
+	require.Equal(t, filepath.Join(dir, "one"), exeOf(t, cli, prog.tcp))
+	require.NoError(t, os.Remove(current))
+	require.NoError(t, os.Symlink("two", current))
+	old := pidOf(t, cli, prog.tcp)
+	require.NoError(t, syscall.Kill(old, syscall.SIGUSR2))
+	require.Eventually(t, func() bool { return processEnded(old) }, time.Minute, 10*time.Millisecond)
+	require.Equal(t, filepath.Join(dir, "two"), exeOf(t, cli, prog.tcp))
+}
+
+// exeOf returns the file of the process that answers.
+func exeOf(t *testing.T, cli *Peer, addr string) (path string) {
+	sess, err := cli.Dial(addr)
+	require.NoError(t, err)
+	defer sess.Close()
+	require.Nil(t, sess.Pull("/exe", "", &path).Xerror)
+	return path
 }
 
 // A process without a listener has nothing to hand over.

@@ -259,9 +259,9 @@ func (r *redialer) attempt(ctx context.Context) error {
 // dial makes the session another link.
 func (r *redialer) dial(ctx context.Context, addr string) error {
 	s, p := r.sess, r.sess.peer
-	ctx, cancel := bounded(ctx, p.cfg.DefaultDialTimeout)
+	dialCtx, cancel := bounded(ctx, p.cfg.DefaultDialTimeout)
 	defer cancel()
-	conn, err := p.connect(ctx, addr)
+	conn, err := p.connect(dialCtx, addr)
 	if err != nil {
 		return err
 	}
@@ -276,7 +276,7 @@ func (r *redialer) dial(ctx context.Context, addr string) error {
 		_ = l.end(errClosedHere)
 		return errClosedHere
 	}
-	if err = l.greet(ctx, p.chain.postDial); err == nil {
+	if err = l.greet(dialCtx, p.chain.postDial); err == nil {
 		r.awaitHooks(ctx) // of a link that has ended meanwhile
 		if !r.adopt(l) {
 			err = errors.New("closed during the handshake")
