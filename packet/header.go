@@ -4,6 +4,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"reflect"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -22,7 +25,10 @@ type wireJSON struct {
 	Gzip       int32  `json:"gzip,omitempty"`
 	StatusCode int32  `json:"status_code,omitempty"`
 	Status     string `json:"status,omitempty"`
-	NotRun     bool   `json:"not_run,omitempty"`
+	Timeout    int64  `json:"timeout,omitempty"`
+
+	Meta   map[string]string `json:"meta,omitempty"`
+	NotRun bool              `json:"not_run,omitempty"`
 }
 
 var headerJSON = jsoniter.Config{CaseSensitive: true}.Froze()
@@ -35,7 +41,13 @@ const (
 	fieldGzip       protowire.Number = 4
 	fieldStatusCode protowire.Number = 5
 	fieldStatus     protowire.Number = 6
-	fieldNotRun     protowire.Number = 9 // 7 and 8 are kept free
+	fieldTimeout    protowire.Number = 7
+	fieldMeta       protowire.Number = 8
+	fieldNotRun     protowire.Number = 9
+
+	// Those of an entry of meta.
+	fieldKey   protowire.Number = 1
+	fieldValue protowire.Number = 2
 )
 
 // AppendHeader appends h, without its codec id, in the named codec. json and
@@ -45,6 +57,11 @@ func AppendHeader(dst []byte, c codec.Codec, h *Header) ([]byte, error) {
 	for _, s := range [...]string{h.Id, h.Uri, h.Status} {
 		if !utf8.ValidString(s) {
 			return dst, fmt.Errorf("packet: encoding header: %w in %q", errUTF8, s)
+		}
+	}
+	for k, v := range h.Meta {
+		if !utf8.ValidString(k) || !utf8.ValidString(v) {
+			return dst, fmt.Errorf("packet: encoding header: %w in %q: %q", errUTF8, k, v)
 		}
 	}
 	switch c.Id() {
@@ -97,7 +114,10 @@ type HeaderView struct {
 	// These are the fields of [Header].
 	Id, Uri, Status        []byte
 	Type, Gzip, StatusCode int32
+	Timeout                int64
 	NotRun                 bool
+	// Meta is a map of its own, nil if there is nothing in it.
+	Meta map[string]string
 }
 
 // Decode decodes b, the codec id and the header behind it, replacing all of v.
@@ -122,14 +142,14 @@ func (v *HeaderView) Decode(b []byte) error {
 	var h Header
 	err = DecodeHeader(b[0], b[1:], &h)
 	v.Id, v.Uri, v.Status = []byte(h.Id), []byte(h.Uri), []byte(h.Status)
-	v.Type, v.Gzip, v.StatusCode, v.NotRun = h.Type, h.Gzip, h.StatusCode, h.NotRun
+	v.Type, v.Gzip, v.StatusCode, v.Timeout, v.NotRun, v.Meta = h.Type, h.Gzip, h.StatusCode, h.Timeout, h.NotRun, h.Meta
 	return err
 }
 
 // CopyTo makes h the same header, with texts of its own that are cut from one
 // allocation.
 func (v *HeaderView) CopyTo(h *Header) {
-	*h = Header{Type: v.Type, Gzip: v.Gzip, StatusCode: v.StatusCode, NotRun: v.NotRun}
+	*h = Header{Type: v.Type, Gzip: v.Gzip, StatusCode: v.StatusCode, Timeout: v.Timeout, NotRun: v.NotRun, Meta: v.Meta}
 	n := len(v.Id) + len(v.Uri) + len(v.Status)
 	if n == 0 {
 		return
@@ -150,7 +170,7 @@ func CheckHeaderCodec(name string) error {
 	if err != nil {
 		return err
 	}
-	want := Header{Id: "1", Type: TypePull, Uri: "/a", Gzip: 5, StatusCode: 200, Status: "OK", NotRun: true}
+	want := Header{Id: "1", Type: TypePull, Uri: "/a", Gzip: 5, StatusCode: 200, Status: "OK", Timeout: 1500, NotRun: true, Meta: map[string]string{"k": "v"}}
 	b, err := AppendHeader(nil, c, &want)
 	if err != nil {
 		return err
@@ -159,7 +179,7 @@ func CheckHeaderCodec(name string) error {
 	if err := DecodeHeader(c.Id(), b, &got); err != nil {
 		return err
 	}
-	if got != want {
+	if !reflect.DeepEqual(got, want) {
 		return fmt.Errorf("packet: codec %s does not carry a header: %+v came back as %+v", name, want, got)
 	}
 	return nil
@@ -187,7 +207,7 @@ func decodeJSONHeader(b []byte, h *Header) error {
 	}
 	for name, to := range map[string]interface{}{
 		"id": &h.Id, "type": &h.Type, "uri": &h.Uri, "gzip": &h.Gzip, "status_code": &h.StatusCode, "status": &h.Status,
-		"not_run": &h.NotRun,
+		"timeout": &h.Timeout, "meta": &h.Meta, "not_run": &h.NotRun,
 	} {
 		if v, ok := fields[name]; ok && json.Unmarshal(v, to) != nil {
 			return fast
@@ -203,10 +223,69 @@ func appendProtoHeader(dst []byte, h *Header) []byte {
 	dst = appendInt32(dst, fieldGzip, h.Gzip)
 	dst = appendInt32(dst, fieldStatusCode, h.StatusCode)
 	dst = appendString(dst, fieldStatus, h.Status)
+	if h.Timeout != 0 {
+		dst = append(dst, byte(fieldTimeout)<<3|byte(protowire.VarintType))
+		dst = protowire.AppendVarint(dst, uint64(h.Timeout))
+	}
+	if len(h.Meta) > 0 {
+		dst = appendMeta(dst, h.Meta)
+	}
 	if h.NotRun {
 		dst = append(dst, byte(fieldNotRun)<<3|byte(protowire.VarintType), 1)
 	}
 	return dst
+}
+
+// appendMeta writes the entries in the order of their keys.
+func appendMeta(dst []byte, meta map[string]string) []byte {
+	for _, k := range slices.Sorted(maps.Keys(meta)) {
+		v := meta[k]
+		n := protowire.SizeTag(fieldKey) + protowire.SizeBytes(len(k)) + protowire.SizeTag(fieldValue) + protowire.SizeBytes(len(v))
+		dst = protowire.AppendTag(dst, fieldMeta, protowire.BytesType)
+		dst = protowire.AppendVarint(dst, uint64(n))
+		dst = protowire.AppendTag(dst, fieldKey, protowire.BytesType)
+		dst = protowire.AppendString(dst, k)
+		dst = protowire.AppendTag(dst, fieldValue, protowire.BytesType)
+		dst = protowire.AppendString(dst, v)
+	}
+	return dst
+}
+
+// addMeta decodes one entry, in which what is absent is empty.
+func (v *HeaderView) addMeta(b []byte) error {
+	var key, value []byte
+	for len(b) > 0 {
+		num, typ, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return protowire.ParseError(n)
+		}
+		if num > protowire.MaxValidNumber {
+			return errFieldNumber
+		}
+		b = b[n:]
+		if (num == fieldKey || num == fieldValue) && typ == protowire.BytesType {
+			var text []byte
+			if text, n = protowire.ConsumeBytes(b); n < 0 {
+				return protowire.ParseError(n)
+			}
+			if !utf8.Valid(text) {
+				return fmt.Errorf("%w in field %d", errUTF8, fieldMeta)
+			}
+			if num == fieldKey {
+				key = text
+			} else {
+				value = text
+			}
+		} else if n = protowire.ConsumeFieldValue(num, typ, b); n < 0 {
+			return protowire.ParseError(n)
+		}
+		b = b[n:]
+	}
+	if v.Meta == nil {
+		v.Meta = make(map[string]string)
+	}
+	v.Meta[string(key)] = string(value)
+	return nil
 }
 
 func appendString(dst []byte, num protowire.Number, s string) []byte {
@@ -269,12 +348,24 @@ func (v *HeaderView) decodeProto(b []byte) error {
 			if !utf8.Valid(*text) {
 				return fmt.Errorf("%w in field %d", errUTF8, num)
 			}
-		case num == fieldNotRun && typ == protowire.VarintType:
+		case (num == fieldNotRun || num == fieldTimeout) && typ == protowire.VarintType:
 			var x uint64
 			if x, n = protowire.ConsumeVarint(b); n < 0 {
 				return protowire.ParseError(n)
 			}
-			v.NotRun = x != 0
+			if num == fieldNotRun {
+				v.NotRun = x != 0
+			} else {
+				v.Timeout = int64(x)
+			}
+		case num == fieldMeta && typ == protowire.BytesType:
+			var entry []byte
+			if entry, n = protowire.ConsumeBytes(b); n < 0 {
+				return protowire.ParseError(n)
+			}
+			if err := v.addMeta(entry); err != nil {
+				return err
+			}
 		case number != nil && typ == protowire.VarintType:
 			var x uint64
 			if x, n = protowire.ConsumeVarint(b); n < 0 {

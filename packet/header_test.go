@@ -29,11 +29,14 @@ func byName(t testing.TB, name string) codec.Codec {
 }
 
 func generated(h packet.Header) *headerpb.Header {
-	return &headerpb.Header{Id: h.Id, Type: h.Type, Uri: h.Uri, Gzip: h.Gzip, StatusCode: h.StatusCode, Status: h.Status, NotRun: h.NotRun}
+	return &headerpb.Header{Id: h.Id, Type: h.Type, Uri: h.Uri, Gzip: h.Gzip, StatusCode: h.StatusCode, Status: h.Status, Timeout: h.Timeout, Meta: h.Meta, NotRun: h.NotRun}
 }
 
 func fromGenerated(h *headerpb.Header) packet.Header {
-	return packet.Header{Id: h.Id, Type: h.Type, Uri: h.Uri, Gzip: h.Gzip, StatusCode: h.StatusCode, Status: h.Status, NotRun: h.NotRun}
+	if len(h.Meta) == 0 {
+		h.Meta = nil
+	}
+	return packet.Header{Id: h.Id, Type: h.Type, Uri: h.Uri, Gzip: h.Gzip, StatusCode: h.StatusCode, Status: h.Status, Timeout: h.Timeout, Meta: h.Meta, NotRun: h.NotRun}
 }
 
 // requireEncodesLikeGenerated: the bytes of generated code, or an error like it.
@@ -56,7 +59,7 @@ func requireDecodesLikeGenerated(t *testing.T, b []byte) {
 	var want headerpb.Header
 	wantErr := proto.Unmarshal(b, &want)
 	in := bytes.Clone(b)
-	got := packet.Header{Id: "of", Type: 9, Uri: "the", Gzip: 9, StatusCode: 9, Status: "last", NotRun: true}
+	got := packet.Header{Id: "of", Type: 9, Uri: "the", Gzip: 9, StatusCode: 9, Status: "last", Timeout: 9, Meta: map[string]string{"a": "b"}, NotRun: true}
 	err := packet.DecodeHeader(codec.IdProtobuf, in, &got)
 	clear(in) // what was decoded must not be a part of it
 	if wantErr != nil {
@@ -74,6 +77,8 @@ var someHeaders = []packet.Header{
 	{Id: "18446744073709551615", Type: packet.TypeReply, StatusCode: 200, Status: "OK"},
 	{Type: packet.TypePush, Uri: "/a"},
 	{Id: "1", Type: packet.TypeReply, StatusCode: 503, Status: "later", NotRun: true},
+	{Id: "2", Type: packet.TypePull, Timeout: 1500, Meta: map[string]string{"b": "2", "a": "1", "": "", "long": strings.Repeat("m", 300)}},
+	{Type: packet.TypeReply, Timeout: math.MinInt64, Meta: map[string]string{}},
 	{Type: -1, Gzip: -2, StatusCode: -1},
 	{Type: math.MaxInt32, Gzip: math.MaxInt32, StatusCode: math.MaxInt32},
 	{Type: math.MinInt32, Gzip: math.MinInt32, StatusCode: math.MinInt32},
@@ -83,6 +88,8 @@ var someHeaders = []packet.Header{
 	{Id: "\xff"},
 	{Uri: "/a\xc3"},
 	{Status: "\xed\xa0\x80"}, // half of a surrogate pair
+	{Meta: map[string]string{"\xff": ""}},
+	{Meta: map[string]string{"k": "\xff"}},
 }
 
 func TestHeaderIsEncodedLikeGeneratedCode(t *testing.T) {
@@ -96,6 +103,16 @@ var someHeaderBytes = map[string]string{
 	"empty":                      "",
 	"all fields":                 "0a0131 1001 1a022f61 2005 28c801 32024f4b 4801",
 	"a flag of two":              "4802",
+	"a time of ten bytes":        "38ffffffffffffffffff01",
+	"an entry":                   "42060a016b120176",
+	"an entry of nothing":        "4200",
+	"an entry turned round":      "42061201760a016b",
+	"an entry twice":             "42060a016b120176 42060a016b120177",
+	"an entry's key twice":       "42090a016b0a016c120176",
+	"an entry with more in it":   "42080a016b1201761805",
+	"an entry cut off":           "42060a016b120276",
+	"an entry of bad text":       "42060a01ff120176",
+	"an entry of another type":   "4005",
 	"a flag of 64 bits":          "4880808080808080808001",
 	"a flag unset again":         "4801 4800",
 	"a flag of another type":     "4a0131",
@@ -223,12 +240,13 @@ func TestRandomHeadersLikeGeneratedCode(t *testing.T) {
 	for range 3000 {
 		requireEncodesLikeGenerated(t, packet.Header{
 			Id: text(), Type: number(), Uri: text(), Gzip: number(), StatusCode: number(), Status: text(),
+			Timeout: int64(random.Uint64()) >> random.IntN(64), Meta: map[string]string{text(): text(), text(): text()}, NotRun: random.IntN(2) == 0,
 		})
 	}
 	for range 3000 {
 		var b []byte
 		for range random.IntN(8) {
-			num := protowire.Number(random.IntN(9))
+			num := protowire.Number(random.IntN(11))
 			switch random.IntN(6) {
 			case 0, 1:
 				b = protowire.AppendTag(b, num, protowire.VarintType)
@@ -296,7 +314,7 @@ func TestJSONHeaderDecodes(t *testing.T) {
 
 // Another implementation's json decoder reads the header of this one.
 func TestJSONHeaderIsReadByTheStandardLibrary(t *testing.T) {
-	want := packet.Header{Id: "é", Type: 2, Uri: "/\"\\\u2028<>&", Gzip: -2, StatusCode: -404, Status: "\x00\x1f", NotRun: true}
+	want := packet.Header{Id: "é", Type: 2, Uri: "/\"\\\u2028<>&", Gzip: -2, StatusCode: -404, Status: "\x00\x1f", Timeout: 7, Meta: map[string]string{"é": "\x01"}, NotRun: true}
 	b, err := packet.AppendHeader(nil, byName(t, "json"), &want)
 	require.NoError(t, err)
 	var got struct {
@@ -306,7 +324,10 @@ func TestJSONHeaderIsReadByTheStandardLibrary(t *testing.T) {
 		Gzip       int32  `json:"gzip"`
 		StatusCode int32  `json:"status_code"`
 		Status     string `json:"status"`
-		NotRun     bool   `json:"not_run"`
+		Timeout    int64  `json:"timeout"`
+
+		Meta   map[string]string `json:"meta"`
+		NotRun bool              `json:"not_run"`
 	}
 	require.NoError(t, json.Unmarshal(b, &got))
 	require.Equal(t, want, packet.Header(got))
@@ -503,7 +524,7 @@ func decodeStandard(b []byte) (h packet.Header, ok bool) {
 		return h, false
 	}
 	for name, to := range map[string]interface{}{
-		"id": &h.Id, "type": &h.Type, "uri": &h.Uri, "gzip": &h.Gzip, "status_code": &h.StatusCode, "status": &h.Status, "not_run": &h.NotRun,
+		"id": &h.Id, "type": &h.Type, "uri": &h.Uri, "gzip": &h.Gzip, "status_code": &h.StatusCode, "status": &h.Status, "timeout": &h.Timeout, "meta": &h.Meta, "not_run": &h.NotRun,
 	} {
 		if v, there := fields[name]; there && json.Unmarshal(v, to) != nil {
 			return h, false

@@ -17,6 +17,9 @@ const (
 	TypePull  int32 = 1 // a request that waits for a reply
 	TypeReply int32 = 2 // the answer to a pull, carrying the pull's id
 	TypePush  int32 = 3 // one way
+	// TypeCancel says that nobody waits any more for the reply to the pull with its
+	// id. It has no body. Who does not know it ignores it.
+	TypeCancel int32 = 4
 	// TypeGoAway, from a side that shuts down, asks the other to begin nothing more
 	// on this connection; with the status code 200 it says that every pull that was
 	// run has been answered. It has no id and no body. Who does not know it ignores
@@ -50,7 +53,7 @@ type Header struct {
 	// Id tells the packets in flight of one sender on one session apart. A reply
 	// carries its pull's id.
 	Id string
-	// Type is TypePull, TypeReply, TypePush or TypeGoAway.
+	// Type is TypePull, TypeReply, TypePush, TypeCancel or TypeGoAway.
 	Type int32
 	// Uri is the path, and optionally ?query, that a pull or a push goes to.
 	Uri string
@@ -62,6 +65,12 @@ type Header struct {
 	StatusCode int32
 	// Status is a reply's status text.
 	Status string
+	// Timeout, in a pull, is for how many milliseconds the caller will wait for the
+	// reply, counted from when the pull was sent; 0 is without end.
+	Timeout int64 `json:",omitempty"`
+	// Meta is what the two sides have to say about the packet beside its body; it
+	// counts as a part of the header. Nil and an empty map are the same.
+	Meta map[string]string `json:",omitempty"`
 	// NotRun, in a reply that is an error, says that no handler has run: the pull
 	// can be made again without being made twice.
 	NotRun bool `json:",omitempty"`

@@ -40,9 +40,11 @@ func TestFieldsOfPacketAndHeader(t *testing.T) {
 		{"Gzip", "int32", ""},
 		{"StatusCode", "int32", ""},
 		{"Status", "string", ""},
+		{"Timeout", "int64", `json:",omitempty"`},
+		{"Meta", "map[string]string", `json:",omitempty"`},
 		{"NotRun", "bool", `json:",omitempty"`},
 	}, fieldsOf(packet.Header{}))
-	require.Equal(t, []int32{1, 2, 3, 5}, []int32{packet.TypePull, packet.TypeReply, packet.TypePush, packet.TypeGoAway})
+	require.Equal(t, []int32{1, 2, 3, 4, 5}, []int32{packet.TypePull, packet.TypeReply, packet.TypePush, packet.TypeCancel, packet.TypeGoAway})
 }
 
 func TestPacketAsJSON(t *testing.T) {

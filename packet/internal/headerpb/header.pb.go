@@ -26,13 +26,15 @@ const (
 
 type Header struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                                    // opaque to the receiver; a reply carries its pull's id
-	Type          int32                  `protobuf:"varint,2,opt,name=type,proto3" json:"type,omitempty"`                               // 1 pull, 2 reply, 3 push, 5 going away
-	Uri           string                 `protobuf:"bytes,3,opt,name=uri,proto3" json:"uri,omitempty"`                                  // path, and optionally ?query
-	Gzip          int32                  `protobuf:"varint,4,opt,name=gzip,proto3" json:"gzip,omitempty"`                               // level of the body's compression, 0 none
-	StatusCode    int32                  `protobuf:"varint,5,opt,name=status_code,json=statusCode,proto3" json:"status_code,omitempty"` // replies: 200 is OK, every other value (0 too) an error
-	Status        string                 `protobuf:"bytes,6,opt,name=status,proto3" json:"status,omitempty"`                            // replies: the status text
-	NotRun        bool                   `protobuf:"varint,9,opt,name=not_run,json=notRun,proto3" json:"not_run,omitempty"`             // replies that are errors: no handler has run
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                                                                               // opaque to the receiver; a reply carries its pull's id
+	Type          int32                  `protobuf:"varint,2,opt,name=type,proto3" json:"type,omitempty"`                                                                          // 1 pull, 2 reply, 3 push, 4 cancel, 5 going away
+	Uri           string                 `protobuf:"bytes,3,opt,name=uri,proto3" json:"uri,omitempty"`                                                                             // path, and optionally ?query
+	Gzip          int32                  `protobuf:"varint,4,opt,name=gzip,proto3" json:"gzip,omitempty"`                                                                          // level of the body's compression, 0 none
+	StatusCode    int32                  `protobuf:"varint,5,opt,name=status_code,json=statusCode,proto3" json:"status_code,omitempty"`                                            // replies: 200 is OK, every other value (0 too) an error
+	Status        string                 `protobuf:"bytes,6,opt,name=status,proto3" json:"status,omitempty"`                                                                       // replies: the status text
+	Timeout       int64                  `protobuf:"varint,7,opt,name=timeout,proto3" json:"timeout,omitempty"`                                                                    // pulls: milliseconds until the caller gives up, 0 never
+	Meta          map[string]string      `protobuf:"bytes,8,rep,name=meta,proto3" json:"meta,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // whatever the two sides agree on
+	NotRun        bool                   `protobuf:"varint,9,opt,name=not_run,json=notRun,proto3" json:"not_run,omitempty"`                                                        // replies that are errors: no handler has run
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -109,6 +111,20 @@ func (x *Header) GetStatus() string {
 	return ""
 }
 
+func (x *Header) GetTimeout() int64 {
+	if x != nil {
+		return x.Timeout
+	}
+	return 0
+}
+
+func (x *Header) GetMeta() map[string]string {
+	if x != nil {
+		return x.Meta
+	}
+	return nil
+}
+
 func (x *Header) GetNotRun() bool {
 	if x != nil {
 		return x.NotRun
@@ -120,7 +136,7 @@ var File_header_proto protoreflect.FileDescriptor
 
 const file_header_proto_rawDesc = "" +
 	"\n" +
-	"\fheader.proto\x12\bteleport\"\xa4\x01\n" +
+	"\fheader.proto\x12\bteleport\"\xa7\x02\n" +
 	"\x06Header\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\x05R\x04type\x12\x10\n" +
@@ -128,8 +144,13 @@ const file_header_proto_rawDesc = "" +
 	"\x04gzip\x18\x04 \x01(\x05R\x04gzip\x12\x1f\n" +
 	"\vstatus_code\x18\x05 \x01(\x05R\n" +
 	"statusCode\x12\x16\n" +
-	"\x06status\x18\x06 \x01(\tR\x06status\x12\x17\n" +
-	"\anot_run\x18\t \x01(\bR\x06notRunB:Z8github.com/henrylee2cn/teleport/packet/internal/headerpbb\x06proto3"
+	"\x06status\x18\x06 \x01(\tR\x06status\x12\x18\n" +
+	"\atimeout\x18\a \x01(\x03R\atimeout\x12.\n" +
+	"\x04meta\x18\b \x03(\v2\x1a.teleport.Header.MetaEntryR\x04meta\x12\x17\n" +
+	"\anot_run\x18\t \x01(\bR\x06notRun\x1a7\n" +
+	"\tMetaEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B:Z8github.com/henrylee2cn/teleport/packet/internal/headerpbb\x06proto3"
 
 var (
 	file_header_proto_rawDescOnce sync.Once
@@ -143,16 +164,18 @@ func file_header_proto_rawDescGZIP() []byte {
 	return file_header_proto_rawDescData
 }
 
-var file_header_proto_msgTypes = make([]protoimpl.MessageInfo, 1)
+var file_header_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
 var file_header_proto_goTypes = []any{
 	(*Header)(nil), // 0: teleport.Header
+	nil,            // 1: teleport.Header.MetaEntry
 }
 var file_header_proto_depIdxs = []int32{
-	0, // [0:0] is the sub-list for method output_type
-	0, // [0:0] is the sub-list for method input_type
-	0, // [0:0] is the sub-list for extension type_name
-	0, // [0:0] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	1, // 0: teleport.Header.meta:type_name -> teleport.Header.MetaEntry
+	1, // [1:1] is the sub-list for method output_type
+	1, // [1:1] is the sub-list for method input_type
+	1, // [1:1] is the sub-list for extension type_name
+	1, // [1:1] is the sub-list for extension extendee
+	0, // [0:1] is the sub-list for field type_name
 }
 
 func init() { file_header_proto_init() }
@@ -166,7 +189,7 @@ func file_header_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_header_proto_rawDesc), len(file_header_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   1,
+			NumMessages:   2,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
