@@ -1,6 +1,7 @@
 package tp
 
 import (
+	"context"
 	"fmt"
 	"net/url"
 	"runtime/debug"
@@ -23,6 +24,11 @@ type Ctx interface {
 	Session() *Session
 	// Ip is the other side's address and port.
 	Ip() string
+	// Context ends with the call: when its handler has returned and the reply is sent,
+	// when the caller's deadline passes or the caller gives up, and when the
+	// connection ends; context.Cause says which. A pull by it inherits what is left of
+	// the time. Of a packet that this side sends it is the context that was given.
+	Context() context.Context
 	// Public holds values that hooks and the handler of one call share: at first
 	// a copy of the session's. A reply shares its pull's.
 	Public() goutil.Map
@@ -103,6 +109,7 @@ type packetCtx struct {
 
 	mu     sync.Mutex // guards the fields below
 	sealed bool       // the handler has returned, settings come too late
+	over   bool       // the call is, and so is its context
 	kept   bool       // a packet was asked for
 	values *values    // made when asked for
 }
@@ -111,6 +118,9 @@ type packetCtx struct {
 type values struct {
 	public goutil.Map
 	query  url.Values
+	ctx    context.Context
+	own    *ownCtx // that ctx is, of a packet that was received
+	key    ctxKey  // of own
 }
 
 // exchange is what of a packetCtx users do not see, but for the packets. Most
@@ -148,6 +158,8 @@ type transit struct {
 	cost   int64           // of it, taken from budget
 	budget *packet.Budget
 	start  time.Time // zero unless it is measured
+	// deadline is the caller's, as this side knows it; zero if there is none.
+	deadline time.Time
 	// printed is the input's body as the log shows it, made before the handler
 	// gets to change it. The context's mu guards it.
 	printed string
@@ -349,6 +361,7 @@ func (c *packetCtx) handle() (waiting int) {
 		c.prepareReply()
 		c.reply(nil, c.refusal)
 		c.logHandled(c.refusal)
+		c.leave()
 		c.release()
 		return 0
 	}
@@ -376,6 +389,7 @@ func (c *packetCtx) handle() (waiting int) {
 		if pull {
 			c.reply(nil, newXerror(StatusInternalServerError, "", nil))
 		}
+		c.leave()
 	}()
 	var began time.Time
 	if c.timed {
@@ -399,6 +413,7 @@ func (c *packetCtx) handle() (waiting int) {
 	}
 	c.logHandled(x)
 	waiting = c.waiting
+	c.leave()
 	c.release()
 	return waiting
 }

@@ -36,8 +36,9 @@ type link struct {
 	slot uint32
 	// inline is the route whose handler the reader runs; nil in a write. It is
 	// set before a turn becomes odd and is read by who has made it even.
-	inline *Handler
-	calls  calls // on workers; guarded by workers.mu
+	inline   *Handler
+	calls    calls // on workers; guarded by workers.mu
+	contexts contexts
 
 	// The session's mu guards the fields below.
 	told   bool          // the other side has been asked to begin nothing more
@@ -82,6 +83,7 @@ func (l *link) takePull(id uint64) *PullCmd {
 // handlerDone counts a handler that has replied.
 func (l *link) handlerDone() {
 	if l.running.Add(-1) == 0 {
+		l.contexts.idle()
 		if l.ended.Load() {
 			l.peer.hub.detach(l)
 		}
@@ -226,6 +228,7 @@ func (l *link) end(cause error) error {
 		l.running.Add(1) // so that Shutdown waits for the hooks
 	}
 	l.peer.hub.detach(l)
+	l.contexts.end()
 	for _, cmd := range l.pulls.close() {
 		x := newXerror(StatusConnClosed, "connection closed, the outcome of the pull is unknown: "+cause.Error(), cause)
 		if l.answered.Load() {

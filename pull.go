@@ -1,6 +1,7 @@
 package tp
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -31,6 +32,7 @@ type PullCmd struct {
 	id          uint64
 	done        chan *PullCmd // GoPull delivers on it; nil for Pull
 	waits       bool          // somebody is parked until it is settled
+	timeout     uint32        // a part of packed
 	// flight is nil once the pull is complete and all that is left of it is in
 	// packed, until somebody asks for more.
 	flight atomic.Pointer[flight]
@@ -46,7 +48,8 @@ type flight struct {
 	ctx  packetCtx // of the packet sent and of the reply
 	exchange
 	settled parker      // where Pull waits
-	timer   *time.Timer // of the pull's deadline; nil if it has none
+	timer   *time.Timer // of DefaultPullTimeout; nil if there is none
+	stop    func() bool // ends the watch of the pull's context; nil if that never ends
 }
 
 var flights = sync.Pool{New: func() any {
@@ -100,30 +103,32 @@ func (cmd *PullCmd) Public() goutil.Map { return cmd.unpacked().ctx.Public() }
 func (cmd *PullCmd) Done() <-chan *PullCmd { return cmd.done }
 
 // launch sends the pull. Whatever happens, the command is settled once.
-func (cmd *PullCmd) launch(settings []PacketSetting) {
+func (cmd *PullCmd) launch(ctx context.Context, settings []PacketSetting) {
 	f := cmd.flight.Load()
 	cmd.id = cmd.link.pulls.newId()
 	if f.bare {
 		x := exchanges.Get().(*exchange)
-		cmd.launchBare(f, x, settings)
+		cmd.launchBare(ctx, f, x, settings)
 		x.put()
 		return
 	}
 	c, chain := &f.ctx, cmd.link.peer.chain
 	c.setOutput(packet.TypePull, cmd.uri, cmd.args, settings)
+	c.valuesLocked().ctx = ctx // which nobody else has yet
 	f.numberId(cmd.id)
 	c.outHdr.Id = c.id
+	c.outHdr.Timeout = cmd.timeoutFor(ctx)
 	if err := chain.preWritePull.run(c); err != nil {
 		cmd.settle(notRun(err.xerror()))
 		return
 	}
 	c.fixOutput(c.id, packet.TypePull)
-	frame, err := cmd.link.sock.EncodeInTurn(c.frameMem[:0], &c.out)
+	frame, err := cmd.link.sock.EncodeInTurn(ctx, c.frameMem[:0], &c.out)
 	if err != nil {
-		cmd.settle(sendXerror(cmd.link.wrote(err)))
+		cmd.settle(pushXerror(ctx, cmd.link.waited(ctx, err)))
 		return
 	}
-	if cmd.send(frame) { // it may be complete by now
+	if cmd.send(ctx, frame) { // it may be complete by now
 		if err := chain.postWritePull.run(c); err != nil {
 			Warnf("pull %s: %v", quote(cmd.uri), err)
 		}
@@ -131,30 +136,36 @@ func (cmd *PullCmd) launch(settings []PacketSetting) {
 }
 
 // launchBare is launch where nobody sees the packet, which is made in x.
-func (cmd *PullCmd) launchBare(f *flight, x *exchange, settings []PacketSetting) {
+func (cmd *PullCmd) launchBare(ctx context.Context, f *flight, x *exchange, settings []PacketSetting) {
 	l := cmd.link
 	l.peer.cfg.fill(&x.out, &x.outHdr, packet.TypePull, cmd.uri, cmd.args, settings)
 	x.numberId(cmd.id)
 	x.outHdr.Id = x.id
-	frame, err := l.sock.EncodeInTurn(x.frameMem[:0], &x.out)
+	x.outHdr.Timeout = cmd.timeoutFor(ctx)
+	frame, err := l.sock.EncodeInTurn(ctx, x.frameMem[:0], &x.out)
 	if err != nil || !cmd.packOutput(&x.out) {
 		f.show(l)
 		f.ctx.setOutput(packet.TypePull, cmd.uri, cmd.args, settings)
 		f.ctx.numberId(cmd.id)
-		f.outHdr.Id = f.id
+		f.outHdr.Id, f.outHdr.Timeout = f.id, x.outHdr.Timeout
 		f.out.HeaderLength, f.out.BodyLength, f.out.Length = x.out.HeaderLength, x.out.BodyLength, x.out.Length
 	}
 	if err != nil {
-		cmd.settle(sendXerror(cmd.link.wrote(err)))
+		cmd.settle(pushXerror(ctx, cmd.link.waited(ctx, err)))
 		return
 	}
-	cmd.send(frame)
+	cmd.send(ctx, frame)
 }
 
 // send enters the pull among those in flight and writes it. It reports false if
 // it was not sent, and settles the command then.
-func (cmd *PullCmd) send(frame socket.Frame) bool {
-	l := cmd.link
+func (cmd *PullCmd) send(ctx context.Context, frame socket.Frame) bool {
+	l, id := cmd.link, cmd.id
+	if ctx.Err() != nil {
+		frame.Drop()
+		cmd.settle(notSent(ctx))
+		return false
+	}
 	if l.goneAway() {
 		frame.Drop()
 		cmd.settle(unrun(StatusServiceUnavailable, "the other side is shutting down, the pull was not sent", nil))
@@ -165,7 +176,7 @@ func (cmd *PullCmd) send(frame socket.Frame) bool {
 	}
 	// From here on a reply may come: whoever takes the entry out of the table
 	// settles the command.
-	if !l.pulls.add(cmd, cmd.timeLeft()) {
+	if !l.pulls.add(ctx, cmd, cmd.timeLeft()) {
 		frame.Drop()
 		cmd.settle(unrun(StatusConnClosed, "connection closed, the pull was not sent", nil))
 		return false
@@ -177,13 +188,55 @@ func (cmd *PullCmd) send(frame socket.Frame) bool {
 		}
 		return false
 	}
-	if err := l.wrote(l.sock.WriteFrame(frame)); err != nil {
-		if l.takePull(cmd.id) != nil {
+	write := l.sock.WriteFrame
+	if ctx.Done() != nil { // who may give up must not be held up by the connection
+		write = l.sock.PostFrame
+	}
+	if err := l.wrote(write(frame)); err != nil {
+		if l.takePull(id) != nil {
 			cmd.settle(sendXerror(err))
 		}
 		return false
 	}
+	if ctx.Err() == context.Canceled { // it may have said so before the pull was sent
+		l.cancelPull(id)
+	}
 	return true
+}
+
+// notSent is the end of a pull whose context was done before it was sent.
+func notSent(ctx context.Context) Xerror {
+	x := ctxXerror(ctx, "the pull was not sent")
+	x.notRun = true
+	return x
+}
+
+// watch completes the pull when its context is done.
+func (cmd *PullCmd) watch(ctx context.Context) {
+	l, id := cmd.link, cmd.id // which are others when the pull is sent again
+	cmd.flight.Load().stop = context.AfterFunc(ctx, func() {
+		if l.takePull(id) == nil {
+			return
+		}
+		cmd.settle(ctxXerror(ctx, "the outcome of the pull is unknown"))
+		if ctx.Err() == context.Canceled { // of a deadline the other side knows
+			l.cancelPull(id)
+		}
+	})
+}
+
+// timeoutFor is what the header says about the time that the pull may take.
+func (cmd *PullCmd) timeoutFor(ctx context.Context) int64 {
+	left := cmd.timeLeft()
+	if deadline, ok := ctx.Deadline(); ok {
+		if until := time.Until(deadline); left == 0 || until < left {
+			left = max(until, 1)
+		}
+	}
+	if left <= 0 {
+		return 0
+	}
+	return timeoutOf(left)
 }
 
 // startTimer completes the pull when it has taken too long.
@@ -191,7 +244,7 @@ func (cmd *PullCmd) startTimer(d time.Duration) {
 	l, id := cmd.link, cmd.id // which are others when the pull is sent again
 	cmd.flight.Load().timer = time.AfterFunc(d, func() {
 		if l.takePull(id) != nil {
-			cmd.settle(newXerror(StatusDeadlineExceeded, fmt.Sprintf("no reply after %v, the outcome of the pull is unknown", l.peer.cfg.DefaultPullTimeout), nil))
+			cmd.settle(newXerror(StatusDeadlineExceeded, fmt.Sprintf("no reply after %v, the outcome of the pull is unknown", l.peer.cfg.DefaultPullTimeout), context.DeadlineExceeded))
 		}
 	})
 }
@@ -243,12 +296,12 @@ func (cmd *PullCmd) deliver(settled bool) {
 	cmd.done <- cmd
 }
 
-// timeLeft is how long the pull may still take; zero is no bound.
+// timeLeft is how long the pull may still take by DefaultPullTimeout; zero is no bound.
 func (cmd *PullCmd) timeLeft() time.Duration {
-	if cmd.again == nil {
-		return cmd.link.peer.cfg.DefaultPullTimeout
-	}
-	if cmd.again.patience.until.IsZero() {
+	switch {
+	case cmd.again == nil:
+		return max(cmd.link.peer.cfg.DefaultPullTimeout, 0)
+	case cmd.again.patience.until.IsZero():
 		return 0
 	}
 	return max(time.Until(cmd.again.patience.until), 1)
@@ -261,6 +314,10 @@ func (cmd *PullCmd) finish() {
 	if f.timer != nil {
 		f.timer.Stop()
 		f.timer = nil
+	}
+	if f.stop != nil {
+		f.stop()
+		f.stop = nil
 	}
 	if f.bare {
 		if cmd.Xerror == nil {
@@ -323,9 +380,10 @@ func (cmd *PullCmd) packOutput(out *packet.Packet) bool {
 		return false
 	}
 	bodyCodec, err := codec.GetByName(out.BodyCodec)
-	if err != nil || out.HeaderLength > math.MaxUint16 {
+	if err != nil || out.HeaderLength > math.MaxUint16 || out.Header.Timeout > math.MaxUint32 || len(out.Header.Meta) > 0 {
 		return false
 	}
+	cmd.timeout = uint32(out.Header.Timeout)
 	p := &cmd.packed
 	p.headerCodec, p.bodyCodec = headerCodec.Id(), bodyCodec.Id()
 	p.outHeader, p.outBody = uint16(out.HeaderLength), uint32(out.BodyLength)
@@ -337,7 +395,7 @@ func (cmd *PullCmd) packOutput(out *packet.Packet) bool {
 // if that does not fit.
 func (cmd *PullCmd) packInput(v *packet.HeaderView, body int64) bool {
 	p := &cmd.packed
-	if v.StatusCode != StatusOK || len(v.Status) > 0 || len(v.Uri) > 0 || body == 0 ||
+	if v.StatusCode != StatusOK || len(v.Status) > 0 || len(v.Uri) > 0 || len(v.Meta) > 0 || body == 0 ||
 		v.Length > math.MaxUint16 || packet.CheckGzip(v.Gzip) != nil {
 		return false
 	}
@@ -374,7 +432,7 @@ func (f *flight) unpack(cmd *PullCmd) {
 	headerCodec, _ := codec.GetById(p.headerCodec) // they were there before
 	bodyCodec, _ := codec.GetById(p.bodyCodec)
 	f.ctx.numberId(cmd.id)
-	f.outHdr = packet.Header{Id: f.id, Type: packet.TypePull, Uri: cmd.uri, Gzip: int32(p.outGzip)}
+	f.outHdr = packet.Header{Id: f.id, Type: packet.TypePull, Uri: cmd.uri, Gzip: int32(p.outGzip), Timeout: int64(cmd.timeout)}
 	f.out = packet.Packet{
 		HeaderCodec: headerCodec.Name(), BodyCodec: bodyCodec.Name(), Header: &f.outHdr, Body: cmd.args,
 		HeaderLength: int64(p.outHeader), BodyLength: int64(p.outBody), Length: int64(p.outHeader) + int64(p.outBody),
@@ -411,9 +469,10 @@ const (
 
 func (t *pullTable) newId() uint64 { return t.last.Add(1) }
 
-// add enters the command under its id, for so long at most if timeout is not zero;
+// add enters the command under its id, until ctx is done and for so long at most if
+// timeout is not zero;
 // false means that the connection has ended.
-func (t *pullTable) add(cmd *PullCmd, timeout time.Duration) bool {
+func (t *pullTable) add(ctx context.Context, cmd *PullCmd, timeout time.Duration) bool {
 	t.mu.Lock()
 	open := !t.closed
 	if open {
@@ -424,6 +483,9 @@ func (t *pullTable) add(cmd *PullCmd, timeout time.Duration) bool {
 		t.placeLocked(cmd)
 		if timeout > 0 { // nobody can settle the pull before mu is free
 			cmd.startTimer(timeout)
+		}
+		if ctx.Done() != nil {
+			cmd.watch(ctx)
 		}
 	}
 	t.mu.Unlock()
@@ -527,6 +589,14 @@ func parsePullId(id []byte) (uint64, bool) {
 // notRun makes x say that the pull has not run.
 func notRun(x Xerror) Xerror {
 	return &xerror{code: x.Code(), text: x.Text(), cause: x, notRun: true}
+}
+
+// pushXerror is sendXerror for what has waited for its turn no longer than ctx lasts.
+func pushXerror(ctx context.Context, err error) Xerror {
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return notSent(ctx)
+	}
+	return sendXerror(err)
 }
 
 // sendXerror is why a packet could not be sent.

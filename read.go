@@ -123,6 +123,10 @@ func (r *reader) next(c *packetCtx) error {
 		return r.call(c, l.peer.PullRouter.routes.table.Load())
 	case packet.TypePush:
 		return r.call(c, l.peer.PushRouter.routes.table.Load())
+	case packet.TypeCancel:
+		l.sock.SkipBody()
+		l.contexts.gaveUp(r.view.Id, l.running.Load())
+		return nil
 	case packet.TypeGoAway:
 		l.sock.SkipBody()
 		l.heardGoAway(r.view.StatusCode == StatusOK)
@@ -167,6 +171,7 @@ func (r *reader) input(c *packetCtx, uri string) *packetCtx {
 	c.keepId(v.Id)
 	c.typ, c.uri = v.Type, uri
 	c.setInput(v, r.length, uri)
+	c.deadline = deadlineOf(v.Timeout)
 	c.start = r.l.peer.startTime()
 	return c
 }
@@ -363,7 +368,7 @@ func (r *reader) reply(c *packetCtx) error {
 // setInput makes a header that has been read the context's own. Its id is c.id.
 func (c *packetCtx) setInput(v *packet.HeaderView, bodyLength int64, uri string) {
 	c.inHdr = packet.Header{
-		Id: c.id, Type: v.Type, Uri: uri, Gzip: v.Gzip, StatusCode: v.StatusCode, Status: string(v.Status), NotRun: v.NotRun,
+		Id: c.id, Type: v.Type, Uri: uri, Gzip: v.Gzip, StatusCode: v.StatusCode, Status: string(v.Status), Timeout: v.Timeout, Meta: v.Meta, NotRun: v.NotRun,
 	}
 	c.in = packet.Packet{
 		Header: &c.inHdr, HeaderCodec: v.Codec,

@@ -434,6 +434,7 @@ type lostConn struct {
 
 // resend is what a pull that may be sent more than once has beside its arguments.
 type resend struct {
+	ctx      context.Context
 	settings []PacketSetting
 	patience patience
 	flying   bool // it is launched and not settled
@@ -446,8 +447,8 @@ type patience struct {
 	maxWait time.Time // and of MaxWait; zero if there is none
 }
 
-func (r *redialer) resend(settings []PacketSetting) *resend {
-	return &resend{settings: slices.Clone(settings), patience: r.patience(r.sess.peer.cfg.DefaultPullTimeout)}
+func (r *redialer) resend(ctx context.Context, settings []PacketSetting) *resend {
+	return &resend{ctx: ctx, settings: slices.Clone(settings), patience: r.patience(r.sess.peer.cfg.DefaultPullTimeout)}
 }
 
 func (r *redialer) patience(timeout time.Duration) (p patience) {
@@ -470,7 +471,7 @@ func (r *redialer) end(p patience) (time.Time, Xerror) {
 }
 
 // await returns a link that can be used, when there is one.
-func (r *redialer) await(p patience) (*link, Xerror) {
+func (r *redialer) await(ctx context.Context, p patience) (*link, Xerror) {
 	s := r.sess
 	if l := s.link.Load(); l.usable() {
 		return l, nil
@@ -513,6 +514,8 @@ func (r *redialer) await(p patience) (*link, Xerror) {
 			closing = nil
 		case <-late:
 			return l, giveUp
+		case <-ctx.Done():
+			return l, notSent(ctx)
 		}
 	}
 }
@@ -522,12 +525,12 @@ func (r *redialer) await(p patience) (*link, Xerror) {
 func (cmd *PullCmd) persist() {
 	r := cmd.link.sess.redial
 	for {
-		l, x := r.await(cmd.again.patience)
+		l, x := r.await(cmd.again.ctx, cmd.again.patience)
 		cmd.link, cmd.Xerror, cmd.packed = l, nil, packed{}
 		f := cmd.board()
 		cmd.again.flying, cmd.again.entered = true, false
 		if x == nil {
-			cmd.launch(cmd.again.settings)
+			cmd.launch(cmd.again.ctx, cmd.again.settings)
 		} else {
 			f.show(l)
 			f.ctx.setOutput(packet.TypePull, cmd.uri, cmd.args, cmd.again.settings)
@@ -548,14 +551,14 @@ func (cmd *PullCmd) refused() bool {
 }
 
 // push is Session.Push.
-func (r *redialer) push(uri string, args interface{}, settings []PacketSetting) Xerror {
+func (r *redialer) push(ctx context.Context, uri string, args interface{}, settings []PacketSetting) Xerror {
 	p := r.patience(0)
 	for {
-		l, x := r.await(p)
+		l, x := r.await(ctx, p)
 		if x != nil {
 			return x
 		}
-		if x = l.push(uri, args, settings); x == nil || l.usable() || !NotRun(x) {
+		if x = l.push(ctx, uri, args, settings); x == nil || l.usable() || !NotRun(x) {
 			return x
 		}
 	}

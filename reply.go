@@ -2,6 +2,7 @@ package tp
 
 import (
 	"compress/gzip"
+	"context"
 	"errors"
 	"fmt"
 	"runtime/debug"
@@ -92,7 +93,7 @@ func (c *packetCtx) send() error {
 	if c.inline || c.offered {
 		frame, err = sock.EncodeTo(c.frameMem[:0], &c.out)
 	} else {
-		frame, err = sock.EncodeInTurn(c.frameMem[:0], &c.out)
+		frame, err = sock.EncodeInTurn(context.Background(), c.frameMem[:0], &c.out)
 	}
 	if err != nil {
 		return c.link.wrote(err)

@@ -1,6 +1,7 @@
 package tp
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -132,15 +133,24 @@ func (s *Session) SetWriteTimeout(d time.Duration) {
 // reply, a pointer; a nil reply drops the body. The returned command's Xerror
 // is nil on success. Args and reply belong to the call until it returns.
 func (s *Session) Pull(uri string, args, reply interface{}, setting ...PacketSetting) *PullCmd {
+	return s.PullContext(context.Background(), uri, args, reply, setting...)
+}
+
+// PullContext is Pull for as long as ctx lasts. When that is done the pull completes
+// at once: with StatusDeadlineExceeded, which errors.Is finds to be
+// context.DeadlineExceeded, or with StatusCanceled and context.Canceled. The other
+// side's handler is told of the deadline and of a cancellation, see [Ctx]. A reply that
+// comes later is dropped.
+func (s *Session) PullContext(ctx context.Context, uri string, args, reply interface{}, setting ...PacketSetting) *PullCmd {
 	cmd := newPullCmd(s, uri, args, reply)
 	cmd.waits = true
 	if s.redial != nil {
-		cmd.again = s.redial.resend(setting)
+		cmd.again = s.redial.resend(ctx, setting)
 		cmd.persist()
 		return cmd
 	}
 	f := cmd.board()
-	cmd.launch(setting)
+	cmd.launch(ctx, setting)
 	f.settled.park()
 	cmd.finish()
 	return cmd
@@ -154,30 +164,41 @@ func (s *Session) Pull(uri string, args, reply interface{}, setting ...PacketSet
 // is returned gives the same channel with [PullCmd.Done], and nothing else of it
 // may be used before it was delivered.
 func (s *Session) GoPull(uri string, args, reply interface{}, done chan *PullCmd, setting ...PacketSetting) *PullCmd {
+	return s.GoPullContext(context.Background(), uri, args, reply, done, setting...)
+}
+
+// GoPullContext is GoPull for as long as ctx lasts, see [Session.PullContext].
+func (s *Session) GoPullContext(ctx context.Context, uri string, args, reply interface{}, done chan *PullCmd, setting ...PacketSetting) *PullCmd {
 	if done == nil {
 		done = make(chan *PullCmd, 1)
 	}
 	cmd := newPullCmd(s, uri, args, reply)
 	cmd.done = done
 	if s.redial != nil {
-		cmd.again = s.redial.resend(setting)
+		cmd.again = s.redial.resend(ctx, setting)
 		if !cmd.link.usable() {
 			go cmd.deliver(false)
 			return cmd
 		}
 	}
 	cmd.board()
-	cmd.launch(setting)
+	cmd.launch(ctx, setting)
 	return cmd
 }
 
 // Push sends args to the URI, one way. Nil means that the packet was handed to
 // the connection, not that it was handled.
 func (s *Session) Push(uri string, args interface{}, setting ...PacketSetting) Xerror {
+	return s.PushContext(context.Background(), uri, args, setting...)
+}
+
+// PushContext is Push unless ctx is done before the packet is handed to the
+// connection: then it fails as [Session.PullContext] does, and nothing was sent.
+func (s *Session) PushContext(ctx context.Context, uri string, args interface{}, setting ...PacketSetting) Xerror {
 	if s.redial != nil {
-		return s.redial.push(uri, args, setting)
+		return s.redial.push(ctx, uri, args, setting)
 	}
-	return s.link.Load().push(uri, args, setting)
+	return s.link.Load().push(ctx, uri, args, setting)
 }
 
 // Done returns a channel that is closed when the session has ended.

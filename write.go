@@ -1,6 +1,7 @@
 package tp
 
 import (
+	"context"
 	"errors"
 
 	"github.com/henrylee2cn/teleport/packet"
@@ -11,24 +12,25 @@ import (
 var errSocketClosed = socket.ErrClosed
 
 // push is Session.Push by this link.
-func (l *link) push(uri string, args interface{}, settings []PacketSetting) Xerror {
+func (l *link) push(ctx context.Context, uri string, args interface{}, settings []PacketSetting) Xerror {
 	if l.goneAway() {
 		return unrun(StatusServiceUnavailable, "the other side is shutting down, the push was not sent", nil)
 	}
 	chain := l.peer.chain
 	start := l.peer.startTime()
 	if len(chain.preWritePush) == 0 && len(chain.postWritePush) == 0 && start.IsZero() {
-		return l.pushBare(uri, args, settings)
+		return l.pushBare(ctx, uri, args, settings)
 	}
 	c := &packetCtx{link: l, exchange: new(exchange)}
 	c.start = start
 	c.setOutput(packet.TypePush, uri, args, settings)
+	c.valuesLocked().ctx = ctx // which nobody else has yet
 	if err := chain.preWritePush.run(c); err != nil {
 		return notRun(err.xerror())
 	}
 	c.fixOutput(c.outHdr.Id, packet.TypePush)
-	if err := l.post(c.exchange); err != nil {
-		return sendXerror(err)
+	if err := l.post(ctx, c.exchange); err != nil {
+		return pushXerror(ctx, err)
 	}
 	if err := chain.postWritePush.run(c); err != nil {
 		Warnf("push %s: %v", quote(uri), err)
@@ -38,24 +40,33 @@ func (l *link) push(uri string, args interface{}, settings []PacketSetting) Xerr
 }
 
 // pushBare is push where no hook and no log needs a context.
-func (l *link) pushBare(uri string, args interface{}, settings []PacketSetting) Xerror {
+func (l *link) pushBare(ctx context.Context, uri string, args interface{}, settings []PacketSetting) Xerror {
 	x := exchanges.Get().(*exchange)
 	l.peer.cfg.fill(&x.out, &x.outHdr, packet.TypePush, uri, args, settings)
-	err := l.post(x)
+	err := l.post(ctx, x)
 	x.put()
 	if err != nil {
-		return sendXerror(err)
+		return pushXerror(ctx, err)
 	}
 	return nil
 }
 
 // post encodes and sends the output, which has no answer.
-func (l *link) post(x *exchange) error {
-	frame, err := l.sock.EncodeInTurn(x.frameMem[:0], &x.out)
+func (l *link) post(ctx context.Context, x *exchange) error {
+	frame, err := l.sock.EncodeInTurn(ctx, x.frameMem[:0], &x.out)
 	if err != nil {
-		return l.wrote(err)
+		return l.waited(ctx, err)
 	}
 	return l.wrote(l.sock.PostFrame(frame))
+}
+
+// waited is wrote for an error of waiting for a turn, of which that of ctx concerns
+// nobody else.
+func (l *link) waited(ctx context.Context, err error) error {
+	if e := ctx.Err(); e != nil && errors.Is(err, e) {
+		return err
+	}
+	return l.wrote(err)
 }
 
 // flush sends what quick handlers have left queued.

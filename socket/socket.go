@@ -16,6 +16,7 @@
 package socket
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -136,9 +137,9 @@ func (s *Socket) EncodeTo(mem []byte, p *packet.Packet) (Frame, error) {
 // output, for the write timeout at most, and for its turn, of which there is one for
 // each processor until the frame is used. It is for packets of which very many may
 // be ready at once: encoded they would take memory while they wait. An error that is
-// a [*WriteError] is one of waiting.
-func (s *Socket) EncodeInTurn(mem []byte, p *packet.Packet) (Frame, error) {
-	if err := s.w.takeTurn(); err != nil {
+// a [*WriteError] is one of waiting; it wraps ctx's if that was done meanwhile.
+func (s *Socket) EncodeInTurn(ctx context.Context, mem []byte, p *packet.Packet) (Frame, error) {
+	if err := s.w.takeTurn(ctx); err != nil {
 		return Frame{}, err
 	}
 	encoded := false

@@ -1,6 +1,7 @@
 package socket
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -92,7 +93,7 @@ func (w *writer) write(f Frame, mode flushMode) (waiting int, err error) {
 	w.mu.Lock()
 	if !w.roomLocked(int64(len(f.b))) && mode != flushPressed {
 		if err = ErrOutputFull; mode != flushOffered {
-			err = w.waitForRoomLocked(int64(len(f.b)))
+			err = w.waitForRoomLocked(context.Background(), int64(len(f.b)))
 		}
 	}
 	if w.refuse != nil {
@@ -158,8 +159,12 @@ func (w *writer) roomLocked(n int64) bool {
 // packet was sent, and the socket can be used on.
 var ErrOutputFull = errors.New("socket: the output is full")
 
-// waitForRoomLocked waits, for the write timeout, until there is room for n bytes.
-func (w *writer) waitForRoomLocked(n int64) error {
+// waitForRoomLocked waits, for the write timeout and no longer than ctx lasts, until
+// there is room for n bytes.
+func (w *writer) waitForRoomLocked(ctx context.Context, n int64) error {
+	if ctx.Done() != nil {
+		defer context.AfterFunc(ctx, w.wakeAll)()
+	}
 	late := false
 	if d := time.Duration(w.timeout.Load()); d > 0 {
 		timer := time.AfterFunc(d, func() {
@@ -171,6 +176,9 @@ func (w *writer) waitForRoomLocked(n int64) error {
 		defer timer.Stop()
 	}
 	for w.refuse == nil && !w.roomLocked(n) {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		if late {
 			return fmt.Errorf("%w for longer than %v", ErrOutputFull, time.Duration(w.timeout.Load()))
 		}
@@ -179,6 +187,10 @@ func (w *writer) waitForRoomLocked(n int64) error {
 			continue
 		}
 		w.flushing = true
+		if ctx.Done() != nil { // who may give up must not be held up by the connection
+			go w.flushRest()
+			continue
+		}
 		w.mu.Unlock()
 		_ = w.flush() // if it fails it says so in refuse
 		w.mu.Lock()
@@ -187,7 +199,7 @@ func (w *writer) waitForRoomLocked(n int64) error {
 }
 
 // takeTurn waits for a turn to encode, then for room. Its error is a WriteError.
-func (w *writer) takeTurn() error {
+func (w *writer) takeTurn(ctx context.Context) error {
 	if !w.full.Load() && w.tryTurn() {
 		return nil
 	}
@@ -196,7 +208,15 @@ func (w *writer) takeTurn() error {
 	// Who ends a turn looks for those who wait after that, and they look for a turn
 	// after they have said so.
 	w.awaiting.Add(1)
+	if ctx.Done() != nil {
+		defer context.AfterFunc(ctx, w.wakeAll)()
+	}
 	for w.refuse == nil && !w.tryTurn() {
+		if err := ctx.Err(); err != nil {
+			w.awaiting.Add(-1)
+			w.turnLocked() // which may have been signalled to this one
+			return &WriteError{Err: err, Unsent: true}
+		}
 		if w.turn == nil {
 			w.turn = sync.NewCond(&w.mu)
 		}
@@ -208,7 +228,7 @@ func (w *writer) takeTurn() error {
 	}
 	var err error
 	if w.queued >= w.most {
-		err = w.waitForRoomLocked(1)
+		err = w.waitForRoomLocked(ctx, 1)
 	}
 	if w.refuse != nil {
 		err = w.refuse
@@ -239,8 +259,23 @@ func (w *writer) endTurn() {
 
 func (w *writer) endTurnLocked() {
 	w.turns.Add(-1)
+	w.turnLocked()
+}
+
+// turnLocked lets another try for a turn.
+func (w *writer) turnLocked() {
 	if w.awaiting.Load() > 0 && w.turn != nil {
 		w.turn.Signal()
+	}
+}
+
+// wakeAll lets everybody who waits look again.
+func (w *writer) wakeAll() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.wakeLocked()
+	if w.turn != nil {
+		w.turn.Broadcast()
 	}
 }
 
