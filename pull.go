@@ -204,9 +204,9 @@ func (cmd *PullCmd) send(ctx context.Context, frame socket.Frame) bool {
 	return true
 }
 
-// notSent is the end of a pull whose context was done before it was sent.
+// notSent is the end of a pull or a push whose context was done before it was sent.
 func notSent(ctx context.Context) Xerror {
-	x := ctxXerror(ctx, "the pull was not sent")
+	x := ctxXerror(ctx, "nothing was sent")
 	x.notRun = true
 	return x
 }

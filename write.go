@@ -16,6 +16,9 @@ func (l *link) push(ctx context.Context, uri string, args interface{}, settings 
 	if l.goneAway() {
 		return unrun(StatusServiceUnavailable, "the other side is shutting down, the push was not sent", nil)
 	}
+	if ctx.Err() != nil {
+		return notSent(ctx)
+	}
 	chain := l.peer.chain
 	start := l.peer.startTime()
 	if len(chain.preWritePush) == 0 && len(chain.postWritePush) == 0 && start.IsZero() {
