@@ -59,6 +59,9 @@ type PushCtx interface {
 	Uri() string
 	// Path is the URI's path.
 	Path() string
+	// Meta is the metadata that came with the packet, see [WithMeta]; nil if there is
+	// none. The map is the call's own.
+	Meta() map[string]string
 	// Query is the URI's query; pairs that are malformed are left out. The map is
 	// the call's own.
 	Query() url.Values
@@ -70,6 +73,9 @@ type PullCtx interface {
 	// SetBodyCodec chooses the codec of the reply's body; without it the reply
 	// has the pull's codec.
 	SetBodyCodec(name string)
+	// SetMeta sends a pair of metadata with the reply, errors included; see
+	// [PullCmd.Meta].
+	SetMeta(key, value string)
 	// SetGzip chooses the compression of the reply's body, see [WithGzip];
 	// without it the reply has the pull's.
 	SetGzip(level int)
@@ -119,6 +125,7 @@ type values struct {
 	public goutil.Map
 	query  url.Values
 	ctx    context.Context
+	meta   map[string]string
 	own    *ownCtx // that ctx is, of a packet that was received
 	key    ctxKey  // of own
 }
@@ -233,6 +240,9 @@ func (c *packetCtx) release() {
 	c.sealed = true
 	x, kept := c.exchange, c.kept
 	if !kept {
+		if meta := x.inHdr.Meta; meta != nil {
+			c.valuesLocked().meta = meta
+		}
 		c.exchange = nil
 	}
 	c.mu.Unlock()
@@ -317,6 +327,31 @@ func (c *packetCtx) valuesLocked() *values {
 		c.values = new(values)
 	}
 	return c.values
+}
+
+// Meta keeps what release would let go.
+func (c *packetCtx) Meta() map[string]string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.exchange != nil {
+		return c.inHdr.Meta
+	}
+	if c.values == nil {
+		return nil
+	}
+	return c.values.meta
+}
+
+func (c *packetCtx) SetMeta(key, value string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.sealed {
+		return
+	}
+	if c.outHdr.Meta == nil {
+		c.outHdr.Meta = make(map[string]string)
+	}
+	c.outHdr.Meta[key] = value
 }
 
 func (c *packetCtx) SetBodyCodec(name string) {

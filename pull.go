@@ -1,6 +1,7 @@
 package tp
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -95,6 +96,9 @@ func (cmd *PullCmd) Input() *packet.Packet { return &cmd.unpacked().in }
 
 // Result returns what was given to Pull as reply, and Xerror.
 func (cmd *PullCmd) Result() (interface{}, Xerror) { return cmd.reply, cmd.Xerror }
+
+// Meta returns the metadata of the reply, nil if there is none.
+func (cmd *PullCmd) Meta() map[string]string { return cmd.Input().Header.Meta }
 
 // Public returns the values that the hooks of this pull and of its reply share.
 func (cmd *PullCmd) Public() goutil.Map { return cmd.unpacked().ctx.Public() }
@@ -338,7 +342,11 @@ func (cmd *PullCmd) finish() {
 func (cmd *PullCmd) readReply(f *flight) Xerror {
 	c := &f.ctx
 	if f.inHdr.StatusCode != StatusOK {
-		return &xerror{code: f.inHdr.StatusCode, text: clipStatus(f.inHdr.Status), notRun: f.inHdr.NotRun}
+		x := &xerror{code: f.inHdr.StatusCode, text: clipStatus(f.inHdr.Status), notRun: f.inHdr.NotRun}
+		if len(f.body) > 0 {
+			x.details, x.gzip = packet.RawBody(bytes.Clone(f.body)), f.inHdr.Gzip
+		}
+		return x
 	}
 	chain := c.link.peer.chain
 	if err := chain.preReadBody.run(c); err != nil {

@@ -73,10 +73,12 @@ func (c *packetCtx) writeReply() error {
 		Errorf("reply to %s: %s", quote(c.inHdr.Uri), quote(err.Error()))
 		c.out.HeaderCodec = c.in.HeaderCodec
 		switch {
+		case c.out.Body != nil && c.outHdr.StatusCode != StatusOK: // details
+			c.out.Body, c.outHdr.Gzip = nil, 0
 		case c.outHdr.StatusCode == StatusOK:
 			c.setReply(nil, newXerror(StatusInternalServerError, "the reply could not be encoded", err))
-		case c.outHdr.Status != "" || c.outHdr.Uri != "" || c.outHdr.NotRun:
-			c.outHdr.Status, c.outHdr.Uri, c.outHdr.NotRun = "", "", false
+		case c.outHdr.Status != "" || c.outHdr.Uri != "" || c.outHdr.NotRun || c.outHdr.Meta != nil:
+			c.outHdr.Status, c.outHdr.Uri, c.outHdr.NotRun, c.outHdr.Meta = "", "", false, nil
 		default:
 			_ = c.link.shut(fmt.Errorf("a pull cannot be answered: %w", err))
 			return err
@@ -116,14 +118,13 @@ func (c *packetCtx) replyChain() *pluginChain {
 	return c.link.peer.chain
 }
 
-// setReply sets the reply's status and body. An error has no body, and a code
-// that stands for something local to this side is translated.
+// setReply sets the reply's status and body. The body of an error is its details, and
+// a code that stands for something local to this side is translated.
 func (c *packetCtx) setReply(body interface{}, x Xerror) {
 	c.out.Body = body
 	c.outHdr.StatusCode, c.outHdr.Status, c.outHdr.NotRun = StatusOK, "", false
 	if x != nil {
-		c.out.Body = nil
-		c.outHdr.Gzip = 0
+		c.out.Body, c.outHdr.Gzip = detailsOf(x)
 		c.outHdr.NotRun = !c.ran
 		c.outHdr.StatusCode, c.outHdr.Status = sentStatus(x)
 	}

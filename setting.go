@@ -7,6 +7,7 @@ import "github.com/henrylee2cn/teleport/packet"
 type PacketSetting struct {
 	kind  settingKind
 	name  string
+	value string // of settingMeta
 	level int32
 }
 
@@ -17,6 +18,7 @@ const (
 	settingHeaderCodec
 	settingBodyCodec
 	settingGzip
+	settingMeta
 )
 
 // WithHeaderCodec encodes the packet's header, and its reply's, with the named
@@ -39,6 +41,14 @@ func WithGzip(level int) PacketSetting {
 	return PacketSetting{kind: settingGzip, level: int32(level)}
 }
 
+// WithMeta sends a pair of metadata in the packet's header: what the other side has to
+// know beside the body, a trace's id or a token for example. The handler finds it with
+// [PushCtx]'s Meta. All pairs together count as a part of the header, whose size is
+// bounded; both texts are UTF-8. Of two pairs with one key the last holds.
+func WithMeta(key, value string) PacketSetting {
+	return PacketSetting{kind: settingMeta, name: key, value: value}
+}
+
 func applySettings(p *packet.Packet, settings []PacketSetting) {
 	for _, s := range settings {
 		switch s.kind {
@@ -48,6 +58,11 @@ func applySettings(p *packet.Packet, settings []PacketSetting) {
 			p.BodyCodec = s.name
 		case settingGzip:
 			p.Header.Gzip = s.level
+		case settingMeta:
+			if p.Header.Meta == nil {
+				p.Header.Meta = make(map[string]string)
+			}
+			p.Header.Meta[s.name] = s.value
 		}
 	}
 }

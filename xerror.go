@@ -59,7 +59,8 @@ func StatusText(code int32) string { return statusTexts[code] }
 // Xerror is the failure of a call: a status code with a text. Nil means success.
 // Every code is an error, 0 included; only a nil Xerror is not.
 //
-// An Xerror made on this side wraps what caused it, for errors.Is and errors.As.
+// An Xerror made on this side wraps what caused it, for errors.Is and errors.As. For
+// errors.Is it is also one made by NewXerror with its code, and with its text or none.
 // It encodes to JSON as {"code":404,"text":"not found"}.
 type Xerror interface {
 	// Code is the status code.
@@ -89,6 +90,16 @@ type xerror struct {
 	text   string
 	cause  error
 	notRun bool // see NotRun
+	// The details are a value on the side that made them, and a body as it came, with
+	// its compression, on the other.
+	details interface{}
+	gzip    int32
+}
+
+// Is reports whether target stands for x: see [Xerror].
+func (x *xerror) Is(target error) bool {
+	t, ok := target.(*xerror)
+	return ok && t.code == x.code && (t.text == "" || t.text == x.text) && t.cause == nil && t.details == nil
 }
 
 // unrun is newXerror for a pull that certainly has not run.
