@@ -60,14 +60,18 @@ func (p *Proxy) upstream(ctx tp.UnknownPushCtx) (*tp.Session, tp.Xerror) {
 
 // Pull forwards a pull and returns the upstream's reply, status included. If the
 // upstream did not answer, the status is tp.StatusBadGateway. The pull's header
-// codec is used towards the upstream too.
+// codec is used towards the upstream too. Metadata goes both ways, and the upstream
+// is told of the caller's deadline and of its end.
 func (p *Proxy) Pull(ctx tp.UnknownPullCtx, body *[]byte) (interface{}, tp.Xerror) {
 	sess, x := p.upstream(ctx)
 	if x != nil {
 		return nil, x
 	}
 	var reply packet.RawBody
-	cmd := sess.Pull(ctx.Uri(), packet.RawBody(*body), &reply, settings(ctx)...)
+	cmd := sess.PullContext(ctx.Context(), ctx.Uri(), packet.RawBody(*body), &reply, settings(ctx)...)
+	for k, v := range cmd.Meta() {
+		ctx.SetMeta(k, v)
+	}
 	if x := cmd.Xerror; x != nil {
 		if answered(cmd) {
 			return nil, x
@@ -93,7 +97,11 @@ func (p *Proxy) Push(ctx tp.UnknownPushCtx, body *[]byte) {
 // settings make the packet to the upstream what the packet received is.
 func settings(ctx tp.UnknownPushCtx) []tp.PacketSetting {
 	in := ctx.Input()
-	return []tp.PacketSetting{tp.WithHeaderCodec(in.HeaderCodec), tp.WithGzip(int(in.Header.Gzip))}
+	set := []tp.PacketSetting{tp.WithHeaderCodec(in.HeaderCodec), tp.WithGzip(int(in.Header.Gzip))}
+	for k, v := range in.Header.Meta {
+		set = append(set, tp.WithMeta(k, v))
+	}
+	return set
 }
 
 // answered reports whether the error is the status that the upstream replied
