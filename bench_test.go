@@ -1,6 +1,7 @@
 package tp
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -168,4 +169,41 @@ func BenchmarkServe(b *testing.B) {
 			run(b.N)
 		})
 	}
+}
+
+// BenchmarkPullContext is one call with and without an end of its time.
+func BenchmarkPullContext(b *testing.B) {
+	srv := newTestPeer(b, nil)
+	HandlePull(srv.PullRouter, "/bench/func", func(_ PullCtx, args *wrapperspb.StringValue) (*wrapperspb.StringValue, Xerror) {
+		return args, nil
+	})
+	sess := dial(b, newTestPeer(b, &PeerConfig{DefaultBodyCodec: "protobuf"}), srv)
+	args := wrapperspb.String("a message of about sixty bytes, as small calls have them...")
+	hour, cancel := context.WithTimeout(context.Background(), time.Hour)
+	defer cancel()
+	call := func(b *testing.B, ctx context.Context) {
+		if x := sess.PullContext(ctx, "/bench/func", args, new(wrapperspb.StringValue)).Xerror; x != nil {
+			b.Fatal(x)
+		}
+	}
+	b.Run("none", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			call(b, context.Background())
+		}
+	})
+	b.Run("deadline", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			call(b, hour)
+		}
+	})
+	b.Run("own deadline", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+			call(b, ctx)
+			cancel()
+		}
+	})
 }

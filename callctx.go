@@ -86,7 +86,7 @@ func (c *packetCtx) Context() context.Context {
 		v.ctx = context.Background()
 		return v.ctx
 	}
-	own := newOwnCtx(c.deadline)
+	own := newOwnCtx(deadlineOf(c.inHdr.Timeout, c.arrived))
 	v.ctx, v.own = own, own
 	l := &c.link.contexts
 	l.mu.Lock()
@@ -205,13 +205,19 @@ func timeoutOf(left time.Duration) int64 {
 	return max(int64(math.Ceil(float64(left)/float64(time.Millisecond))), 1)
 }
 
+// processStart is what times of arrival are counted from, as a time.Time is large.
+var processStart = time.Now()
+
 // deadlineOf is what a header says about the time that a pull may take.
-func deadlineOf(timeout int64) time.Time {
+func deadlineOf(timeout int64, arrived time.Duration) time.Time {
 	if timeout <= 0 {
 		return time.Time{}
 	}
-	return time.Now().Add(time.Duration(min(timeout, math.MaxInt64/int64(time.Millisecond))) * time.Millisecond)
+	return processStart.Add(arrived + time.Duration(min(timeout, maxTimeout))*time.Millisecond)
 }
+
+// maxTimeout is the longest, in milliseconds: a hundred years.
+const maxTimeout = 100 * 365 * 24 * 60 * 60 * 1000
 
 // cancelPull tells the other side that nobody waits for the pull any more.
 func (l *link) cancelPull(id uint64) {

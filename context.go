@@ -165,8 +165,8 @@ type transit struct {
 	cost   int64           // of it, taken from budget
 	budget *packet.Budget
 	start  time.Time // zero unless it is measured
-	// deadline is the caller's, as this side knows it; zero if there is none.
-	deadline time.Time
+	// arrived is when a pull with a timeout did, since processStart.
+	arrived time.Duration
 	// printed is the input's body as the log shows it, made before the handler
 	// gets to change it. The context's mu guards it.
 	printed string

@@ -48,7 +48,8 @@ type flight struct {
 	bare bool
 	ctx  packetCtx // of the packet sent and of the reply
 	exchange
-	settled parker      // where Pull waits
+	settled parker      // where Pull waits,
+	ended   chan any    // or here, if it may give up
 	timer   *time.Timer // of DefaultPullTimeout; nil if there is none
 	stop    func() bool // ends the watch of the pull's context; nil if that never ends
 }
@@ -64,7 +65,7 @@ func newPullCmd(s *Session, uri string, args, reply interface{}) *PullCmd {
 }
 
 // board gives the command a flight by its link.
-func (cmd *PullCmd) board() *flight {
+func (cmd *PullCmd) board(ctx context.Context) *flight {
 	l := cmd.link
 	f := flights.Get().(*flight)
 	start := l.peer.startTime()
@@ -73,6 +74,9 @@ func (cmd *PullCmd) board() *flight {
 	} else {
 		f.show(l)
 		f.start = start
+	}
+	if cmd.waits && ctx.Done() != nil {
+		f.ended = make(chan any, 1)
 	}
 	cmd.flight.Store(f)
 	return f
@@ -165,7 +169,8 @@ func (cmd *PullCmd) launchBare(ctx context.Context, f *flight, x *exchange, sett
 // it was not sent, and settles the command then.
 func (cmd *PullCmd) send(ctx context.Context, frame socket.Frame) bool {
 	l, id := cmd.link, cmd.id
-	if ctx.Err() != nil {
+	ends := ctx.Done() != nil
+	if ends && ctx.Err() != nil {
 		frame.Drop()
 		cmd.settle(notSent(ctx))
 		return false
@@ -193,8 +198,8 @@ func (cmd *PullCmd) send(ctx context.Context, frame socket.Frame) bool {
 		return false
 	}
 	write := l.sock.WriteFrame
-	if ctx.Done() != nil { // who may give up must not be held up by the connection
-		write = l.sock.PostFrame
+	if ends { // who may give up must not be held up by the connection
+		write = l.sock.TryFrame
 	}
 	if err := l.wrote(write(frame)); err != nil {
 		if l.takePull(id) != nil {
@@ -202,7 +207,7 @@ func (cmd *PullCmd) send(ctx context.Context, frame socket.Frame) bool {
 		}
 		return false
 	}
-	if ctx.Err() == context.Canceled { // it may have said so before the pull was sent
+	if ends && ctx.Err() == context.Canceled { // it may have said so before the pull was sent
 		l.cancelPull(id)
 	}
 	return true
@@ -215,23 +220,48 @@ func notSent(ctx context.Context) Xerror {
 	return x
 }
 
-// watch completes the pull when its context is done.
+// await waits until the command is settled, which it does itself when ctx is done.
+func (cmd *PullCmd) await(ctx context.Context, f *flight) {
+	if f.ended == nil {
+		f.settled.park()
+		return
+	}
+	select {
+	case <-f.ended:
+	case <-ctx.Done():
+		cmd.abandon(ctx, cmd.link, cmd.id)
+		<-f.ended
+	}
+	f.ended = nil
+}
+
+// abandon settles the command, if it is still in flight on the link with the id, and
+// tells the other side.
+func (cmd *PullCmd) abandon(ctx context.Context, l *link, id uint64) {
+	if l.takePull(id) == nil {
+		return
+	}
+	cmd.settle(ctxXerror(ctx, "the outcome of the pull is unknown"))
+	if ctx.Err() == context.Canceled { // of a deadline the other side knows
+		l.cancelPull(id)
+	}
+}
+
+// watch abandons the pull when its context is done.
 func (cmd *PullCmd) watch(ctx context.Context) {
 	l, id := cmd.link, cmd.id // which are others when the pull is sent again
-	cmd.flight.Load().stop = context.AfterFunc(ctx, func() {
-		if l.takePull(id) == nil {
-			return
-		}
-		cmd.settle(ctxXerror(ctx, "the outcome of the pull is unknown"))
-		if ctx.Err() == context.Canceled { // of a deadline the other side knows
-			l.cancelPull(id)
-		}
-	})
+	cmd.flight.Load().stop = context.AfterFunc(ctx, func() { cmd.abandon(ctx, l, id) })
 }
 
 // timeoutFor is what the header says about the time that the pull may take.
 func (cmd *PullCmd) timeoutFor(ctx context.Context) int64 {
 	left := cmd.timeLeft()
+	if ctx.Done() == nil {
+		if left == 0 {
+			return 0
+		}
+		return timeoutOf(left)
+	}
 	if deadline, ok := ctx.Deadline(); ok {
 		if until := time.Until(deadline); left == 0 || until < left {
 			left = max(until, 1)
@@ -258,7 +288,11 @@ func (cmd *PullCmd) startTimer(d time.Duration) {
 func (cmd *PullCmd) settle(x Xerror) {
 	cmd.Xerror = x
 	if cmd.waits {
-		cmd.flight.Load().settled.unpark()
+		if f := cmd.flight.Load(); f.ended != nil {
+			f.ended <- nil
+		} else {
+			f.settled.unpark()
+		}
 		return
 	}
 	go cmd.deliver(true)
@@ -278,7 +312,7 @@ func (cmd *PullCmd) deliver(settled bool) {
 		}
 		f := cmd.flight.Load()
 		if again := cmd.again; again != nil && again.flying && again.entered {
-			f.settled.park() // it is on its way, and will be settled
+			cmd.await(again.ctx, f) // it is on its way, and will be settled
 			again.flying = false
 			cmd.deliver(true)
 			return
@@ -492,7 +526,7 @@ func (t *pullTable) add(ctx context.Context, cmd *PullCmd, timeout time.Duration
 		if timeout > 0 { // nobody can settle the pull before mu is free
 			cmd.startTimer(timeout)
 		}
-		if ctx.Done() != nil {
+		if !cmd.waits && ctx.Done() != nil {
 			cmd.watch(ctx)
 		}
 	}

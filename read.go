@@ -171,7 +171,9 @@ func (r *reader) input(c *packetCtx, uri string) *packetCtx {
 	c.keepId(v.Id)
 	c.typ, c.uri = v.Type, uri
 	c.setInput(v, r.length, uri)
-	c.deadline = deadlineOf(v.Timeout)
+	if v.Timeout > 0 {
+		c.arrived = time.Since(processStart)
+	}
 	c.start = r.l.peer.startTime()
 	return c
 }

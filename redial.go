@@ -527,7 +527,7 @@ func (cmd *PullCmd) persist() {
 	for {
 		l, x := r.await(cmd.again.ctx, cmd.again.patience)
 		cmd.link, cmd.Xerror, cmd.packed = l, nil, packed{}
-		f := cmd.board()
+		f := cmd.board(cmd.again.ctx)
 		cmd.again.flying, cmd.again.entered = true, false
 		if x == nil {
 			cmd.launch(cmd.again.ctx, cmd.again.settings)
@@ -536,7 +536,7 @@ func (cmd *PullCmd) persist() {
 			f.ctx.setOutput(packet.TypePull, cmd.uri, cmd.args, cmd.again.settings)
 			cmd.settle(x)
 		}
-		f.settled.park()
+		cmd.await(cmd.again.ctx, f)
 		cmd.again.flying = false
 		cmd.finish()
 		if x != nil || !cmd.refused() {

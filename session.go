@@ -149,9 +149,9 @@ func (s *Session) PullContext(ctx context.Context, uri string, args, reply inter
 		cmd.persist()
 		return cmd
 	}
-	f := cmd.board()
+	f := cmd.board(ctx)
 	cmd.launch(ctx, setting)
-	f.settled.park()
+	cmd.await(ctx, f)
 	cmd.finish()
 	return cmd
 }
@@ -181,7 +181,7 @@ func (s *Session) GoPullContext(ctx context.Context, uri string, args, reply int
 			return cmd
 		}
 	}
-	cmd.board()
+	cmd.board(ctx)
 	cmd.launch(ctx, setting)
 	return cmd
 }

@@ -59,9 +59,9 @@ func AppendHeader(dst []byte, c codec.Codec, h *Header) ([]byte, error) {
 			return dst, fmt.Errorf("packet: encoding header: %w in %q", errUTF8, s)
 		}
 	}
-	for k, v := range h.Meta {
-		if !utf8.ValidString(k) || !utf8.ValidString(v) {
-			return dst, fmt.Errorf("packet: encoding header: %w in %q: %q", errUTF8, k, v)
+	if len(h.Meta) > 0 {
+		if err := checkMeta(h.Meta); err != nil {
+			return dst, err
 		}
 	}
 	switch c.Id() {
@@ -75,6 +75,15 @@ func AppendHeader(dst []byte, c codec.Codec, h *Header) ([]byte, error) {
 		return append(dst, b...), nil
 	}
 	return codec.Append(c, dst, h)
+}
+
+func checkMeta(meta map[string]string) error {
+	for k, v := range meta {
+		if !utf8.ValidString(k) || !utf8.ValidString(v) {
+			return fmt.Errorf("packet: encoding header: %w in %q: %q", errUTF8, k, v)
+		}
+	}
+	return nil
 }
 
 // DecodeHeader decodes b, a header without its codec id, into h, replacing all

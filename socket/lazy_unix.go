@@ -31,6 +31,17 @@ type lazyReader struct {
 // newLazyReader returns nil where conn must be read by its own method: because
 // it is another's, TLS for example, or because it is none of the kernel's.
 func newLazyReader(conn net.Conn) *lazyReader {
+	raw := rawConn(conn)
+	if raw == nil {
+		return nil
+	}
+	l := &lazyReader{raw: raw}
+	l.try = l.tryRead
+	return l
+}
+
+// rawConn returns nil for a connection that is not the kernel's.
+func rawConn(conn net.Conn) syscall.RawConn {
 	var raw syscall.RawConn
 	var err error
 	switch c := conn.(type) {
@@ -39,12 +50,39 @@ func newLazyReader(conn net.Conn) *lazyReader {
 	case *net.UnixConn:
 		raw, err = c.SyscallConn()
 	}
-	if raw == nil || err != nil {
+	if err != nil {
 		return nil
 	}
-	l := &lazyReader{raw: raw}
-	l.try = l.tryRead
-	return l
+	return raw
+}
+
+// tryWriter writes what a connection of the kernel's takes at once.
+type tryWriter struct {
+	raw syscall.RawConn
+	try func(fd uintptr) bool
+	b   []byte // of the write under way, like n
+	n   int
+}
+
+// newTryWriter returns one that takes nothing where conn is another's.
+func newTryWriter(conn net.Conn) *tryWriter {
+	w := &tryWriter{raw: rawConn(conn)}
+	w.try = func(fd uintptr) bool {
+		w.n, _ = syscall.Write(int(fd), w.b)
+		return true
+	}
+	return w
+}
+
+// write returns how much of b was written.
+func (w *tryWriter) write(b []byte) int {
+	if w.raw == nil {
+		return 0
+	}
+	w.b, w.n = b, 0
+	_ = w.raw.Write(w.try)
+	w.b = nil
+	return max(w.n, 0)
 }
 
 // read waits until there is something to read, and reads it into a buffer that

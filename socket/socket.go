@@ -160,6 +160,11 @@ func (s *Socket) EncodeInTurn(ctx context.Context, mem []byte, p *packet.Packet)
 // WriteFrame is the second half of WritePacket. Its error is a [*WriteError].
 func (s *Socket) WriteFrame(f Frame) error { return s.send(f, flushSoon) }
 
+// TryFrame is WriteFrame for who must not be held up by a write: what the connection
+// does not take at once is left to another goroutine. It still waits where much has
+// gathered. Its error is a [*WriteError]; that of a later write ends the socket.
+func (s *Socket) TryFrame(f Frame) error { return s.send(f, flushTry) }
+
 // PostFrame is WriteFrame for packets that nobody waits for the answer of: the
 // connection's writes are left to another goroutine, so that who sends many can
 // go on. It still waits where much has gathered. Its error is a [*WriteError];

@@ -7,6 +7,7 @@ import (
 	"math"
 	"net"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -41,6 +42,7 @@ type writer struct {
 	most    int64        // bytes that may wait before writers have to
 	timeout atomic.Int64 // time.Duration; 0 none
 	armed   bool         // a write deadline is set on conn; the flusher's
+	try     *tryWriter   // made when first used; the flusher's
 
 	full            atomic.Bool  // queued >= most
 	turns, awaiting atomic.Int32 // taken by who encodes in turn, and who waits for one
@@ -80,6 +82,8 @@ const (
 	flushSoon flushMode = iota
 	// flushElsewhere: a goroutine does, while the sender makes its next frame.
 	flushElsewhere
+	// flushTry: the sender does as far as it need not wait, and a goroutine the rest.
+	flushTry
 	// flushNot: the sender does, later, by flushQueued.
 	flushNot
 	// flushOffered is flushNot for a frame that does not wait for room.
@@ -122,6 +126,9 @@ func (w *writer) write(f Frame, mode flushMode) (waiting int, err error) {
 	case !flush:
 	case mode == flushElsewhere:
 		go w.flushRest()
+	case mode == flushTry:
+		runtime.Gosched()
+		w.tryFlush()
 	default:
 		runtime.Gosched()
 		err = w.flush()
@@ -351,6 +358,51 @@ func (w *writer) flush() error {
 	return nil
 }
 
+// tryFlush, for who has become the flusher, writes what the connection takes at once,
+// if it is a single buffer, and leaves the rest to a goroutine.
+func (w *writer) tryFlush() {
+	w.mu.Lock()
+	if len(w.queue) != 1 || w.err != nil {
+		w.mu.Unlock()
+		go w.flushRest()
+		return
+	}
+	queue := w.queue
+	w.queue, w.spare = w.spare[:0], nil
+	w.mu.Unlock()
+
+	buf := queue[0]
+	if w.try == nil {
+		w.try = newTryWriter(w.conn)
+	}
+	n := w.try.write(buf.B)
+
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.wroteLocked(n)
+	if n == len(buf.B) {
+		bufpool.Put(buf)
+		queue[0] = nil
+		w.spare = queue[:0]
+	} else {
+		buf.B = buf.B[:copy(buf.B, buf.B[n:])]
+		w.queue = slices.Insert(w.queue, 0, buf)
+	}
+	if len(w.queue) == 0 || w.err != nil {
+		w.endFlushLocked()
+	} else {
+		go w.flushRest()
+	}
+	w.wakeLocked()
+}
+
+// wroteLocked counts bytes out.
+func (w *writer) wroteLocked(n int) {
+	if w.queued -= int64(n); w.queued < w.most && w.full.Load() {
+		w.full.Store(false)
+	}
+}
+
 func (w *writer) flushRest() {
 	for done := false; !done; {
 		runtime.Gosched()
@@ -381,9 +433,7 @@ func (w *writer) round() (done bool, err error) {
 		queue[i] = nil
 
 		w.mu.Lock()
-		if w.queued -= int64(n); w.queued < w.most && w.full.Load() {
-			w.full.Store(false)
-		}
+		w.wroteLocked(n)
 		if err != nil {
 			w.failLocked(err)
 		}
