@@ -35,6 +35,20 @@ a request and wait for the reply; to push is to send one way. A path such as
 The server's handler reaches its client through [PullCtx] in the same way:
 h.Session().Pull and h.Session().Push.
 
+# Contexts, metadata, errors and types
+
+[Session.PullContext] and [Session.PushContext] end with a context. Its deadline and
+its end travel: the handler finds them in its own Context, and a pull that it makes by
+that inherits what is left. [WithMeta] sends pairs of strings beside the body. An error
+is an [Xerror], a code and a text, which works with errors.Is and errors.As;
+[WithDetails] adds a value for programs, and [NotRun] says whether a failed call may be
+made again. [Call] and [Method] are pulls whose types the compiler checks.
+
+# Restarts
+
+[Peer.Shutdown] drains; with [PeerConfig]'s Redial a client's sessions outlive their
+connections; [Reboot] replaces the process without closing its listeners.
+
 # Concurrency
 
 The methods of Peer, Session and the routers are safe for concurrent use. Each
