@@ -35,8 +35,11 @@ type ctxKey struct {
 	call *packetCtx
 }
 
-// maxEarly bounds the ids that are kept of one link.
-const maxEarly = defaultMaxSessionHandlers
+// maxEarly bounds the ids that are kept of one link, and maxEarlyId their lengths.
+const (
+	maxEarly   = defaultMaxSessionHandlers
+	maxEarlyId = 64
+)
 
 // ErrSessionEnded is what context.Cause finds in the context of a handler whose
 // session's connection has ended.
@@ -82,9 +85,8 @@ func (c *packetCtx) Context() context.Context {
 		v.ctx = own
 		return own
 	}
-	if c.typ != packet.TypePull && c.typ != packet.TypePush { // sent by this side
-		v.ctx = context.Background()
-		return v.ctx
+	if c.typ != packet.TypePull && c.typ != packet.TypePush { // nothing has come yet
+		return context.Background()
 	}
 	own := newOwnCtx(deadlineOf(c.inHdr.Timeout, c.arrived))
 	v.ctx, v.own = own, own
@@ -109,46 +111,53 @@ func (c *packetCtx) Context() context.Context {
 		l.asked = make(map[ctxKey]*packetCtx)
 	}
 	l.asked[v.key] = c
-	l.n.Store(int32(len(l.asked) + len(l.early)))
+	l.countLocked()
 	return own
 }
 
-// leave ends the context of a call that is over.
+// leave is the end of a call: its context ends, and who asks for it later finds it
+// ended.
 func (c *packetCtx) leave() {
-	l := &c.link.contexts
-	if l.n.Load() == 0 {
-		// Nobody has asked. Who asks from now on finds the call over.
-		return
-	}
 	c.mu.Lock()
-	c.over = true
-	var own *ownCtx
-	if c.values != nil {
-		own = c.values.own
-	}
-	l.mu.Lock()
-	if own != nil {
-		delete(l.asked, c.values.key)
-	}
-	delete(l.early, c.id)
-	l.n.Store(int32(len(l.asked) + len(l.early)))
-	l.mu.Unlock()
+	own := c.leaveLocked()
 	c.mu.Unlock()
 	if own != nil {
 		own.end(errHandlerReturned)
 	}
 }
 
+// leaveLocked returns the context that the caller is to end, nil if there is none.
+func (c *packetCtx) leaveLocked() (own *ownCtx) {
+	c.over = true // Context looks at it before it enters the call among those that have asked
+	l := &c.link.contexts
+	if l.n.Load() == 0 {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c.values != nil && c.values.own != nil {
+		own = c.values.own
+		delete(l.asked, c.values.key)
+	}
+	if c.exchange != nil {
+		delete(l.early, c.id)
+	}
+	l.countLocked()
+	return own
+}
+
+func (l *contexts) countLocked() { l.n.Store(int32(len(l.asked) + len(l.early))) }
+
 // gaveUp is told that the other side does not wait for the pull with the id any more.
 func (l *contexts) gaveUp(id []byte, running int64) {
 	l.mu.Lock()
 	c := l.asked[ctxKey{id: string(id)}]
-	if c == nil && running > 0 && len(l.early) < maxEarly && !l.ended {
-		if l.early == nil {
+	if c == nil && running > 0 && len(id) <= maxEarlyId && !l.ended {
+		if l.early == nil || len(l.early) >= maxEarly { // most of them are of pulls that are over
 			l.early = make(map[string]struct{})
 		}
 		l.early[string(id)] = struct{}{}
-		l.n.Store(int32(len(l.asked) + len(l.early)))
+		l.countLocked()
 	}
 	l.mu.Unlock()
 	if c != nil {
@@ -170,7 +179,7 @@ func (l *contexts) idle() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.early = nil
-	l.n.Store(int32(len(l.asked)))
+	l.countLocked()
 }
 
 // end ends all contexts.
@@ -179,7 +188,7 @@ func (l *contexts) end() {
 	l.ended = true
 	asked := l.asked
 	l.asked, l.early = nil, nil
-	l.n.Store(0)
+	l.countLocked()
 	l.mu.Unlock()
 	for _, c := range asked {
 		c.ownCtx().end(ErrSessionEnded)
@@ -225,7 +234,7 @@ func (l *link) cancelPull(id uint64) {
 		HeaderCodec: l.peer.cfg.DefaultHeaderCodec,
 		Header:      &packet.Header{Id: string(appendPullId(nil, id)), Type: packet.TypeCancel},
 	}
-	if frame, err := l.sock.Encode(p); err == nil {
-		_ = l.wrote(l.sock.PostFrame(frame))
+	if frame, err := l.sock.Encode(p); err == nil && l.sock.PressFrame(frame) == nil {
+		go l.flush() // who gives up is not held up by the connection
 	}
 }

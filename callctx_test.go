@@ -264,6 +264,90 @@ func TestPullContextToASideThatDoesNotRead(t *testing.T) {
 	})
 }
 
+// Nor is who cancels, where there is no room for the packet that says so.
+func TestCancelToASideThatDoesNotRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cli := newTestPeer(t, &PeerConfig{MaxSessionOutput: 1000, DefaultWriteTimeout: time.Hour})
+		near, far := pipe.New(pipe.Options{Buffer: 100})
+		sess, err := cli.ServeConn(near)
+		require.NoError(t, err)
+		ctx, cancel := context.WithCancel(t.Context())
+		cmds := []*PullCmd{}
+		for range 2 {
+			cmds = append(cmds, sess.GoPullContext(ctx, "/x", strings.Repeat("x", 900), nil, nil))
+			synctest.Wait()
+		}
+		time.AfterFunc(time.Second, cancel)
+		began := time.Now()
+		require.ErrorIs(t, sess.PullContext(ctx, "/x", strings.Repeat("x", 900), nil).Xerror, context.Canceled)
+		for _, cmd := range cmds {
+			require.ErrorIs(t, (<-cmd.Done()).Xerror, context.Canceled)
+		}
+		require.Equal(t, time.Second, time.Since(began))
+		require.NoError(t, far.Close())
+		<-sess.Done()
+	})
+}
+
+// Contexts that hooks and others ask for at odd times are forgotten too.
+func TestContextsAskedForAnywhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ask := func(c interface{}) error { c.(Ctx).Context(); return nil }
+		refuse := errors.New("refused")
+		srv := newTestPeer(t, nil, &testPlugin{"p", map[string]func(interface{}) error{
+			"PreReadHeader": ask,
+			"PostReadHeader": func(c interface{}) error {
+				_ = ask(c)
+				if strings.HasPrefix(c.(ReadCtx).Input().Header.Uri, "/refused") {
+					return refuse
+				}
+				return nil
+			},
+			"PreWriteReply": ask, "PostWriteReply": ask,
+		}})
+		var held []Ctx
+		var mu sync.Mutex
+		HandlePull(srv.PullRouter, "/pull", func(ctx PullCtx, _ *string) (string, Xerror) {
+			mu.Lock()
+			defer mu.Unlock()
+			held = append(held, ctx)
+			deadline, ok := ctx.Context().Deadline()
+			require.True(t, ok, "not that of PreReadHeader")
+			require.Equal(t, time.Minute, time.Until(deadline))
+			return "", nil
+		})
+		HandlePush(srv.PushRouter, "/push", func(ctx PushCtx, _ *string) {})
+		sess, far := connect(t, newTestPeer(t, &PeerConfig{DefaultPullTimeout: time.Minute}), srv, pipe.Options{})
+		for range 3 {
+			require.Nil(t, sess.Pull("/pull", "", nil).Xerror)
+			for _, uri := range []string{"/refused", "/nowhere", "/%2e"} {
+				require.NotNil(t, sess.Pull(uri, "", nil).Xerror)
+				require.Nil(t, sess.Push(uri, ""))
+			}
+			require.Nil(t, sess.Push("/push", ""))
+			require.Nil(t, sess.Push("/push", []int{1})) // does not decode
+		}
+		synctest.Wait()
+		for _, ctx := range held {
+			require.Error(t, ctx.Context().Err())
+		}
+		require.Zero(t, far.link.Load().contexts.n.Load())
+		for i := range 3 * maxEarly { // of no pulls that run, while one does
+			if i == 0 {
+				HandlePull(srv.PullRouter, "/wait", func(ctx PullCtx, _ *string) (string, Xerror) { time.Sleep(30 * time.Second); return "", nil })
+				sess.GoPull("/wait", "", nil, nil)
+			}
+			require.NoError(t, sess.Socket().WritePacket(&packet.Packet{Header: &packet.Header{Id: fmt.Sprint("x", i, strings.Repeat("i", i%2*maxEarlyId)), Type: packet.TypeCancel}}))
+		}
+		synctest.Wait()
+		n := far.link.Load().contexts.n.Load()
+		require.Positive(t, n)
+		require.LessOrEqual(t, n, int32(maxEarly))
+		time.Sleep(time.Minute)
+		require.Zero(t, far.link.Load().contexts.n.Load())
+	})
+}
+
 // A context ends the wait of a session that has no connection.
 func TestPullContextWhileRedialling(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

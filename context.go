@@ -238,6 +238,7 @@ func (c *packetCtx) keep() *exchange {
 func (c *packetCtx) release() {
 	c.mu.Lock()
 	c.sealed = true
+	own := c.leaveLocked()
 	x, kept := c.exchange, c.kept
 	if !kept {
 		if meta := x.inHdr.Meta; meta != nil {
@@ -246,6 +247,9 @@ func (c *packetCtx) release() {
 		c.exchange = nil
 	}
 	c.mu.Unlock()
+	if own != nil {
+		own.end(errHandlerReturned)
+	}
 	if !kept {
 		x.put()
 	}
@@ -396,7 +400,6 @@ func (c *packetCtx) handle() (waiting int) {
 		c.prepareReply()
 		c.reply(nil, c.refusal)
 		c.logHandled(c.refusal)
-		c.leave()
 		c.release()
 		return 0
 	}
@@ -448,7 +451,6 @@ func (c *packetCtx) handle() (waiting int) {
 	}
 	c.logHandled(x)
 	waiting = c.waiting
-	c.leave()
 	c.release()
 	return waiting
 }

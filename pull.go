@@ -48,10 +48,10 @@ type flight struct {
 	bare bool
 	ctx  packetCtx // of the packet sent and of the reply
 	exchange
-	settled parker      // where Pull waits,
-	ended   chan any    // or here, if it may give up
-	timer   *time.Timer // of DefaultPullTimeout; nil if there is none
-	stop    func() bool // ends the watch of the pull's context; nil if that never ends
+	settled parker        // where Pull waits,
+	ended   chan struct{} // or here, if it may give up
+	timer   *time.Timer   // of DefaultPullTimeout; nil if there is none
+	stop    func() bool   // ends the watch of the pull's context; nil if that never ends
 }
 
 var flights = sync.Pool{New: func() any {
@@ -76,7 +76,7 @@ func (cmd *PullCmd) board(ctx context.Context) *flight {
 		f.start = start
 	}
 	if cmd.waits && ctx.Done() != nil {
-		f.ended = make(chan any, 1)
+		f.ended = make(chan struct{}, 1)
 	}
 	cmd.flight.Store(f)
 	return f
@@ -289,7 +289,7 @@ func (cmd *PullCmd) settle(x Xerror) {
 	cmd.Xerror = x
 	if cmd.waits {
 		if f := cmd.flight.Load(); f.ended != nil {
-			f.ended <- nil
+			f.ended <- struct{}{}
 		} else {
 			f.settled.unpark()
 		}

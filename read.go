@@ -279,6 +279,7 @@ func (r *reader) reject(c *packetCtx, x Xerror) error {
 	r.l.sock.SkipBody()
 	if c.typ == packet.TypePush {
 		Warnf("push %s from %s dropped: %s", quote(c.inHdr.Uri), c.Ip(), quote(x.Error()))
+		c.release()
 		return nil
 	}
 	r.refuse(c, x)
