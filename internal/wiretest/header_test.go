@@ -82,10 +82,10 @@ func TestUnknownType(t *testing.T) {
 	})
 }
 
-// TestUnknownFields: what a header has beside its six fields is passed over.
+// TestUnknownFields: what a header has beside its nine fields is passed over.
 func TestUnknownFields(t *testing.T) {
 	var unknown []byte
-	for _, n := range []protowire.Number{7, 15, 16, 1000, protowire.MaxValidNumber} {
+	for _, n := range []protowire.Number{12, 15, 16, 1000, protowire.MaxValidNumber} {
 		unknown = protowire.AppendTag(unknown, n, protowire.VarintType)
 		unknown = protowire.AppendVarint(unknown, math.MaxUint64)
 		unknown = protowire.AppendTag(unknown, n, protowire.Fixed32Type)
@@ -120,7 +120,7 @@ func TestUnknownFields(t *testing.T) {
 		{"json, numbers", idJSON, `{"a":-0,"id":"right","b":1E+5,"type":1,"c":123456789012345678901234567890,"uri":"/echo/text","d":-1e-999}`},
 		{"json, a number out of range", idJSON, `{"id":"right","type":1,"uri":"/echo/text","a":1e999}`},
 		{"json, strings", idJSON, `{"":"","id":"right","\"id\":":"\\","type":1,"a":"\ud83d\ude42\ud800\u0000","uri":"/echo/text"}`},
-		{"json, extension fields", idJSON, `{"id":"right","type":1,"uri":"/echo/text","meta":{"k":["v"]},"timeout":1000}`},
+		{"json, extension fields", idJSON, `{"id":"right","type":1,"uri":"/echo/text","metas":{"k":["v"]},"timeouts":1000}`},
 		{"json, the Go field names", idJSON, `{"Id":"wrong","Type":2,"Uri":"/wrong","Gzip":9,"StatusCode":1,"id":"right","type":1,"uri":"/echo/text","ID":"wrong","TYPE":2,"URI":"/wrong","GZIP":9}`},
 	}
 	for _, tt := range tests {
