@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"reflect"
 	"testing"
 	"time"
 
@@ -204,6 +205,38 @@ func BenchmarkPullContext(b *testing.B) {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
 			call(b, ctx)
 			cancel()
+		}
+	})
+}
+
+// Value replies with a value, which a controller's method needs reflect.Call for.
+func (*Bench) Value(args *wrapperspb.StringValue) (int, Xerror) { return len(args.Value), nil }
+
+// BenchmarkHandler is the call of a handler alone.
+func BenchmarkHandler(b *testing.B) {
+	p := newTestPeer(b, nil)
+	p.PullRouter.Reg(new(Bench))
+	HandlePull(p.PullRouter, "/func/echo", func(_ PullCtx, args *wrapperspb.StringValue) (*wrapperspb.StringValue, Xerror) { return args, nil })
+	HandlePull(p.PullRouter, "/func/value", func(_ PullCtx, args *wrapperspb.StringValue) (int, Xerror) { return len(args.Value), nil })
+	for _, path := range []string{"/bench/echo", "/func/echo", "/bench/value", "/func/value"} {
+		h := p.PullRouter.routes.table.Load().handlers[path]
+		b.Run(path[1:], func(b *testing.B) {
+			c := new(packetCtx)
+			arg := h.newArg()
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, x := h.call(c, arg); x != nil {
+					b.Fatal(x)
+				}
+			}
+		})
+	}
+	b.Run("reflect.Call", func(b *testing.B) {
+		fn := reflect.ValueOf((*Bench).Value)
+		in := []reflect.Value{reflect.ValueOf(new(Bench)), reflect.ValueOf(wrapperspb.String(""))}
+		b.ReportAllocs()
+		for b.Loop() {
+			fn.Call(in)
 		}
 	})
 }

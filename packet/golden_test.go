@@ -126,6 +126,13 @@ var goldens = []golden{
 			Header: header(packet.Header{Type: packet.TypePush, Uri: "/a", Gzip: 5})},
 	},
 	{
+		name: "pull-timeout-meta",
+		packet: packet.Packet{HeaderCodec: "protobuf", BodyCodec: "json", Body: "x", Header: header(packet.Header{
+			Id: "1", Type: packet.TypePull, Uri: "/a", Timeout: 1500, Meta: map[string]string{"a": "1", "b": ""},
+		})},
+		into: into[string](),
+	},
+	{
 		name: "header-unknown-fields", parseOnly: true,
 		packet: packet.Packet{HeaderCodec: "protobuf", BodyCodec: "json", Body: "x",
 			Header: header(packet.Header{Id: "1", Type: packet.TypePush, Uri: "/a"})},

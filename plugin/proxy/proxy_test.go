@@ -1,11 +1,13 @@
 package proxy_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
@@ -224,4 +226,39 @@ func Example() {
 	}
 	fmt.Println(reply)
 	// Output: the service answers /any/path?x=1
+}
+
+// Metadata passes both ways, the caller's deadline and its end on, and details back.
+func TestCallsPassThrough(t *testing.T) {
+	ended := make(chan error, 1)
+	c := newChain(t, func(ctx tp.UnknownPullCtx, _ *[]byte) (interface{}, tp.Xerror) {
+		switch ctx.Path() {
+		case "/wait":
+			<-ctx.Context().Done()
+			ended <- ctx.Context().Err()
+			return nil, nil
+		case "/fail":
+			return nil, tp.WithDetails(tp.NewXerror(777, "no"), "details")
+		}
+		ctx.SetMeta("back", ctx.Meta()["there"])
+		return nil, nil
+	})
+	cmd := c.client.Pull("/meta", nil, nil, tp.WithMeta("there", "value"))
+	require.Nil(t, cmd.Xerror, "%v", cmd.Xerror)
+	require.Equal(t, map[string]string{"back": "value"}, cmd.Meta())
+
+	var details string
+	found, err := tp.Details(c.client.Pull("/fail", nil, nil).Xerror, &details)
+	require.NoError(t, err)
+	require.True(t, found)
+	require.Equal(t, "details", details)
+
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, c.client.PullContext(ctx, "/wait", nil, nil).Xerror, context.DeadlineExceeded)
+	require.ErrorIs(t, <-ended, context.DeadlineExceeded)
+	ctx, cancel = context.WithCancel(t.Context())
+	time.AfterFunc(20*time.Millisecond, cancel)
+	require.ErrorIs(t, c.client.PullContext(ctx, "/wait", nil, nil).Xerror, context.Canceled)
+	require.ErrorIs(t, <-ended, context.Canceled)
 }
