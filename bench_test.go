@@ -209,6 +209,29 @@ func BenchmarkPullContext(b *testing.B) {
 	})
 }
 
+// BenchmarkManyPullContexts is many calls at once, with and without a deadline, which
+// is one and the same.
+func BenchmarkManyPullContexts(b *testing.B) {
+	srv := newTestPeer(b, nil)
+	srv.PullRouter.Reg(new(Bench))
+	sess := dial(b, newTestPeer(b, &PeerConfig{DefaultBodyCodec: "protobuf"}), srv)
+	args := wrapperspb.String("a message of about sixty bytes, as small calls have them...")
+	hour, cancel := context.WithTimeout(context.Background(), time.Hour)
+	defer cancel()
+	for name, ctx := range map[string]context.Context{"none": context.Background(), "deadline": hour} {
+		b.Run(name, func(b *testing.B) {
+			b.SetParallelism(64)
+			b.RunParallel(func(pb *testing.PB) {
+				for pb.Next() {
+					if x := sess.PullContext(ctx, "/bench/echo", args, new(wrapperspb.StringValue)).Xerror; x != nil {
+						b.Error(x)
+					}
+				}
+			})
+		})
+	}
+}
+
 // Value replies with a value, which a controller's method needs reflect.Call for.
 func (*Bench) Value(args *wrapperspb.StringValue) (int, Xerror) { return len(args.Value), nil }
 
