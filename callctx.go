@@ -88,7 +88,7 @@ func (c *packetCtx) Context() context.Context {
 	if c.typ != packet.TypePull && c.typ != packet.TypePush { // nothing has come yet
 		return context.Background()
 	}
-	own := newOwnCtx(deadlineOf(c.inHdr.Timeout, c.arrived))
+	own := newOwnCtx(c.deadlineLocked())
 	v.ctx, v.own = own, own
 	l := &c.link.contexts
 	l.mu.Lock()
@@ -149,10 +149,10 @@ func (c *packetCtx) leaveLocked() (own *ownCtx) {
 func (l *contexts) countLocked() { l.n.Store(int32(len(l.asked) + len(l.early))) }
 
 // gaveUp is told that the other side does not wait for the pull with the id any more.
-func (l *contexts) gaveUp(id []byte, running int64) {
+func (l *contexts) gaveUp(id []byte, running *atomic.Int64) {
 	l.mu.Lock()
 	c := l.asked[ctxKey{id: string(id)}]
-	if c == nil && running > 0 && len(id) <= maxEarlyId && !l.ended {
+	if c == nil && running.Load() > 0 && len(id) <= maxEarlyId && !l.ended {
 		if l.early == nil || len(l.early) >= maxEarly { // most of them are of pulls that are over
 			l.early = make(map[string]struct{})
 		}
@@ -171,13 +171,24 @@ func (c *packetCtx) ownCtx() *ownCtx {
 	return c.values.own
 }
 
+// begins forgets what was said about another pull with the id of one that comes.
+func (l *contexts) begins(id []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.early, string(id))
+	l.countLocked()
+}
+
 // idle forgets what was said about pulls that are over, or never came.
-func (l *contexts) idle() {
+func (l *contexts) idle(running *atomic.Int64) {
 	if l.n.Load() == 0 {
 		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if running.Load() > 0 { // again
+		return
+	}
 	l.early = nil
 	l.countLocked()
 }
@@ -212,6 +223,14 @@ func ctxXerror(ctx context.Context, what string) *xerror {
 // at least one.
 func timeoutOf(left time.Duration) int64 {
 	return max(int64(math.Ceil(float64(left)/float64(time.Millisecond))), 1)
+}
+
+// deadlineLocked is the caller's, as this side knows it; zero if there is none.
+func (c *packetCtx) deadlineLocked() time.Time {
+	if c.arrived == 0 { // a hook has put in a timeout
+		c.arrived = time.Since(processStart)
+	}
+	return deadlineOf(c.inHdr.Timeout, c.arrived)
 }
 
 // processStart is what times of arrival are counted from, as a time.Time is large.

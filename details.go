@@ -18,9 +18,10 @@ func WithDetails(x Xerror, details interface{}) Xerror {
 }
 
 // Details decodes the details of an error into v, a pointer, and reports whether it has
-// any. It looks through wrapped errors. It may be called more than once, and from many
-// goroutines. The details of an error that came from the other side are held as they
-// came, in memory that no limit but that of bodies bounds.
+// any. It looks through wrapped errors, of an error that wraps several at the first Xerror.
+// It may be called more than once, and from many goroutines. The details of an error that
+// came from the other side are held as they came, beside the peer's MaxBufferedBytes, and
+// decoded within its other limits.
 func Details(err error, v interface{}) (found bool, _ error) {
 	x := withDetails(err)
 	if x == nil {
@@ -41,7 +42,11 @@ func Details(err error, v interface{}) (found bool, _ error) {
 			return true, err
 		}
 	}
-	_, err = packet.DecodeBody(raw, x.gzip, v, packet.Limits{})
+	var limits packet.Limits
+	if x.limits != nil {
+		limits = *x.limits
+	}
+	_, err = packet.DecodeBody(raw, x.gzip, v, limits)
 	return true, err
 }
 

@@ -83,7 +83,7 @@ func (l *link) takePull(id uint64) *PullCmd {
 // handlerDone counts a handler that has replied.
 func (l *link) handlerDone() {
 	if l.running.Add(-1) == 0 {
-		l.contexts.idle()
+		l.contexts.idle(&l.running)
 		if l.ended.Load() {
 			l.peer.hub.detach(l)
 		}

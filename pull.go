@@ -131,7 +131,15 @@ func (cmd *PullCmd) launch(ctx context.Context, settings []PacketSetting) {
 		return
 	}
 	c.fixOutput(c.id, packet.TypePull)
-	frame, err := cmd.link.sock.EncodeInTurn(ctx, c.frameMem[:0], &c.out)
+	sock := cmd.link.sock
+	err := sock.TakeTurn(ctx)
+	var frame socket.Frame
+	if err == nil {
+		if c.outHdr.Timeout > 0 { // it may have taken a while
+			c.outHdr.Timeout = min(c.outHdr.Timeout, cmd.timeoutFor(ctx))
+		}
+		frame, err = sock.EncodeInTurn(c.frameMem[:0], &c.out)
+	}
 	if err != nil {
 		cmd.settle(pushXerror(ctx, cmd.link.waited(ctx, err)))
 		return
@@ -149,8 +157,12 @@ func (cmd *PullCmd) launchBare(ctx context.Context, f *flight, x *exchange, sett
 	l.peer.cfg.fill(&x.out, &x.outHdr, packet.TypePull, cmd.uri, cmd.args, settings)
 	x.numberId(cmd.id)
 	x.outHdr.Id = x.id
-	x.outHdr.Timeout = cmd.timeoutFor(ctx)
-	frame, err := l.sock.EncodeInTurn(ctx, x.frameMem[:0], &x.out)
+	err := l.sock.TakeTurn(ctx)
+	var frame socket.Frame
+	if err == nil {
+		x.outHdr.Timeout = cmd.timeoutFor(ctx)
+		frame, err = l.sock.EncodeInTurn(x.frameMem[:0], &x.out)
+	}
 	if err != nil || !cmd.packOutput(&x.out) {
 		f.show(l)
 		f.ctx.setOutput(packet.TypePull, cmd.uri, cmd.args, settings)
@@ -197,13 +209,15 @@ func (cmd *PullCmd) send(ctx context.Context, frame socket.Frame) bool {
 		}
 		return false
 	}
-	write := l.sock.WriteFrame
+	var err error
 	if ends { // who may give up must not be held up by the connection
-		write = l.sock.TryFrame
+		err = l.waited(ctx, l.sock.TryFrame(ctx, frame))
+	} else {
+		err = l.wrote(l.sock.WriteFrame(frame))
 	}
-	if err := l.wrote(write(frame)); err != nil {
+	if err != nil {
 		if l.takePull(id) != nil {
-			cmd.settle(sendXerror(err))
+			cmd.settle(pushXerror(ctx, err))
 		}
 		return false
 	}
@@ -378,7 +392,7 @@ func (cmd *PullCmd) readReply(f *flight) Xerror {
 	if f.inHdr.StatusCode != StatusOK {
 		x := &xerror{code: f.inHdr.StatusCode, text: clipStatus(f.inHdr.Status), notRun: f.inHdr.NotRun}
 		if len(f.body) > 0 {
-			x.details, x.gzip = packet.RawBody(bytes.Clone(f.body)), f.inHdr.Gzip
+			x.details, x.gzip, x.limits = packet.RawBody(bytes.Clone(f.body)), f.inHdr.Gzip, &c.link.peer.limits
 		}
 		return x
 	}

@@ -120,12 +120,15 @@ func (r *reader) next(c *packetCtx) error {
 	case packet.TypeReply:
 		return r.reply(c)
 	case packet.TypePull:
+		if l.contexts.n.Load() != 0 {
+			l.contexts.begins(r.view.Id)
+		}
 		return r.call(c, l.peer.PullRouter.routes.table.Load())
 	case packet.TypePush:
 		return r.call(c, l.peer.PushRouter.routes.table.Load())
 	case packet.TypeCancel:
 		l.sock.SkipBody()
-		l.contexts.gaveUp(r.view.Id, l.running.Load())
+		l.contexts.gaveUp(r.view.Id, &l.running)
 		return nil
 	case packet.TypeGoAway:
 		l.sock.SkipBody()

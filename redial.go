@@ -536,7 +536,11 @@ func (cmd *PullCmd) persist() {
 			f.ctx.setOutput(packet.TypePull, cmd.uri, cmd.args, cmd.again.settings)
 			cmd.settle(x)
 		}
-		cmd.await(cmd.again.ctx, f)
+		if x == nil {
+			cmd.await(cmd.again.ctx, f)
+		} else { // it is settled, and its id is of another link
+			cmd.await(context.Background(), f)
+		}
 		cmd.again.flying = false
 		cmd.finish()
 		if x != nil || !cmd.refused() {

@@ -94,8 +94,8 @@ func (c *packetCtx) send() error {
 	var err error
 	if c.inline || c.offered {
 		frame, err = sock.EncodeTo(c.frameMem[:0], &c.out)
-	} else {
-		frame, err = sock.EncodeInTurn(context.Background(), c.frameMem[:0], &c.out)
+	} else if err = sock.TakeTurn(context.Background()); err == nil {
+		frame, err = sock.EncodeInTurn(c.frameMem[:0], &c.out)
 	}
 	if err != nil {
 		return c.link.wrote(err)

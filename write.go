@@ -56,15 +56,19 @@ func (l *link) pushBare(ctx context.Context, uri string, args interface{}, setti
 
 // post encodes and sends the output, which has no answer.
 func (l *link) post(ctx context.Context, x *exchange) error {
-	frame, err := l.sock.EncodeInTurn(ctx, x.frameMem[:0], &x.out)
-	if err != nil {
-		return l.waited(ctx, err)
+	err := l.sock.TakeTurn(ctx)
+	var frame socket.Frame
+	if err == nil {
+		frame, err = l.sock.EncodeInTurn(x.frameMem[:0], &x.out)
 	}
-	return l.wrote(l.sock.PostFrame(frame))
+	if err == nil {
+		err = l.sock.PostFrame(ctx, frame)
+	}
+	return l.waited(ctx, err)
 }
 
-// waited is wrote for an error of waiting for a turn, of which that of ctx concerns
-// nobody else.
+// waited is wrote for what may have waited, and of which the end of ctx concerns nobody
+// else.
 func (l *link) waited(ctx context.Context, err error) error {
 	if e := ctx.Err(); e != nil && errors.Is(err, e) {
 		return err

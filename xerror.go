@@ -6,6 +6,8 @@ import (
 	"strconv"
 
 	jsoniter "github.com/json-iterator/go"
+
+	"github.com/henrylee2cn/teleport/packet"
 )
 
 // Status codes. Those below 200 are made on this side and never sent; services
@@ -94,6 +96,7 @@ type xerror struct {
 	// its compression, on the other.
 	details interface{}
 	gzip    int32
+	limits  *packet.Limits // of the peer that they came to; nil if they have not travelled
 }
 
 // Is reports whether target stands for x: see [Xerror].

@@ -77,7 +77,16 @@ func AppendHeader(dst []byte, c codec.Codec, h *Header) ([]byte, error) {
 	return codec.Append(c, dst, h)
 }
 
+// maxMeta bounds the pairs of metadata in a header: in memory each takes much more than
+// its texts.
+const maxMeta = 256
+
+var errMeta = fmt.Errorf("more than %d pairs of metadata", maxMeta)
+
 func checkMeta(meta map[string]string) error {
+	if len(meta) > maxMeta {
+		return fmt.Errorf("packet: encoding header: %w", errMeta)
+	}
 	for k, v := range meta {
 		if !utf8.ValidString(k) || !utf8.ValidString(v) {
 			return fmt.Errorf("packet: encoding header: %w in %q: %q", errUTF8, k, v)
@@ -206,6 +215,9 @@ func decodeJSONHeader(b []byte, h *Header) error {
 		return errUTF8
 	}
 	fast := headerJSON.Unmarshal(b, (*wireJSON)(h))
+	if len(h.Meta) > maxMeta {
+		return errMeta
+	}
 	if fast == nil {
 		return nil
 	}
@@ -221,6 +233,9 @@ func decodeJSONHeader(b []byte, h *Header) error {
 		if v, ok := fields[name]; ok && json.Unmarshal(v, to) != nil {
 			return fast
 		}
+	}
+	if len(h.Meta) > maxMeta {
+		return errMeta
 	}
 	return nil
 }
@@ -292,6 +307,9 @@ func (v *HeaderView) addMeta(b []byte) error {
 	}
 	if v.Meta == nil {
 		v.Meta = make(map[string]string)
+	}
+	if len(v.Meta) >= maxMeta {
+		return errMeta
 	}
 	v.Meta[string(key)] = string(value)
 	return nil

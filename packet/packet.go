@@ -66,10 +66,12 @@ type Header struct {
 	// Status is a reply's status text.
 	Status string
 	// Timeout, in a pull, is for how many milliseconds the caller will wait for the
-	// reply, counted from when the pull was sent; 0 is without end.
+	// reply, counted by each side from when it sends the pull or receives it; 0 is
+	// without end.
 	Timeout int64 `json:",omitempty"`
 	// Meta is what the two sides have to say about the packet beside its body; it
-	// counts as a part of the header. Nil and an empty map are the same.
+	// counts as a part of the header, and has at most 256 pairs. Nil and an empty map are
+	// the same.
 	Meta map[string]string `json:",omitempty"`
 	// NotRun, in a reply that is an error, says that no handler has run: the pull
 	// can be made again without being made twice.

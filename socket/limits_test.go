@@ -1,6 +1,7 @@
 package socket_test
 
 import (
+	"context"
 	"io"
 	"os"
 	"runtime"
@@ -84,7 +85,7 @@ func TestBudgetOfOutput(t *testing.T) {
 			go func() {
 				var err error
 				for i := 0; i < 500 && err == nil; i++ {
-					err = a.PostFrame(encode(t, a, message("1", strings.Repeat("x", 1+i*100))))
+					err = a.PostFrame(context.Background(), encode(t, a, message("1", strings.Repeat("x", 1+i*100))))
 				}
 				sent <- err
 			}()

@@ -2,6 +2,7 @@ package socket_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"net"
 	"strconv"
@@ -69,7 +70,7 @@ func TestQueuedFramesWait(t *testing.T) {
 			require.NoError(t, s.WriteFrame(encode(t, s, message("10", "text"))))
 		}, 1, false},
 		{"another packet that is posted", "text", func(t *testing.T, s *socket.Socket) {
-			require.NoError(t, s.PostFrame(encode(t, s, message("10", "text"))))
+			require.NoError(t, s.PostFrame(context.Background(), encode(t, s, message("10", "text"))))
 		}, 1, false},
 		{"close", "text", func(t *testing.T, s *socket.Socket) { require.NoError(t, s.Close()) }, 0, true},
 		{"close of one direction", "text", func(t *testing.T, s *socket.Socket) { require.True(t, s.CloseWrite(time.Minute)) }, 0, true},
@@ -156,7 +157,7 @@ func TestFramesAfterClose(t *testing.T) {
 			waiting, err := a.QueueFrame(queued)
 			requireWriteError(t, err, socket.ErrClosed)
 			require.Zero(t, waiting)
-			requireWriteError(t, a.PostFrame(posted), socket.ErrClosed)
+			requireWriteError(t, a.PostFrame(context.Background(), posted), socket.ErrClosed)
 			require.NoError(t, a.Flush(), "nothing is queued")
 			requireOver(t, b)
 		})
@@ -276,7 +277,7 @@ func TestPostFrame(t *testing.T) {
 					wg.Go(func() {
 						for i := range packets {
 							f, err := a.Encode(message(fmt.Sprintf("%d %d", w, i), body))
-							if !assert.NoError(t, err) || !assert.NoError(t, a.PostFrame(f)) {
+							if !assert.NoError(t, err) || !assert.NoError(t, a.PostFrame(context.Background(), f)) {
 								return
 							}
 						}
@@ -297,10 +298,10 @@ func TestPostFrameDoesNotWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, cb := newGate(t)
 		a, b := socket.New(g, socket.Options{}), socket.New(cb, socket.Options{})
-		require.NoError(t, a.PostFrame(encode(t, a, message("1", "text"))))
+		require.NoError(t, a.PostFrame(context.Background(), encode(t, a, message("1", "text"))))
 		first := <-g.entered
 		require.Equal(t, frame(t, message("1", "text")), first)
-		require.NoError(t, a.PostFrame(encode(t, a, message("2", "text"))))
+		require.NoError(t, a.PostFrame(context.Background(), encode(t, a, message("2", "text"))))
 		require.NoError(t, a.WriteFrame(encode(t, a, message("3", "text"))))
 		g.result <- nil
 		second := <-g.entered
@@ -318,12 +319,12 @@ func TestPostFrameWhoseWriteFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, cb := newGate(t)
 		a := socket.New(g, socket.Options{})
-		require.NoError(t, a.PostFrame(encode(t, a, message("1", "text"))))
+		require.NoError(t, a.PostFrame(context.Background(), encode(t, a, message("1", "text"))))
 		<-g.entered
-		require.NoError(t, a.PostFrame(encode(t, a, message("2", "never written"))))
+		require.NoError(t, a.PostFrame(context.Background(), encode(t, a, message("2", "never written"))))
 		g.result <- errGate
 		synctest.Wait()
-		requireWriteError(t, a.PostFrame(encode(t, a, message("3", "text"))), errGate)
+		requireWriteError(t, a.PostFrame(context.Background(), encode(t, a, message("3", "text"))), errGate)
 		_, err := a.QueueFrame(encode(t, a, message("4", "text")))
 		requireWriteError(t, err, errGate)
 		requireWriteError(t, a.WritePacket(message("5", "text")), errGate)
@@ -345,7 +346,7 @@ func TestPostFrameWaitsWhereMuchHasGathered(t *testing.T) {
 					for range packets {
 						f, err := a.Encode(p)
 						if err == nil {
-							err = a.PostFrame(f)
+							err = a.PostFrame(context.Background(), f)
 						}
 						if err != nil {
 							done <- err
@@ -396,11 +397,11 @@ func TestPostFrameThatWaitsEndsWithTheSocket(t *testing.T) {
 		a, _ := sockets(t, pipe.Options{Buffer: 1}, socket.Options{})
 		p, _ := sized(t, "1", 1<<20)
 		for range 8 {
-			require.NoError(t, a.PostFrame(encode(t, a, p)))
+			require.NoError(t, a.PostFrame(context.Background(), encode(t, a, p)))
 		}
 		last := encode(t, a, p)
 		done := make(chan error, 1)
-		go func() { done <- a.PostFrame(last) }()
+		go func() { done <- a.PostFrame(context.Background(), last) }()
 		synctest.Wait()
 		require.Empty(t, done)
 		require.NoError(t, a.Close())
@@ -469,7 +470,7 @@ func TestMemoryOfEncodeToIsUsedAgain(t *testing.T) {
 		send func(s *socket.Socket, f socket.Frame) error
 	}{
 		{"write", (*socket.Socket).WriteFrame},
-		{"post", (*socket.Socket).PostFrame},
+		{"post", func(s *socket.Socket, f socket.Frame) error { return s.PostFrame(context.Background(), f) }},
 		{"queue", func(s *socket.Socket, f socket.Frame) error { _, err := s.QueueFrame(f); return err }},
 	} {
 		for _, room := range []int{64, 512, 4 << 10, 16<<10 - 1} {
@@ -507,7 +508,7 @@ func TestMemoryOfEncodeToWhileTheFrameWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, cb := newGate(t)
 		a, b := socket.New(g, socket.Options{}), socket.New(cb, socket.Options{})
-		require.NoError(t, a.PostFrame(encode(t, a, message("1", "text"))))
+		require.NoError(t, a.PostFrame(context.Background(), encode(t, a, message("1", "text"))))
 		<-g.entered
 		mem := make([]byte, 512)
 		sizes := []int{40, 511, 512, 513, 16 << 10, 64 << 10, 512}

@@ -133,15 +133,17 @@ func (s *Socket) EncodeTo(mem []byte, p *packet.Packet) (Frame, error) {
 	return Frame{b: buf.B, buf: buf}, nil
 }
 
-// EncodeInTurn is EncodeTo that waits before it encodes, not after: for room in the
+// TakeTurn waits, no longer than ctx lasts, before a packet is encoded: for room in the
 // output, for the write timeout at most, and for its turn, of which there is one for
-// each processor until the frame is used. It is for packets of which very many may
-// be ready at once: encoded they would take memory while they wait. An error that is
-// a [*WriteError] is one of waiting; it wraps ctx's if that was done meanwhile.
-func (s *Socket) EncodeInTurn(ctx context.Context, mem []byte, p *packet.Packet) (Frame, error) {
-	if err := s.w.takeTurn(ctx); err != nil {
-		return Frame{}, err
-	}
+// each processor until the frame is used. It is for packets of which very many may be
+// ready at once: encoded they would take memory while they wait. EncodeInTurn must
+// follow, on the same goroutine. The error is a [*WriteError]; it wraps ctx's if that was
+// done meanwhile.
+func (s *Socket) TakeTurn(ctx context.Context) error { return s.w.takeTurn(ctx) }
+
+// EncodeInTurn is EncodeTo behind TakeTurn. The turn ends when the frame is used, or with
+// an error.
+func (s *Socket) EncodeInTurn(mem []byte, p *packet.Packet) (Frame, error) {
 	encoded := false
 	defer func() {
 		if !encoded { // a method of the body's may have called runtime.Goexit
@@ -161,21 +163,27 @@ func (s *Socket) EncodeInTurn(ctx context.Context, mem []byte, p *packet.Packet)
 func (s *Socket) WriteFrame(f Frame) error { return s.send(f, flushSoon) }
 
 // TryFrame is WriteFrame for who must not be held up by a write: what the connection
-// does not take at once is left to another goroutine. It still waits where much has
-// gathered. Its error is a [*WriteError]; that of a later write ends the socket.
-func (s *Socket) TryFrame(f Frame) error { return s.send(f, flushTry) }
+// does not take at once is left to another goroutine. Where much has gathered it waits,
+// no longer than ctx lasts. Its error is a [*WriteError]; that of a later write ends the socket.
+func (s *Socket) TryFrame(ctx context.Context, f Frame) error {
+	_, err := s.queue(ctx, f, flushTry)
+	return err
+}
 
 // PostFrame is WriteFrame for packets that nobody waits for the answer of: the
 // connection's writes are left to another goroutine, so that who sends many can
-// go on. It still waits where much has gathered. Its error is a [*WriteError];
+// go on. Where much has gathered it waits, no longer than ctx lasts. Its error is a [*WriteError];
 // that of a later write ends the socket.
-func (s *Socket) PostFrame(f Frame) error { return s.send(f, flushElsewhere) }
+func (s *Socket) PostFrame(ctx context.Context, f Frame) error {
+	_, err := s.queue(ctx, f, flushElsewhere)
+	return err
+}
 
 // QueueFrame only queues the frame: it leaves with the next packet that is
 // written, or with Flush, which must follow. It returns how many bytes wait. Its
 // error is a [*WriteError].
 func (s *Socket) QueueFrame(f Frame) (waiting int, err error) {
-	return s.queue(f, flushNot)
+	return s.queue(context.Background(), f, flushNot)
 }
 
 // OfferFrame is QueueFrame that does not wait: where there is no room for the
@@ -187,16 +195,16 @@ func (s *Socket) OfferFrame(f Frame) error { return s.send(f, flushOffered) }
 func (s *Socket) PressFrame(f Frame) error { return s.send(f, flushPressed) }
 
 func (s *Socket) send(f Frame, mode flushMode) error {
-	_, err := s.queue(f, mode)
+	_, err := s.queue(context.Background(), f, mode)
 	return err
 }
 
-func (s *Socket) queue(f Frame, mode flushMode) (waiting int, err error) {
+func (s *Socket) queue(ctx context.Context, f Frame, mode flushMode) (waiting int, err error) {
 	if s.closed.Load() {
 		f.Drop()
 		return 0, &WriteError{Err: ErrClosed, Unsent: true}
 	}
-	return s.w.write(f, mode)
+	return s.w.write(ctx, f, mode)
 }
 
 // Flush writes what QueueFrame has left, unless somebody else is already at it.

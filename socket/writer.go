@@ -93,11 +93,11 @@ const (
 )
 
 // write takes the frame. It returns how many bytes wait.
-func (w *writer) write(f Frame, mode flushMode) (waiting int, err error) {
+func (w *writer) write(ctx context.Context, f Frame, mode flushMode) (waiting int, err error) {
 	w.mu.Lock()
 	if !w.roomLocked(int64(len(f.b))) && mode != flushPressed {
 		if err = ErrOutputFull; mode != flushOffered {
-			err = w.waitForRoomLocked(context.Background(), int64(len(f.b)))
+			err = w.waitForRoomLocked(ctx, int64(len(f.b)))
 		}
 	}
 	if w.refuse != nil {
