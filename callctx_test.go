@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"runtime"
 	"strings"
 	"sync"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/henrylee2cn/teleport/internal/pipe"
 	"github.com/henrylee2cn/teleport/packet"
+	"github.com/henrylee2cn/teleport/socket"
 )
 
 // ctxServer serves /wait, whose handler waits for the end of its context and says why
@@ -452,4 +454,116 @@ func TestManyCancelledPulls(t *testing.T) {
 	srv.RangeSession(func(s *Session) bool { far = s.link.Load(); return true })
 	require.Eventually(t, func() bool { return far.running.Load() == 0 && far.contexts.n.Load() == 0 }, time.Minute, time.Millisecond)
 	t.Logf("%d of %d had begun", told.Load(), pulls)
+}
+
+// A pull that is refused by one link after another and then cancelled is nobody else's.
+func TestCancelOfAPullThatWaitsForALink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const n = 20
+		dialled := make(chan *socket.Socket, 2)
+		refusing := false
+		cli := newTestPeer(t, &PeerConfig{Redial: &Redial{MaxWait: -1}})
+		cli.dialConn = func(context.Context, string, string) (net.Conn, error) {
+			if refusing {
+				return nil, errNobody
+			}
+			near, far := pipe.New(pipe.Options{})
+			dialled <- socket.New(far, socket.Options{})
+			return near, nil
+		}
+		sess, err := cli.Dial("x")
+		require.NoError(t, err)
+		ctx, cancel := context.WithCancel(t.Context())
+		pulls := func(ctx context.Context, s *socket.Socket) (ids []string, done chan Xerror) {
+			done = make(chan Xerror, n)
+			for range n {
+				go func() { done <- sess.PullContext(ctx, "/x", "x", nil).Xerror }()
+				var p packet.Packet
+				require.NoError(t, s.ReadPacket(&p, nil))
+				ids = append(ids, p.Header.Id)
+			}
+			return ids, done
+		}
+		answer := func(s *socket.Socket, ids []string, h packet.Header) {
+			for _, h.Id = range ids {
+				require.NoError(t, s.WritePacket(&packet.Packet{Header: &h}))
+			}
+		}
+		away := packet.Header{Type: packet.TypeGoAway}
+		first := <-dialled
+		ids, canceled := pulls(ctx, first)
+		answer(first, []string{""}, away)
+		second := <-dialled
+		synctest.Wait()
+		others, answered := pulls(t.Context(), second)
+		refusing = true
+		answer(second, []string{""}, away)
+		synctest.Wait()
+		answer(first, ids, packet.Header{Type: packet.TypeReply, StatusCode: StatusServiceUnavailable, NotRun: true})
+		synctest.Wait()
+		cancel()
+		for range n {
+			require.ErrorIs(t, <-canceled, context.Canceled)
+		}
+		answer(second, others, packet.Header{Type: packet.TypeReply, StatusCode: StatusOK})
+		for range n {
+			require.Nil(t, <-answered)
+		}
+		require.NoError(t, cli.Close())
+		require.NoError(t, first.Close())
+		require.NoError(t, second.Close())
+	})
+}
+
+// The timeout that is sent is what is left when the pull is sent.
+func TestTimeoutOfAPullThatHasWaited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cli := newTestPeer(t, &PeerConfig{MaxSessionOutput: 1000})
+		near, end := pipe.New(pipe.Options{Buffer: 100})
+		sess, err := cli.ServeConn(near)
+		require.NoError(t, err)
+		far := socket.New(end, socket.Options{})
+		for range 2 { // the output is full behind these
+			go sess.Push("/x", strings.Repeat("x", 900))
+			synctest.Wait()
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		done := make(chan *PullCmd, 1)
+		go sess.GoPullContext(ctx, "/timed", "x", nil, done)
+		time.Sleep(1500 * time.Millisecond)
+		var p packet.Packet
+		for p.Header == nil || p.Header.Uri != "/timed" {
+			require.NoError(t, far.ReadPacket(&p, nil))
+		}
+		require.LessOrEqual(t, p.Header.Timeout, int64(18500))
+		require.Greater(t, p.Header.Timeout, int64(18000))
+		require.NoError(t, far.Close())
+		<-done
+	})
+}
+
+// An id that is used again is that of another pull.
+func TestCancelOfAnIdThatIsUsedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := newTestPeer(t, nil)
+		busy := make(chan struct{})
+		HandlePull(srv.PullRouter, "/busy", func(PullCtx, *string) (string, Xerror) { <-busy; return "", nil })
+		errs := make(chan error, 1)
+		HandlePull(srv.PullRouter, "/ask", func(ctx PullCtx, _ *string) (string, Xerror) { errs <- ctx.Context().Err(); return "", nil })
+		near, end := pipe.New(pipe.Options{})
+		_, err := srv.ServeConn(near)
+		require.NoError(t, err)
+		far := socket.New(end, socket.Options{})
+		for _, h := range []packet.Header{
+			{Id: "1", Type: packet.TypePull, Uri: "/busy"},
+			{Id: "2", Type: packet.TypeCancel},
+			{Id: "2", Type: packet.TypePull, Uri: "/ask"},
+		} {
+			require.NoError(t, far.WritePacket(&packet.Packet{Header: &h, Body: ""}))
+		}
+		require.NoError(t, <-errs)
+		close(busy)
+		require.NoError(t, far.Close())
+	})
 }

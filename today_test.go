@@ -94,6 +94,9 @@ func TestDetails(t *testing.T) {
 	HandlePull(srv.PullRouter, "/bad", func(PullCtx, *string) (string, Xerror) {
 		return "", WithDetails(NewXerror(422, "still told"), func() {})
 	})
+	HandlePull(srv.PullRouter, "/deep", func(PullCtx, *string) (string, Xerror) {
+		return "", WithDetails(NewXerror(422, ""), [][]int{{1}})
+	})
 	HandlePull(srv.PullRouter, "/none", func(PullCtx, *string) (string, Xerror) { return "", NewXerror(422, "") })
 	up := dial(t, middle, srv)
 	HandlePull(middle.PullRouter, "/through", func(_ PullCtx, uri *string) (string, Xerror) {
@@ -138,6 +141,12 @@ func TestDetails(t *testing.T) {
 	require.False(t, found)
 	found, _ = Details(errors.New("other"), &want)
 	require.False(t, found)
+
+	// Within the limits of the peer that they came to.
+	strict, _ := connect(t, newTestPeer(t, &PeerConfig{MaxBodyDepth: 1}), srv, pipe.Options{})
+	found, err = Details(strict.Pull("/deep", "", nil).Xerror, new(interface{}))
+	require.True(t, found)
+	require.ErrorContains(t, err, "deep")
 
 	// Before it has travelled.
 	local := WithDetails(unrun(503, "", nil), want)

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"strings"
@@ -573,4 +574,31 @@ func goldenHeader(t testing.TB, g golden, codec string) ([]byte, bool) {
 	var p packet.Packet
 	_, _ = packet.Parse(frame, &p, nil, packet.Limits{})
 	return frame[5 : 4+p.HeaderLength], true
+}
+
+// A header has a bounded number of pairs, whatever their size.
+func TestHeaderWithTooMuchMetadata(t *testing.T) {
+	h := packet.Header{Meta: map[string]string{}}
+	for i := range 256 {
+		h.Meta[fmt.Sprint(i)] = ""
+	}
+	for _, name := range []string{"protobuf", "json"} {
+		c := byName(t, name)
+		b, err := packet.AppendHeader(nil, c, &h)
+		require.NoError(t, err)
+		var got packet.Header
+		require.NoError(t, packet.DecodeHeader(c.Id(), b, &got))
+		require.Equal(t, h, got)
+	}
+	h.Meta["one more"] = ""
+	for _, name := range []string{"protobuf", "json"} {
+		_, err := packet.AppendHeader(nil, byName(t, name), &h)
+		require.ErrorContains(t, err, "more than 256 pairs of metadata")
+	}
+	b, err := proto.Marshal(generated(h))
+	require.NoError(t, err)
+	require.ErrorIs(t, packet.DecodeHeader(codec.IdProtobuf, b, new(packet.Header)), packet.ErrHeader)
+	b, err = json.Marshal(map[string]interface{}{"meta": h.Meta})
+	require.NoError(t, err)
+	require.ErrorIs(t, packet.DecodeHeader(codec.IdJSON, b, new(packet.Header)), packet.ErrHeader)
 }
