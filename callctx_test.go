@@ -567,3 +567,45 @@ func TestCancelOfAnIdThatIsUsedAgain(t *testing.T) {
 		require.NoError(t, far.Close())
 	})
 }
+
+// Nor is who waits for a reply of which only a part comes.
+func TestPullContextWithAPartOfAReply(t *testing.T) {
+	for _, size := range []int{10, 100_000} {
+		synctest.Test(t, func(t *testing.T) {
+			for _, whole := range []bool{false, true} {
+				cli := newTestPeer(t, &PeerConfig{MaxBufferedBytes: 1 << 20})
+				near, far := pipe.New(pipe.Options{})
+				sess, err := cli.ServeConn(near)
+				require.NoError(t, err)
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				var got string
+				cmd := sess.GoPullContext(ctx, "/x", "", &got, nil)
+				began := time.Now()
+				text := strings.Repeat("x", size)
+				b, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: "1", Type: packet.TypeReply, StatusCode: StatusOK}, Body: text}, packet.Limits{})
+				require.NoError(t, err)
+				n := len(b) - 3
+				go func() {
+					_, _ = far.Write(b[:n])
+					time.Sleep(500 * time.Millisecond)
+					if whole {
+						_, _ = far.Write(b[n:])
+					}
+				}()
+				x := (<-cmd.Done()).Xerror
+				if whole {
+					require.Nil(t, x)
+					require.Equal(t, text, got)
+					require.Equal(t, 500*time.Millisecond, time.Since(began))
+				} else {
+					require.ErrorIs(t, x, context.DeadlineExceeded)
+					require.Equal(t, time.Second, time.Since(began))
+				}
+				cancel()
+				require.NoError(t, sess.Close())
+				synctest.Wait()
+				require.Zero(t, cli.limits.Budget.Used())
+			}
+		})
+	}
+}

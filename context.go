@@ -195,6 +195,16 @@ func (x *exchange) readBody(sock *socket.Socket, length int64, keep bool) (err e
 	return err
 }
 
+// takeBody makes the body of another exchange its own, and puts that back.
+func (x *exchange) takeBody(from *exchange) {
+	if len(from.body) <= smallPacket && from.buf == nil {
+		x.body = append(x.bodyMem[:0], from.body...)
+	} else {
+		x.body, x.buf, x.cost, x.budget = from.body, from.buf, from.cost, from.budget
+	}
+	from.put()
+}
+
 // payBack returns to the budget what the body has taken.
 func (x *exchange) payBack() {
 	x.budget.Give(x.cost)

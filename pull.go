@@ -580,6 +580,17 @@ func (t *pullTable) take(id uint64) *PullCmd {
 	return cmd
 }
 
+// has reports whether the command with the id is in flight.
+func (t *pullTable) has(id uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.n == 0 {
+		return false
+	}
+	at := t.ring[id&uint64(len(t.ring)-1)]
+	return at != nil && at.id == id || t.more[id] != nil
+}
+
 func (t *pullTable) takeLocked(id uint64) *PullCmd {
 	if t.n == 0 {
 		return nil

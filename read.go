@@ -1,6 +1,7 @@
 package tp
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"runtime/debug"
@@ -320,16 +321,37 @@ func (r *reader) reply(c *packetCtx) error {
 		l.running.Add(1) // so that Shutdown waits for the body too
 		defer l.handlerDone()
 	}
+	id, ok := parsePullId(r.view.Id)
+	var late *exchange // with a body that had not come with its header
+	var err error
+	if ok && !l.sock.BodyBuffered() && l.pulls.has(id) {
+		// Until it has, whoever waits for the pull may give it up.
+		v := &r.view // whose texts last until the next read
+		v.Id, v.Uri, v.Status = bytes.Clone(v.Id), bytes.Clone(v.Uri), bytes.Clone(v.Status)
+		late = exchanges.Get().(*exchange)
+		if err = late.readBody(l.sock, r.length, false); socket.Fatal(err) {
+			late.dropBody()
+			late.put()
+			return fmt.Errorf("in the middle of a reply: %w", err)
+		}
+	}
 	var cmd *PullCmd
-	if id, ok := parsePullId(r.view.Id); ok {
+	if ok {
 		cmd = l.takePull(id)
 	}
 	if cmd == nil {
+		if late != nil {
+			late.dropBody()
+			late.put()
+		}
 		l.sock.SkipBody()
 		Debugf("session %s: reply %s to no pull in flight dropped", quote(l.sess.Id()), quote(string(r.view.Id)))
 		return nil
 	}
 	f := cmd.flight.Load()
+	if late != nil {
+		f.takeBody(late)
+	}
 	if f.bare && !cmd.packInput(&r.view, r.length) {
 		f.show(l)
 		f.unpack(cmd)
@@ -350,7 +372,9 @@ func (r *reader) reply(c *packetCtx) error {
 			pull.fixInput()
 		}
 	}
-	err := f.readBody(l.sock, r.length, false)
+	if late == nil {
+		err = f.readBody(l.sock, r.length, false)
+	}
 	if f.bare && (err != nil || f.body[0] != cmd.packed.bodyCodec) {
 		f.show(l)
 		f.unpack(cmd)

@@ -140,7 +140,7 @@ func (s *Session) Pull(uri string, args, reply interface{}, setting ...PacketSet
 // at once: with StatusDeadlineExceeded, which errors.Is finds to be
 // context.DeadlineExceeded, or with StatusCanceled and context.Canceled. The other
 // side's handler is told of the deadline and of a cancellation, see [Ctx]. A reply that
-// comes later is dropped; of one that has begun to arrive the pull waits for the rest.
+// comes later is dropped.
 func (s *Session) PullContext(ctx context.Context, uri string, args, reply interface{}, setting ...PacketSetting) *PullCmd {
 	cmd := newPullCmd(s, uri, args, reply)
 	cmd.waits = true
