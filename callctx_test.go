@@ -128,7 +128,9 @@ func TestDeadlineCrossesThreePeers(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	x := sess.PullContext(ctx, "/through", "", nil).Xerror
-	require.ErrorIs(t, x, context.DeadlineExceeded)
+	if !errors.Is(x, context.DeadlineExceeded) { // what b says of c may come before a's own timer
+		require.Equal(t, StatusBadGateway, x.Code())
+	}
 	require.ErrorIs(t, <-told, context.DeadlineExceeded)
 	require.ErrorIs(t, <-ends, context.DeadlineExceeded)
 
