@@ -255,7 +255,9 @@ func TestCallsPassThrough(t *testing.T) {
 
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	require.ErrorIs(t, c.client.PullContext(ctx, "/wait", nil, nil).Xerror, context.DeadlineExceeded)
+	if x := c.client.PullContext(ctx, "/wait", nil, nil).Xerror; x.Code() != tp.StatusBadGateway { // the proxy may notice first
+		require.ErrorIs(t, x, context.DeadlineExceeded)
+	}
 	require.ErrorIs(t, <-ended, context.DeadlineExceeded)
 	ctx, cancel = context.WithCancel(t.Context())
 	time.AfterFunc(20*time.Millisecond, cancel)
