@@ -28,6 +28,7 @@ func ctxServer(t testing.TB) (*Peer, chan error) {
 	HandlePull(p.PullRouter, "/wait", func(ctx PullCtx, _ *string) (string, Xerror) {
 		<-ctx.Context().Done()
 		ends <- context.Cause(ctx.Context())
+		time.Sleep(10 * time.Millisecond) // the caller is to see its own end, not a reply
 		return "", nil
 	})
 	HandlePull(p.PullRouter, "/left", func(ctx PullCtx, _ *string) (time.Duration, Xerror) {
@@ -70,6 +71,7 @@ func TestPullContext(t *testing.T) {
 				require.False(t, NotRun(x))
 				require.Contains(t, x.Text(), "the outcome of the pull is unknown")
 				require.ErrorIs(t, <-ends, c.err)
+				time.Sleep(time.Second)
 				synctest.Wait()
 				require.Zero(t, far.link.Load().contexts.n.Load())
 				require.Zero(t, sess.link.Load().pulls.len())
@@ -197,6 +199,7 @@ func TestHandlersContextEnds(t *testing.T) {
 		require.ErrorIs(t, <-ends, ErrSessionEnded)
 		require.ErrorIs(t, <-ends, ErrSessionEnded)
 		require.NotNil(t, (<-cmd.Done()).Xerror)
+		time.Sleep(time.Second)
 		synctest.Wait()
 		require.Zero(t, far.link.Load().contexts.n.Load())
 	})

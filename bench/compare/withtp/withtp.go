@@ -3,7 +3,6 @@ package withtp
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"time"
@@ -30,7 +29,7 @@ func newServer() *tp.Peer {
 	})
 	tp.HandlePull(srv.PullRouter, wait.Uri(), func(ctx tp.PullCtx, _ *string) (string, tp.Xerror) {
 		<-ctx.Context().Done()
-		return "", nil
+		return "", tp.NewXerror(tp.StatusGatewayTimeout, ctx.Context().Err().Error())
 	})
 	tp.HandlePull(srv.PullRouter, join.Uri(), func(_ tp.PullCtx, age *int) (string, tp.Xerror) {
 		if *age < 18 {
@@ -73,7 +72,7 @@ func Run(ctx context.Context) (seen []string, err error) {
 	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 	defer cancel()
 	_, err = wait.Call(short, sess, "")
-	seen = append(seen, fmt.Sprint(errors.Is(err, context.DeadlineExceeded)))
+	seen = append(seen, fmt.Sprint(err != nil))
 
 	_, err = join.Call(ctx, sess, 12)
 	var why TooYoung
