@@ -1,0 +1,93 @@
+package socket_test
+
+import (
+	"context"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/henrylee2cn/teleport/internal/pipe"
+	"github.com/henrylee2cn/teleport/socket"
+)
+
+// TryFrame is not held up by a side that does not read; all of it arrives in order when
+// that does.
+func TestTryFrame(t *testing.T) {
+	for _, tr := range transports {
+		t.Run(tr.name, func(t *testing.T) {
+			ca, cb := tr.open(t)
+			a, b := socket.New(ca, socket.Options{}), socket.New(cb, socket.Options{})
+			const n = 400 // of 16 KiB: more than the kernel's buffers hold, less than may wait
+			body := strings.Repeat("x", 16<<10)
+			for i := range n {
+				require.NoError(t, a.TryFrame(t.Context(), encode(t, a, message(strconv.Itoa(i), body))))
+			}
+			for i := range n {
+				requireMessage(t, b, strconv.Itoa(i), body)
+			}
+			require.NoError(t, a.TryFrame(t.Context(), encode(t, a, message("last", "alone"))))
+			requireMessage(t, b, "last", "alone")
+			require.NoError(t, b.Close())
+			for a.TryFrame(t.Context(), encode(t, a, message("late", body))) == nil { // until the writer has noticed
+				time.Sleep(time.Millisecond)
+			}
+			require.NoError(t, a.Close())
+		})
+	}
+}
+
+// Who waits for room, or for a turn, gives up with its context, and others go on.
+func TestWaitsEndWithTheirContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca, cb := pipe.New(pipe.Options{Buffer: 10})
+		a := socket.New(ca, socket.Options{MaxOutput: 1000})
+		b := socket.New(cb, socket.Options{})
+		body := strings.Repeat("x", 900)
+		for i := range 2 {
+			require.NoError(t, a.PostFrame(t.Context(), encode(t, a, message(strconv.Itoa(i), body))))
+		}
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		began := time.Now()
+		for name, wait := range map[string]func() error{
+			"turn": func() error { return a.TakeTurn(ctx) },
+			"post": func() error { return a.PostFrame(ctx, encode(t, a, message("x", body))) },
+			"try":  func() error { return a.TryFrame(ctx, encode(t, a, message("x", body))) },
+		} {
+			err := wait()
+			requireWriteError(t, err, context.DeadlineExceeded)
+			require.True(t, err.(*socket.WriteError).Unsent, name)
+			require.Equal(t, time.Second, time.Since(began))
+		}
+		// More than there are turns, of which the last ones wait for theirs.
+		errs := make(chan error, 100)
+		for range cap(errs) {
+			go func() { errs <- a.TakeTurn(ctx) }()
+		}
+		for range cap(errs) {
+			requireWriteError(t, <-errs, context.DeadlineExceeded)
+		}
+		done := make(chan error, 1)
+		go func() {
+			err := a.TakeTurn(t.Context())
+			if err == nil {
+				var f socket.Frame
+				if f, err = a.EncodeInTurn(nil, message("2", body)); err == nil {
+					err = a.WriteFrame(f)
+				}
+			}
+			done <- err
+		}()
+		for i := range 3 {
+			requireMessage(t, b, strconv.Itoa(i), body)
+		}
+		require.NoError(t, <-done)
+		require.NoError(t, a.Close())
+		require.NoError(t, b.Close())
+	})
+}
