@@ -249,11 +249,5 @@ const maxTimeout = 100 * 365 * 24 * 60 * 60 * 1000
 
 // cancelPull tells the other side that nobody waits for the pull any more.
 func (l *link) cancelPull(id uint64) {
-	p := &packet.Packet{
-		HeaderCodec: l.peer.cfg.DefaultHeaderCodec,
-		Header:      &packet.Header{Id: string(appendPullId(nil, id)), Type: packet.TypeCancel},
-	}
-	if frame, err := l.sock.Encode(p); err == nil && l.sock.PressFrame(frame) == nil {
-		go l.flush() // who gives up is not held up by the connection
-	}
+	l.press(&packet.Header{Id: string(appendPullId(nil, id)), Type: packet.TypeCancel})
 }

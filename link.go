@@ -109,13 +109,8 @@ func (l *link) greet(ctx context.Context, hs hooks[ForeSession]) error {
 	defer cancel()
 	// On a goroutine of their own: a hook may wait for something that closing
 	// the connection does not end.
-	done := make(chan error, 1)
 	fore := &foreSession{Session: l.sess, link: l}
-	go func() {
-		err := errHookGone
-		defer func() { done <- err }()
-		err = hs.run(fore).orNil()
-	}()
+	done := hs.start(fore)
 	select {
 	case err := <-done:
 		fore.over.Store(true)
@@ -156,12 +151,9 @@ func (l *link) linger() {
 // pull that has run, or will, is answered. It does not wait: a side that is not
 // asked is answered with StatusServiceUnavailable.
 func (l *link) goAway(done bool) {
-	p := &packet.Packet{
-		HeaderCodec: l.peer.cfg.DefaultHeaderCodec,
-		Header:      &packet.Header{Type: packet.TypeGoAway},
-	}
+	h := &packet.Header{Type: packet.TypeGoAway}
 	if done {
-		p.Header.StatusCode = StatusOK
+		h.StatusCode = StatusOK
 	}
 	l.sess.mu.Lock() // who finds it told finds it queued
 	defer l.sess.mu.Unlock()
@@ -169,9 +161,7 @@ func (l *link) goAway(done bool) {
 		return
 	}
 	l.told = true
-	if frame, err := l.sock.Encode(p); err == nil && l.sock.PressFrame(frame) == nil {
-		go l.flush()
-	}
+	l.press(h)
 }
 
 // heardGoAway is called by the reader when the other side shuts down.

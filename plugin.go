@@ -1,6 +1,7 @@
 package tp
 
 import (
+	"errors"
 	"fmt"
 	"runtime/debug"
 )
@@ -156,6 +157,20 @@ func (hs hooks[C]) run(c C) *hookError {
 	}
 	return hs.runAll(c)
 }
+
+// start runs the hooks on a goroutine of their own, which they may end. The channel is
+// told how they end.
+func (hs hooks[C]) start(c C) <-chan error {
+	done := make(chan error, 1)
+	go func() {
+		err := errHookGone
+		defer func() { done <- err }()
+		err = hs.run(c).orNil()
+	}()
+	return done
+}
+
+var errHookGone = errors.New("a hook has ended its goroutine")
 
 func (hs hooks[C]) runAll(c C) *hookError {
 	if held, ok := any(c).(*packetCtx); ok {

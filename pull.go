@@ -128,17 +128,9 @@ func (cmd *PullCmd) launch(ctx context.Context, settings []PacketSetting) {
 		return
 	}
 	c.fixOutput(c.id, packet.TypePull)
-	sock := cmd.link.sock
-	err := sock.TakeTurn(ctx)
-	var frame socket.Frame
-	if err == nil {
-		if c.outHdr.Timeout > 0 { // it may have taken a while
-			c.outHdr.Timeout = min(c.outHdr.Timeout, cmd.timeoutFor(ctx))
-		}
-		frame, err = sock.EncodeInTurn(c.frameMem[:0], &c.out)
-	}
+	frame, err := cmd.link.encodeInTurn(ctx, &f.exchange, cmd)
 	if err != nil {
-		cmd.settle(pushXerror(ctx, cmd.link.waited(ctx, err)))
+		cmd.settle(sendXerror(ctx, cmd.link.waited(ctx, err)))
 		return
 	}
 	if cmd.send(ctx, frame) { // it may be complete by now
@@ -154,12 +146,8 @@ func (cmd *PullCmd) launchBare(ctx context.Context, f *flight, x *exchange, sett
 	l.peer.cfg.fill(&x.out, &x.outHdr, packet.TypePull, cmd.uri, cmd.args, settings)
 	x.numberId(cmd.id)
 	x.outHdr.Id = x.id
-	err := l.sock.TakeTurn(ctx)
-	var frame socket.Frame
-	if err == nil {
-		x.outHdr.Timeout = cmd.timeoutFor(ctx)
-		frame, err = l.sock.EncodeInTurn(x.frameMem[:0], &x.out)
-	}
+	x.outHdr.Timeout = cmd.timeoutFor(ctx)
+	frame, err := l.encodeInTurn(ctx, x, cmd)
 	if err != nil || !cmd.packOutput(&x.out) {
 		f.show(l)
 		f.ctx.setOutput(packet.TypePull, cmd.uri, cmd.args, settings)
@@ -168,7 +156,7 @@ func (cmd *PullCmd) launchBare(ctx context.Context, f *flight, x *exchange, sett
 		f.out.HeaderLength, f.out.BodyLength, f.out.Length = x.out.HeaderLength, x.out.BodyLength, x.out.Length
 	}
 	if err != nil {
-		cmd.settle(pushXerror(ctx, cmd.link.waited(ctx, err)))
+		cmd.settle(sendXerror(ctx, cmd.link.waited(ctx, err)))
 		return
 	}
 	cmd.send(ctx, frame)
@@ -214,7 +202,7 @@ func (cmd *PullCmd) send(ctx context.Context, frame socket.Frame) bool {
 	}
 	if err != nil {
 		if l.takePull(id) != nil {
-			cmd.settle(pushXerror(ctx, err))
+			cmd.settle(sendXerror(ctx, err))
 		}
 		return false
 	}
@@ -267,12 +255,6 @@ func (cmd *PullCmd) watch(ctx context.Context) {
 // timeoutFor is what the header says about the time that the pull may take.
 func (cmd *PullCmd) timeoutFor(ctx context.Context) int64 {
 	left := cmd.timeLeft()
-	if ctx.Done() == nil {
-		if left == 0 {
-			return 0
-		}
-		return timeoutOf(left)
-	}
 	if deadline, ok := ctx.Deadline(); ok {
 		if until := time.Until(deadline); left == 0 || until < left {
 			left = max(until, 1)
@@ -421,16 +403,11 @@ func notRun(x Xerror) Xerror {
 	return &xerror{code: x.Code(), text: x.Text(), cause: x, notRun: true}
 }
 
-// pushXerror is sendXerror for what has waited for its turn no longer than ctx lasts.
-func pushXerror(ctx context.Context, err error) Xerror {
+// sendXerror is why a packet could not be sent, by who would wait as long as ctx lasts.
+func sendXerror(ctx context.Context, err error) Xerror {
 	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 		return notSent(ctx)
 	}
-	return sendXerror(err)
-}
-
-// sendXerror is why a packet could not be sent.
-func sendXerror(err error) Xerror {
 	if errors.Is(err, errSocketClosed) {
 		return unrun(StatusConnClosed, "connection closed, the packet was not sent", err)
 	}

@@ -147,7 +147,7 @@ func (r *redialer) run() {
 		}
 		cancel()
 	}()
-	var hooks chan error // PostReconnect hooks that have not ended
+	var hooks <-chan error // PostReconnect hooks that have not ended
 	for !r.rests() {
 		if err := r.pause(ctx); err != nil {
 			r.giveUp(err)
@@ -165,7 +165,7 @@ func (r *redialer) run() {
 				continue
 			}
 		}
-		hooks = s.runReconnectHooks()
+		hooks = s.peer.chain.postReconnect.start(s)
 		err, ended := r.hooksEnd(l, hooks)
 		if ended {
 			hooks = nil
@@ -326,24 +326,6 @@ func (r *redialer) giveUp(cause error) {
 	r.start()
 }
 
-var errHookGone = errors.New("a hook has ended its goroutine")
-
-// runReconnectHooks returns a channel that is told how they end.
-func (s *Session) runReconnectHooks() chan error {
-	done := make(chan error, 1)
-	hooks := s.peer.chain.postReconnect
-	if len(hooks) == 0 {
-		done <- nil
-		return done
-	}
-	go func() {
-		err := errHookGone
-		defer func() { done <- err }()
-		err = hooks.run(s).orNil()
-	}()
-	return done
-}
-
 // hooksEnd waits until hooks have ended, for HookTimeout at most, and returns their
 // error. It reports false if l cannot be used any more before that.
 func (r *redialer) hooksEnd(l *link, hooks <-chan error) (err error, ended bool) {
@@ -487,12 +469,11 @@ func (r *redialer) await(ctx context.Context, p patience) (*link, Xerror) {
 	for {
 		s.mu.Lock()
 		l := s.link.Load()
-		down := r.failed || !l.usable() && !l.away.Load()
+		fails := r.cfg.FailFast && (r.failed || !l.usable() && !l.away.Load())
 		closed, err, changed := s.state == stateClosed, r.err, r.changeLocked()
 		if r.gaveUp != nil {
-			down, err = true, r.gaveUp
+			fails, err = true, r.gaveUp
 		}
-		failFast := r.cfg.FailFast || r.gaveUp != nil
 		s.mu.Unlock()
 		switch {
 		case closed:
@@ -501,7 +482,7 @@ func (r *redialer) await(ctx context.Context, p patience) (*link, Xerror) {
 			return l, nil
 		case s.peer.draining():
 			return l, unrun(StatusServiceUnavailable, "this peer is shutting down and has no connection, nothing was sent", nil)
-		case failFast && down:
+		case fails:
 			text := "no connection, nothing was sent"
 			if err != nil {
 				text += ": " + err.Error()
@@ -531,15 +512,12 @@ func (cmd *PullCmd) persist() {
 		cmd.again.flying, cmd.again.entered = true, false
 		if x == nil {
 			cmd.launch(cmd.again.ctx, cmd.again.settings)
+			cmd.await(cmd.again.ctx, f)
 		} else {
 			f.show(l)
 			f.ctx.setOutput(packet.TypePull, cmd.uri, cmd.args, cmd.again.settings)
 			cmd.settle(x)
-		}
-		if x == nil {
-			cmd.await(cmd.again.ctx, f)
-		} else { // it is settled, and its id is of another link
-			cmd.await(context.Background(), f)
+			cmd.await(context.Background(), f) // not by its context, as its id is of another link
 		}
 		cmd.again.flying = false
 		cmd.finish()

@@ -94,8 +94,8 @@ func (c *packetCtx) send() error {
 	var err error
 	if c.inline || c.offered {
 		frame, err = sock.EncodeTo(c.frameMem[:0], &c.out)
-	} else if err = sock.TakeTurn(context.Background()); err == nil {
-		frame, err = sock.EncodeInTurn(c.frameMem[:0], &c.out)
+	} else {
+		frame, err = c.link.encodeInTurn(context.Background(), c.exchange, nil)
 	}
 	if err != nil {
 		return c.link.wrote(err)

@@ -33,7 +33,7 @@ func (l *link) push(ctx context.Context, uri string, args interface{}, settings 
 	}
 	c.fixOutput(c.outHdr.Id, packet.TypePush)
 	if err := l.post(ctx, c.exchange); err != nil {
-		return pushXerror(ctx, err)
+		return sendXerror(ctx, err)
 	}
 	if err := chain.postWritePush.run(c); err != nil {
 		Warnf("push %s: %v", quote(uri), err)
@@ -49,22 +49,39 @@ func (l *link) pushBare(ctx context.Context, uri string, args interface{}, setti
 	err := l.post(ctx, x)
 	x.put()
 	if err != nil {
-		return pushXerror(ctx, err)
+		return sendXerror(ctx, err)
 	}
 	return nil
 }
 
 // post encodes and sends the output, which has no answer.
 func (l *link) post(ctx context.Context, x *exchange) error {
-	err := l.sock.TakeTurn(ctx)
-	var frame socket.Frame
-	if err == nil {
-		frame, err = l.sock.EncodeInTurn(x.frameMem[:0], &x.out)
-	}
+	frame, err := l.encodeInTurn(ctx, x, nil)
 	if err == nil {
 		err = l.sock.PostFrame(ctx, frame)
 	}
 	return l.waited(ctx, err)
+}
+
+// encodeInTurn encodes the output when its turn has come, which is as long as it waits no
+// longer than ctx lasts. Of a pull that takes a timeout the header says what is left then.
+func (l *link) encodeInTurn(ctx context.Context, x *exchange, pull *PullCmd) (socket.Frame, error) {
+	if err := l.sock.TakeTurn(ctx); err != nil {
+		return socket.Frame{}, err
+	}
+	if pull != nil && x.outHdr.Timeout > 0 {
+		x.outHdr.Timeout = min(x.outHdr.Timeout, pull.timeoutFor(ctx))
+	}
+	return l.sock.EncodeInTurn(x.frameMem[:0], &x.out)
+}
+
+// press sends one of the small packets that keep the connection in order. It does not
+// wait for the connection.
+func (l *link) press(h *packet.Header) {
+	frame, err := l.sock.Encode(&packet.Packet{HeaderCodec: l.peer.cfg.DefaultHeaderCodec, Header: h})
+	if err == nil && l.sock.PressFrame(frame) == nil {
+		go l.flush()
+	}
 }
 
 // waited is wrote for what may have waited, and of which the end of ctx concerns nobody
