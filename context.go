@@ -491,8 +491,10 @@ func (c *packetCtx) process() (interface{}, Xerror) {
 // callHandler runs the user's function; its panic becomes a 500 whose cause
 // stays here.
 func (c *packetCtx) callHandler(arg interface{}) (reply interface{}, x Xerror) {
+	returned := false
 	defer func() {
-		if p := recover(); p != nil {
+		if !returned { // recover returns nil after panic(nil) with GODEBUG=panicnil=1
+			p := recover()
 			Errorf("handler of %s: panic: %s\n%s", c.handler.path, quote(fmt.Sprint(p)), debug.Stack())
 			reply, x = nil, newXerror(StatusInternalServerError, "", fmt.Errorf("panic: %v", p))
 		}
@@ -502,6 +504,7 @@ func (c *packetCtx) callHandler(arg interface{}) (reply interface{}, x Xerror) {
 	if x != nil { // its methods may panic too; they are called here and never again
 		x = &xerror{code: x.Code(), text: x.Text(), cause: x}
 	}
+	returned = true
 	return reply, x
 }
 

@@ -123,6 +123,7 @@ func (c *packetCtx) logPushed() {
 // printBody renders a body for people: one line, escaped, at most 1 KiB. A panic
 // of the body's own methods is kept out of the log's way.
 func printBody(v interface{}) (s string) {
+	s = "(printing panicked)" // with nil, should recover return that
 	defer func() {
 		if p := recover(); p != nil {
 			s = escape(fmt.Sprintf("(printing panicked: %v)", p), maxPrinted)

@@ -185,14 +185,20 @@ func (hs hooks[C]) runAll(c C) *hookError {
 }
 
 func (h *hook[C]) safely(c C) (err *hookError) {
+	returned := false
 	defer func() {
-		if p := recover(); p != nil {
-			Errorf("plugin %s: panic in %s: %s\n%s", h.name, h.point, quote(fmt.Sprint(p)), debug.Stack())
-			err = &hookError{text: fmt.Sprintf("plugin %s: panic in %s", h.name, h.point), code: StatusFailedPlugin, told: StatusText(StatusFailedPlugin)}
+		if returned {
+			return
 		}
+		// Not by what recover returns, which is nil after panic(nil) in a program with
+		// GODEBUG=panicnil=1, and of a hook that ends its goroutine.
+		p := recover()
+		Errorf("plugin %s: panic in %s: %s\n%s", h.name, h.point, quote(fmt.Sprint(p)), debug.Stack())
+		err = &hookError{text: fmt.Sprintf("plugin %s: panic in %s", h.name, h.point), code: StatusFailedPlugin, told: StatusText(StatusFailedPlugin)}
 	}()
 	e := h.call(c)
 	if e == nil {
+		returned = true
 		return nil
 	}
 	// The error's own methods may panic too, so they are called here and never
@@ -204,6 +210,7 @@ func (h *hook[C]) safely(c C) (err *hookError) {
 		err.told = e.Error()
 	}
 	err.text = fmt.Sprintf("plugin %s: %s: %s", h.name, h.point, err.told)
+	returned = true
 	return err
 }
 

@@ -127,9 +127,10 @@ func GetByName(name string) (Codec, error) {
 // Append appends v's encoding to dst. On an error, a panic of the codec or of
 // v's own methods included, it returns dst as it was.
 func Append(c Codec, dst []byte, v interface{}) (out []byte, err error) {
+	returned := false
 	defer func() {
-		if p := recover(); p != nil {
-			out, err = dst, fmt.Errorf("codec %s: encoding %T panicked: %v", c.Name(), v, p)
+		if !returned { // recover returns nil after panic(nil) with GODEBUG=panicnil=1
+			out, err = dst, fmt.Errorf("codec %s: encoding %T panicked: %v", c.Name(), v, recover())
 		}
 	}()
 	if a, ok := c.(Appender); ok {
@@ -140,6 +141,7 @@ func Append(c Codec, dst []byte, v interface{}) (out []byte, err error) {
 			out = append(dst, b...)
 		}
 	}
+	returned = true
 	if err != nil {
 		return dst, fmt.Errorf("codec %s: encoding %T: %w", c.Name(), v, err)
 	}
@@ -155,9 +157,10 @@ func Decode(c Codec, data []byte, v interface{}) error {
 // DecodeDepth is Decode with a bound on how deep the data may be nested, if c is a
 // [DepthLimiter]; 0 is the codec's own.
 func DecodeDepth(c Codec, data []byte, v interface{}, depth int) (err error) {
+	returned := false
 	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("codec %s: decoding into %T panicked: %v", c.Name(), v, p)
+		if !returned {
+			err = fmt.Errorf("codec %s: decoding into %T panicked: %v", c.Name(), v, recover())
 		}
 	}()
 	if d, ok := c.(DepthLimiter); ok && depth > 0 {
@@ -165,6 +168,7 @@ func DecodeDepth(c Codec, data []byte, v interface{}, depth int) (err error) {
 	} else {
 		err = c.Unmarshal(data, v)
 	}
+	returned = true
 	if err != nil {
 		return fmt.Errorf("codec %s: decoding into %T: %w", c.Name(), v, err)
 	}

@@ -40,19 +40,25 @@ func each(check func(codec.Codec, Sample) error) func(codec.Codec, []Sample) []e
 }
 
 func marshal(c codec.Codec, v interface{}) (b []byte, err error) {
+	err = errPanicNil
 	defer outcome("Marshal", &err)
 	return c.Marshal(v)
 }
 
 func appendMarshal(a codec.Appender, dst []byte, v interface{}) (b []byte, err error) {
+	err = errPanicNil
 	defer outcome("AppendMarshal", &err)
 	return a.AppendMarshal(dst, v)
 }
 
 func unmarshal(c codec.Codec, data []byte, v interface{}) (err error) {
+	err = errPanicNil
 	defer outcome("Unmarshal", &err)
 	return c.Unmarshal(data, v)
 }
+
+// errPanicNil is left where nothing has returned and recover returns nil.
+var errPanicNil = errors.New("panicked with nil, or ended the goroutine")
 
 // outcome makes *err say which method failed, by an error or by a panic.
 func outcome(method string, err *error) {
