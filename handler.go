@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path"
 	"reflect"
+	"slices"
 	"unsafe"
 
 	"github.com/henrylee2cn/goutil"
@@ -55,9 +56,9 @@ var (
 // controllerHandlers makes the routes of a controller. It panics with a sentence
 // that names what does not fit.
 func controllerHandlers(prefix string, ctrl interface{}, pull bool, chain *pluginChain) []*Handler {
-	ctxType, ctxName := typePushCtx, "tp.PushCtx"
+	ctxType, ctxName, kind := typePushCtx, "tp.PushCtx", "Push"
 	if pull {
-		ctxType, ctxName = typePullCtx, "tp.PullCtx"
+		ctxType, ctxName, kind = typePullCtx, "tp.PullCtx", "Pull"
 	}
 	ptr := reflect.TypeOf(ctrl)
 	if ptr == nil || ptr.Kind() != reflect.Pointer || ptr.Elem().Kind() != reflect.Struct || reflect.ValueOf(ctrl).IsNil() {
@@ -67,9 +68,16 @@ func controllerHandlers(prefix string, ctrl interface{}, pull bool, chain *plugi
 	if elem.Name() == "" {
 		panic(fmt.Sprintf("tp: Reg(%T): the controller's type has no name to make a path of.", ctrl))
 	}
-	offset, ok := embeddedOffset(elem, ctxType)
-	if !ok {
+	fields, err := embeddedContexts(elem)
+	if err != nil {
+		panic(fmt.Sprintf("tp: Reg(%T): %v.", ctrl, err))
+	}
+	if !slices.ContainsFunc(fields, func(f ctxField) bool { return f.typ == ctxType }) {
 		panic(fmt.Sprintf("tp: Reg(%T): the struct must embed %s, as a field without a name, directly or in an embedded struct.", ctrl, ctxName))
+	}
+	if at, lock := findLock(elem); lock != nil {
+		panic(fmt.Sprintf("tp: Reg(%T): %s%s is a %v, and each call gets a copy of the controller, of the lock too; put what the calls share behind a pointer, in a field of type *State for example, or use Handle%s with a closure.",
+			ctrl, elem.Name(), at, lock, kind))
 	}
 	// Each call gets a copy of the controller as it is now, so that what the
 	// program put into its fields is there and no call sees another's changes.
@@ -79,10 +87,10 @@ func controllerHandlers(prefix string, ctrl interface{}, pull bool, chain *plugi
 	var handlers []*Handler
 	for i := range ptr.NumMethod() {
 		m := ptr.Method(i)
-		if promoted(m, ctxType) {
+		if slices.ContainsFunc(fields, func(f ctxField) bool { return promoted(m, f.typ) }) {
 			continue
 		}
-		handlers = append(handlers, methodHandler(prefix, ptr, proto, m, offset, pull, chain))
+		handlers = append(handlers, methodHandler(prefix, ptr, proto, m, fields, pull, chain))
 	}
 	if len(handlers) == 0 {
 		panic(fmt.Sprintf("tp: Reg(%T): the controller has no exported method to serve.", ctrl))
@@ -90,27 +98,7 @@ func controllerHandlers(prefix string, ctrl interface{}, pull bool, chain *plugi
 	return handlers
 }
 
-// embeddedOffset finds where in t the interface ctx is embedded, in t itself or
-// in structs embedded in it.
-func embeddedOffset(t, ctx reflect.Type) (uintptr, bool) {
-	for i := range t.NumField() {
-		f := t.Field(i)
-		if !f.Anonymous {
-			continue
-		}
-		if f.Type == ctx {
-			return f.Offset, true
-		}
-		if f.Type.Kind() == reflect.Struct {
-			if off, ok := embeddedOffset(f.Type, ctx); ok {
-				return f.Offset + off, true
-			}
-		}
-	}
-	return 0, false
-}
-
-// promoted reports whether the method is the embedded context's own.
+// promoted reports whether the method is an embedded context's own.
 func promoted(m reflect.Method, ctx reflect.Type) bool {
 	own, ok := ctx.MethodByName(m.Name)
 	if !ok || own.Type.NumIn() != m.Type.NumIn()-1 || own.Type.NumOut() != m.Type.NumOut() {
@@ -129,7 +117,7 @@ func promoted(m reflect.Method, ctx reflect.Type) bool {
 	return true
 }
 
-func methodHandler(prefix string, ptr reflect.Type, proto reflect.Value, m reflect.Method, offset uintptr, pull bool, chain *pluginChain) *Handler {
+func methodHandler(prefix string, ptr reflect.Type, proto reflect.Value, m reflect.Method, fields []ctxField, pull bool, chain *pluginChain) *Handler {
 	want := "func(*Args)"
 	if pull {
 		want = "func(*Args) (Reply, tp.Xerror)"
@@ -166,13 +154,8 @@ func methodHandler(prefix string, ptr reflect.Type, proto reflect.Value, m refle
 	h.call = func(c *packetCtx, arg interface{}) (interface{}, Xerror) {
 		ctrl := reflect.New(elem)
 		ctrl.Elem().Set(proto.Elem())
-		// The embedded field is exported or not, but it is ours to set: an
-		// interface of the type that embeddedOffset found at this offset.
-		at := unsafe.Add(ctrl.UnsafePointer(), offset)
-		if pull {
-			*(*PullCtx)(at) = c
-		} else {
-			*(*PushCtx)(at) = c
+		for i := range fields {
+			fields[i].set(ctrl.UnsafePointer(), c)
 		}
 		return fn(ctrl, reflect.ValueOf(arg))
 	}

@@ -32,8 +32,18 @@ func (r *PullRouter) Group(prefix string, plugins ...Plugin) *PullRouter {
 // Reg registers every exported method of a controller, which is a pointer to a
 // struct that embeds [PullCtx]. Each method must be a
 // func(*Args) (Reply, [Xerror]). Each call gets a copy of the controller as it
-// was when it was registered. It panics if something does not fit or a path is
-// taken.
+// was when it was registered, with the call's context in every PullCtx and PushCtx that
+// the struct, or a struct embedded in it, embeds. What the calls share, with the lock that
+// guards it, therefore stands behind a pointer:
+//
+//	type Rooms struct {
+//		tp.PullCtx
+//		state *State // has a sync.Mutex and a map
+//	}
+//
+// It panics if something does not fit or a path is taken; if the controller holds a lock
+// by value, one of package sync or sync/atomic or whatever go vet says must not be copied;
+// and if an embedded pointer leads to a context, which all calls would share.
 func (r *PullRouter) Reg(ctrl interface{}, plugins ...Plugin) {
 	r.add(controllerHandlers(r.prefix, ctrl, true, r.chain.with(plugins)))
 }
