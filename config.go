@@ -48,7 +48,7 @@ type PeerConfig struct {
 	DefaultBodyCodec string
 	// DefaultBodyGzipLevel compresses bodies that this peer sends first: 1 to 9,
 	// -1 for the default level, -2 for Huffman coding only; zero means none.
-	DefaultBodyGzipLevel int
+	DefaultBodyGzipLevel int32
 	// PrintBody logs every packet's bodies, escaped and cut at 1 KiB, at
 	// LevelInfo; without it packets are logged at LevelDebug and without bodies.
 	PrintBody bool
@@ -144,7 +144,7 @@ func (c *PeerConfig) check() {
 	if _, err := codec.GetByName(c.DefaultBodyCodec); err != nil {
 		bad("DefaultBodyCodec", "%v", err)
 	}
-	if err := packet.CheckGzip(int32(c.DefaultBodyGzipLevel)); err != nil || int(int32(c.DefaultBodyGzipLevel)) != c.DefaultBodyGzipLevel {
+	if packet.CheckGzip(c.DefaultBodyGzipLevel) != nil {
 		bad("DefaultBodyGzipLevel", "%d is outside -2..9", c.DefaultBodyGzipLevel)
 	}
 	if r := c.Redial; r != nil {

@@ -78,7 +78,7 @@ type PullCtx interface {
 	SetMeta(key, value string)
 	// SetGzip chooses the compression of the reply's body, see [WithGzip];
 	// without it the reply has the pull's.
-	SetGzip(level int)
+	SetGzip(level int32)
 }
 
 // UnknownPushCtx is what a handler of unknown pushes knows.
@@ -273,7 +273,7 @@ func (c *packetCtx) setOutput(typ int32, uri string, body interface{}, settings 
 
 // fill makes out, with the header hdr, a packet with the peer's defaults.
 func (cfg *PeerConfig) fill(out *packet.Packet, hdr *packet.Header, typ int32, uri string, body interface{}, settings []PacketSetting) {
-	*hdr = packet.Header{Type: typ, Uri: uri, Gzip: int32(cfg.DefaultBodyGzipLevel)}
+	*hdr = packet.Header{Type: typ, Uri: uri, Gzip: cfg.DefaultBodyGzipLevel}
 	*out = packet.Packet{
 		HeaderCodec: cfg.DefaultHeaderCodec,
 		BodyCodec:   cfg.DefaultBodyCodec,
@@ -376,11 +376,11 @@ func (c *packetCtx) SetBodyCodec(name string) {
 	}
 }
 
-func (c *packetCtx) SetGzip(level int) {
+func (c *packetCtx) SetGzip(level int32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.sealed {
-		c.outHdr.Gzip = int32(level)
+		c.outHdr.Gzip = level
 	}
 }
 

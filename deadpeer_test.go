@@ -18,7 +18,7 @@ import (
 )
 
 // replySize returns how many bytes the server writes for one pull of the text.
-func replySize(t *testing.T, srv, cli *Peer, text string, gzip int) int {
+func replySize(t *testing.T, srv, cli *Peer, text string, gzip int32) int {
 	t.Helper()
 	sess, _ := connect(t, srv, cli, pipe.Options{})
 	defer sess.Close()
@@ -59,7 +59,11 @@ func (c *countingConn) Close() error {
 // that are in flight on the connection. Sessions beside it live.
 func TestServerDiesAtEveryByteOfAReply(t *testing.T) {
 	for _, header := range []string{"json", "protobuf"} {
-		for name, c := range map[string]struct{ size, gzip, step, chunk int }{
+		for name, c := range map[string]struct {
+			size        int
+			gzip        int32
+			step, chunk int
+		}{
 			"empty":        {0, 0, 1, 0},
 			"small":        {20, 0, 1, 0},
 			"byte by byte": {20, 0, 1, 1},

@@ -778,3 +778,10 @@ func TestPushersOfOneThatNeverReads(t *testing.T) {
 		synctest.Wait()
 	})
 }
+
+// A level is what a header's gzip is: one that does not fit cannot be written down.
+var (
+	_ *int32                    = &new(PeerConfig).DefaultBodyGzipLevel
+	_ func(int32) PacketSetting = WithGzip
+	_ func(PullCtx, int32)      = PullCtx.SetGzip
+)

@@ -86,7 +86,7 @@ func TestPackedPullsHaveTheSamePackets(t *testing.T) {
 		{"unknown codec", "/echo", "x", iface, "nope", false},
 	} {
 		for _, header := range []string{"json", "protobuf"} {
-			for _, gzip := range []int{0, 5, -2} {
+			for _, gzip := range []int32{0, 5, -2} {
 				t.Run(fmt.Sprintf("%s/header=%s/gzip=%d", c.name, header, gzip), func(t *testing.T) {
 					if _, raw := c.args.(packet.RawBody); raw && gzip != 0 {
 						t.Skip("a raw body is sent as it is")

@@ -17,7 +17,7 @@ func (c *packetCtx) prepareReply() {
 	c.outHdr.Id = c.id
 	c.outHdr.Type = packet.TypeReply
 	if c.inHdr.Gzip != 0 { // then it may be compressed, but by how much is not for the other side to say
-		if c.outHdr.Gzip = int32(c.link.peer.cfg.DefaultBodyGzipLevel); c.outHdr.Gzip == 0 {
+		if c.outHdr.Gzip = c.link.peer.cfg.DefaultBodyGzipLevel; c.outHdr.Gzip == 0 {
 			c.outHdr.Gzip = gzip.DefaultCompression
 		}
 	}

@@ -159,7 +159,7 @@ func TestReplyThatDoesNotDecodeFailsOnlyItsCall(t *testing.T) {
 	pullFn(srv, echo)
 	replies := map[string]struct {
 		body packet.RawBody
-		gzip int
+		gzip int32
 		code int32
 	}{
 		"undecodable":   {packet.RawBody("j{"), 0, StatusBadRequest},
@@ -596,7 +596,7 @@ func TestSettingsAndReplyCodecs(t *testing.T) {
 	})
 	sess := dial(t, cli, srv)
 	long := strings.Repeat("compressible ", 100)
-	for level := -2; level <= 9; level++ {
+	for level := int32(-2); level <= 9; level++ {
 		for _, header := range []string{"json", "protobuf"} {
 			var got string
 			cmd := sess.Pull("/fn/call", long, &got, WithHeaderCodec(header), WithBodyCodec("string"), WithGzip(level))

@@ -37,8 +37,8 @@ func WithBodyCodec(name string) PacketSetting {
 // chooses another level: 1 to 9, -1 for the default level, -2 for Huffman
 // coding only, 0 for none. With a [packet.RawBody] nothing is compressed and the
 // level only says what the bytes are.
-func WithGzip(level int) PacketSetting {
-	return PacketSetting{kind: settingGzip, level: int32(level)}
+func WithGzip(level int32) PacketSetting {
+	return PacketSetting{kind: settingGzip, level: level}
 }
 
 // WithMeta sends a pair of metadata in the packet's header: what the other side has to

@@ -108,7 +108,7 @@ func TestPushWithoutBody(t *testing.T) {
 
 // settings are those for a packet that a peer sends.
 func settings(headerName, bodyName string, level int32) []tp.PacketSetting {
-	return []tp.PacketSetting{tp.WithHeaderCodec(headerName), tp.WithBodyCodec(bodyName), tp.WithGzip(int(level))}
+	return []tp.PacketSetting{tp.WithHeaderCodec(headerName), tp.WithBodyCodec(bodyName), tp.WithGzip(level)}
 }
 
 // args is the Go value of a body case.

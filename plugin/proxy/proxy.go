@@ -79,7 +79,7 @@ func (p *Proxy) Pull(ctx tp.UnknownPullCtx, body *[]byte) (interface{}, tp.Xerro
 		tp.Warnf("proxy: pull %q from upstream %s: %v", ctx.Path(), sess.RemoteIp(), x)
 		return nil, tp.NewXerror(tp.StatusBadGateway, "bad gateway: "+tp.StatusText(x.Code()))
 	}
-	ctx.SetGzip(int(cmd.Input().Header.Gzip))
+	ctx.SetGzip(cmd.Input().Header.Gzip)
 	return reply, nil
 }
 
@@ -97,7 +97,7 @@ func (p *Proxy) Push(ctx tp.UnknownPushCtx, body *[]byte) {
 // settings make the packet to the upstream what the packet received is.
 func settings(ctx tp.UnknownPushCtx) []tp.PacketSetting {
 	in := ctx.Input()
-	set := []tp.PacketSetting{tp.WithHeaderCodec(in.HeaderCodec), tp.WithGzip(int(in.Header.Gzip))}
+	set := []tp.PacketSetting{tp.WithHeaderCodec(in.HeaderCodec), tp.WithGzip(in.Header.Gzip)}
 	for k, v := range in.Header.Meta {
 		set = append(set, tp.WithMeta(k, v))
 	}

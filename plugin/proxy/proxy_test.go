@@ -86,7 +86,7 @@ func TestBodiesPassUntouched(t *testing.T) {
 		"unknown":     {packet.RawBody("\x01whatever"), ""},
 		"undecodable": {packet.RawBody("j{{{"), "json"},
 	} {
-		for _, level := range []int{0, 1, 9, -2} {
+		for _, level := range []int32{0, 1, 9, -2} {
 			for _, header := range []string{"json", "protobuf"} {
 				t.Run(fmt.Sprint(name, level, header), func(t *testing.T) {
 					var reply packet.RawBody
@@ -107,7 +107,7 @@ func TestBodiesPassUntouched(t *testing.T) {
 					require.True(t, strings.HasSuffix(string(sent), got.body))
 
 					require.Nil(t, c.client.Push("/some/where?x=1", body.v, set...))
-					require.Equal(t, seen{"/some/where?x=1", header, int32(level), got.body}, <-c.pushes)
+					require.Equal(t, seen{"/some/where?x=1", header, level, got.body}, <-c.pushes)
 				})
 			}
 		}
