@@ -2,9 +2,7 @@ package tp
 
 import (
 	"context"
-	"fmt"
 	"net/url"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -430,7 +428,7 @@ func (c *packetCtx) handle() (waiting int) {
 		// A hook or the handler has called runtime.Goexit, or something here has
 		// panicked, which must not end the process.
 		if p := recover(); p != nil {
-			Criticalf("%s %s: handling panicked: %s\n%s", c.kind(), quote(c.inHdr.Uri), quote(fmt.Sprint(p)), debug.Stack())
+			c.link.peer.logPanic(LevelCritical, "handling of", c.handler.path, p)
 		}
 		c.seal()
 		c.payBack()
@@ -457,7 +455,7 @@ func (c *packetCtx) handle() (waiting int) {
 	if pull {
 		c.reply(reply, x)
 	} else if x != nil {
-		Warnf("push %s from %s: %s", quote(c.inHdr.Uri), c.Ip(), quote(x.Error()))
+		c.link.peer.rarely(LevelWarn, "push %s from %s: %v", loggedPath(c.inHdr.Uri), c.Ip(), x)
 	}
 	c.logHandled(x)
 	waiting = c.waiting
@@ -495,8 +493,8 @@ func (c *packetCtx) callHandler(arg interface{}) (reply interface{}, x Xerror) {
 	defer func() {
 		if !returned { // recover returns nil after panic(nil) with GODEBUG=panicnil=1
 			p := recover()
-			Errorf("handler of %s: panic: %s\n%s", c.handler.path, quote(fmt.Sprint(p)), debug.Stack())
-			reply, x = nil, newXerror(StatusInternalServerError, "", fmt.Errorf("panic: %v", p))
+			c.link.peer.logPanic(LevelError, "handler of", c.handler.path, p)
+			reply, x = nil, newXerror(StatusInternalServerError, "", panicError(p))
 		}
 	}()
 	c.ran = true

@@ -4,19 +4,13 @@ import (
 	"fmt"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
-	jsoniter "github.com/json-iterator/go"
+	"google.golang.org/protobuf/proto"
 
+	"github.com/henrylee2cn/teleport/codec"
+	"github.com/henrylee2cn/teleport/internal/printable"
+	"github.com/henrylee2cn/teleport/internal/rarely"
 	"github.com/henrylee2cn/teleport/packet"
-)
-
-const (
-	// maxPrinted bounds a body in the log, and a status text, in bytes.
-	maxPrinted = 1 << 10
-	// maxQuoted bounds a URI, an id or an error in the log.
-	maxQuoted = 256
 )
 
 // startTime reads the clock if the time that the packet takes is of use to
@@ -36,16 +30,21 @@ func (c *packetCtx) logPacket(what, uri string, code int32, status string, in, o
 	}
 	p := c.link.peer
 	cost := time.Since(c.start)
-	level := p.packetLevel
-	if p.cfg.SlowCometDuration > 0 && cost >= p.cfg.SlowCometDuration {
-		level = LevelWarn
-		what = "slow " + what
+	level, more := p.packetLevel, ""
+	if p.cfg.SlowCometDuration > 0 && cost >= p.cfg.SlowCometDuration && logEnabled(LevelWarn) {
+		kind := lineKind{format: "slow " + what}
+		if c.handler != nil {
+			kind.about = c.handler.path
+		}
+		if left, ok := p.lines.Allow(kind); ok {
+			level, what, more = LevelWarn, kind.format, rarely.More(left)
+		}
 	}
 	if !logEnabled(level) {
 		return
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s %s %s", what, c.Ip(), quote(uri))
+	fmt.Fprintf(&b, "%s %s %s", what, quote(c.Ip()), quote(loggedPath(uri)))
 	if code != 0 || status != "" {
 		b.WriteString(" " + statusString(code, status))
 	}
@@ -60,7 +59,7 @@ func (c *packetCtx) logPacket(what, uri string, code int32, status string, in, o
 	if out != nil {
 		p.describe(&b, "sent", out, func() string { return printBody(out.Body) })
 	}
-	logAlways(level, b.String())
+	logLine(level, b.String()+more)
 }
 
 // describe appends a packet's size and, with PrintBody, its body.
@@ -120,92 +119,37 @@ func (c *packetCtx) logPushed() {
 	c.logPacket("push-launch", c.outHdr.Uri, 0, "", nil, &c.out)
 }
 
-// printBody renders a body for people: one line, escaped, at most 1 KiB. A panic
-// of the body's own methods is kept out of the log's way.
+// printBody renders a body for people: one line, escaped, at most 1 KiB. A panic of the
+// body's own methods is kept out of the log's way, and a body that cannot be encoded,
+// because it contains itself for example, is printed as far as it goes.
 func printBody(v interface{}) (s string) {
-	s = "(printing panicked)" // with nil, should recover return that
-	defer func() {
-		if p := recover(); p != nil {
-			s = escape(fmt.Sprintf("(printing panicked: %v)", p), maxPrinted)
-		}
-	}()
+	s = "(printing panicked)"
+	defer func() { _ = recover() }() // of a nil *string for example
 	switch b := v.(type) {
 	case nil:
 		return "(not decoded)"
-	case string:
-		return escape(b, maxPrinted)
 	case *string:
-		return escape(*b, maxPrinted)
+		return printable.Text(*b, maxPrinted)
 	case []byte:
-		return escapeBytes(b)
+		return printable.Bytes(b, maxPrinted)
 	case *[]byte:
-		return escapeBytes(*b)
+		return printable.Bytes(*b, maxPrinted)
 	case packet.RawBody:
-		return escapeBytes(b)
+		return printable.Bytes(b, maxPrinted)
 	case *packet.RawBody:
-		return escapeBytes(*b)
-	case fmt.Stringer: // protobuf messages among others
-		return escape(b.String(), maxPrinted)
+		return printable.Bytes(*b, maxPrinted)
+	case string, fmt.Stringer, proto.Message: // protobuf messages among others
+		return printable.Value(v, maxPrinted)
 	}
-	s, err := jsoniter.MarshalToString(v)
-	if err != nil {
-		s = fmt.Sprintf("%+v", v)
+	if printable.Finite(v) {
+		if c, err := codec.GetByName(codec.NameJSON); err == nil {
+			if b, err := codec.Append(c, nil, v); err == nil {
+				return printable.Bytes(b, maxPrinted)
+			}
+		}
 	}
-	return escape(s, maxPrinted)
+	return printable.Value(v, maxPrinted)
 }
-
-func escapeBytes(b []byte) string {
-	// A rune of four bytes is the longest: more than that is never printed.
-	return escape(string(b[:min(len(b), maxPrinted+utf8.UTFMax)]), maxPrinted)
-}
-
-// quote makes text of the other side's, or an error with such text in it, fit
-// for a line of the log.
-func quote(s string) string { return escape(s, maxQuoted) }
 
 // clipStatus makes a status text fit for the wire and for logs.
-func clipStatus(s string) string { return escape(s, maxPrinted) }
-
-// escape writes control characters, other unprintable ones and invalid UTF-8 as
-// Go escapes, and cuts the result off at max bytes, marked by an ellipsis.
-func escape(s string, max int) string {
-	plain := len(s) <= max
-	for i := 0; plain && i < len(s); i++ {
-		plain = s[i] >= ' ' && s[i] < utf8.RuneSelf-1
-	}
-	if plain {
-		return s
-	}
-	const more = "..."
-	var b strings.Builder
-	cut := -1 // where to end if all of it turns out too long
-	for i, r := range s {
-		var piece string
-		switch {
-		case r == utf8.RuneError && !strings.HasPrefix(s[i:], string(utf8.RuneError)):
-			piece = fmt.Sprintf(`\x%02x`, s[i])
-		case unicode.IsPrint(r):
-			piece = string(r)
-		case r == '\n':
-			piece = `\n`
-		case r == '\r':
-			piece = `\r`
-		case r == '\t':
-			piece = `\t`
-		case r < utf8.RuneSelf:
-			piece = fmt.Sprintf(`\x%02x`, r)
-		case r > 0xffff:
-			piece = fmt.Sprintf(`\U%08x`, r)
-		default:
-			piece = fmt.Sprintf(`\u%04x`, r)
-		}
-		if cut < 0 && b.Len()+len(piece) > max-len(more) {
-			cut = b.Len()
-		}
-		b.WriteString(piece)
-		if b.Len() > max {
-			return b.String()[:cut] + more
-		}
-	}
-	return b.String()
-}
+func clipStatus(s string) string { return printable.Text(s, maxPrinted) }

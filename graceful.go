@@ -65,11 +65,11 @@ func Shutdown(timeout ...time.Duration) {
 		limit = timeout[0]
 	}
 	endSuccessor()
-	Infof("shutting down %d peers", len(peers))
+	logf(LevelInfo, "shutting down %d peers", len(peers))
 	code := 0
 	check := func(what string, err error) {
 		if err != nil {
-			Errorf("%s: %v", what, err)
+			logf(LevelError, "%s: %v", what, err)
 			code = 1
 		}
 	}
@@ -81,7 +81,7 @@ func Shutdown(timeout ...time.Duration) {
 		check("shutdown: before exiting", beforeExiting())
 	}
 	if code == 0 {
-		Infof("shut down")
+		logf(LevelInfo, "shut down")
 	}
 	exitProcess(code)
 }
@@ -115,14 +115,14 @@ func awaitSignals(signals chan os.Signal) {
 		sig := <-signals
 		switch {
 		case slices.Contains(rebootSignals, sig):
-			Infof("received %v: rebooting", sig)
+			logf(LevelInfo, "received %v: rebooting", sig)
 			go Reboot()
 		case !ending:
 			ending = true
-			Infof("received %v", sig)
+			logf(LevelInfo, "received %v", sig)
 			go Shutdown()
 		default:
-			Errorf("received %v again: exiting without waiting", sig)
+			logf(LevelError, "received %v again: exiting without waiting", sig)
 			exitProcess(1)
 			return
 		}

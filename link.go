@@ -172,7 +172,7 @@ func (l *link) heardGoAway(answered bool) {
 	if l.away.Swap(true) {
 		return
 	}
-	Debugf("session %s: the other side is shutting down", quote(l.sess.Id()))
+	logf(LevelDebug, "session %s: the other side is shutting down", l.sess.Id())
 	if r := l.sess.redial; r != nil {
 		r.start()
 	}
@@ -185,11 +185,11 @@ func (l *link) shut(cause error) error {
 		return l.sess.shut(cause)
 	}
 	if !l.ended.Load() {
-		level := LevelInfo
+		level := endLevel(cause)
 		if l.away.Load() {
 			level = LevelDebug
 		}
-		logf(level, "session %s: the connection to %s ended: %s", quote(l.sess.Id()), l.remoteIp(), quote(cause.Error()))
+		l.peer.rarely(level, "session %s: the connection to %s ended: %v", l.sess.Id(), l.remoteIp(), cause)
 	}
 	err := l.end(cause)
 	r.start()

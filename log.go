@@ -62,81 +62,57 @@ func logEnabled(level slog.Level) bool {
 	return level >= LogLevel() && (*logTarget.Load()).Enabled(context.Background(), level)
 }
 
-func logf(level slog.Level, format string, args ...interface{}) {
-	if logEnabled(level) {
-		logAlways(level, fmt.Sprintf(format, args...))
-	}
-}
-
-func logAlways(level slog.Level, msg string) {
+// output hands a message to the logger as it is. The library's own go through logf.
+func output(level slog.Level, msg string) {
 	r := slog.NewRecord(time.Now(), level, msg, 0)
 	_ = (*logTarget.Load()).Handle(context.Background(), r)
 }
 
-// Tracef logs at LevelTrace.
-func Tracef(format string, args ...interface{}) { logf(LevelTrace, format, args...) }
+// userf logs what the program says, as it says it.
+func userf(level slog.Level, format string, args []interface{}) {
+	if logEnabled(level) {
+		output(level, fmt.Sprintf(format, args...))
+	}
+}
+
+// Tracef logs at LevelTrace. It, and what follows, logs the message as it is written: where
+// an argument is text of a stranger's, which may have line ends in it, print it with %q.
+func Tracef(format string, args ...interface{}) { userf(LevelTrace, format, args) }
 
 // Debugf logs at LevelDebug.
-func Debugf(format string, args ...interface{}) { logf(LevelDebug, format, args...) }
+func Debugf(format string, args ...interface{}) { userf(LevelDebug, format, args) }
 
 // Infof logs at LevelInfo.
-func Infof(format string, args ...interface{}) { logf(LevelInfo, format, args...) }
+func Infof(format string, args ...interface{}) { userf(LevelInfo, format, args) }
 
 // Noticef logs at LevelNotice.
-func Noticef(format string, args ...interface{}) { logf(LevelNotice, format, args...) }
+func Noticef(format string, args ...interface{}) { userf(LevelNotice, format, args) }
 
 // Warnf logs at LevelWarn.
-func Warnf(format string, args ...interface{}) { logf(LevelWarn, format, args...) }
+func Warnf(format string, args ...interface{}) { userf(LevelWarn, format, args) }
 
 // Errorf logs at LevelError.
-func Errorf(format string, args ...interface{}) { logf(LevelError, format, args...) }
+func Errorf(format string, args ...interface{}) { userf(LevelError, format, args) }
 
 // Criticalf logs at LevelCritical.
-func Criticalf(format string, args ...interface{}) { logf(LevelCritical, format, args...) }
+func Criticalf(format string, args ...interface{}) { userf(LevelCritical, format, args) }
 
 // Printf logs whatever the level is.
 func Printf(format string, args ...interface{}) {
-	logAlways(LevelInfo, fmt.Sprintf(format, args...))
+	output(LevelInfo, fmt.Sprintf(format, args...))
 }
 
 // Panicf logs at LevelCritical, then panics with the message.
 func Panicf(format string, args ...interface{}) {
 	msg := fmt.Sprintf(format, args...)
-	logf(LevelCritical, "%s", msg)
+	userf(LevelCritical, "%s", []interface{}{msg})
 	panic(msg)
 }
 
 // Fatalf logs at LevelCritical, then ends the process with exit code 1.
 func Fatalf(format string, args ...interface{}) {
-	logf(LevelCritical, format, args...)
+	userf(LevelCritical, format, args)
 	exitProcess(1)
-}
-
-// rarely logs at LevelWarn, but one line a second at most: what strangers can cause as
-// often as they like. The zero value is ready to use.
-type rarely struct {
-	mu   sync.Mutex // guards the fields below
-	last time.Time
-	left int // out since then
-}
-
-func (r *rarely) logf(format string, args ...interface{}) {
-	r.mu.Lock()
-	if now := time.Now(); now.Sub(r.last) >= time.Second {
-		r.last = now
-	} else {
-		r.left++
-		r.mu.Unlock()
-		return
-	}
-	left := r.left
-	r.left = 0
-	r.mu.Unlock()
-	if left > 0 {
-		format += " (and %d times more since the last such line)"
-		args = append(args, left)
-	}
-	Warnf(format, args...)
 }
 
 // textLogger prints a line a message: time, level, the message as it was

@@ -197,32 +197,6 @@ type printer struct{ printed *bool }
 func (p *printer) String() string               { *p.printed = true; panic("no") }
 func (p *printer) MarshalJSON() ([]byte, error) { return []byte("1"), nil }
 
-func TestEscape(t *testing.T) {
-	for in, want := range map[string]string{
-		"":                     "",
-		"plain text é 日本":      "plain text é 日本",
-		"a\nb\r\t\x00\x1b\x7f": `a\nb\r\t\x00\x1b\x7f`,
-		"\xff\xc3":             `\xff\xc3`,
-		"\ufffd":               "\ufffd",
-		"\u2028\U000e0001":     `\u2028\U000e0001`,
-	} {
-		require.Equal(t, want, escape(in, 100))
-	}
-	for n := range 40 {
-		for _, unit := range []string{"x", "é", "\n", "\xff", "\U000e0001"} {
-			got := escape(strings.Repeat(unit, n), 20)
-			require.LessOrEqual(t, len(got), 20)
-			require.True(t, utf8.ValidString(got))
-			whole := escape(strings.Repeat(unit, n), 1000)
-			if len(whole) <= 20 {
-				require.Equal(t, whole, got)
-			} else {
-				require.True(t, strings.HasSuffix(got, "..."))
-			}
-		}
-	}
-}
-
 func TestPrintBodyOfEveryKind(t *testing.T) {
 	s, b, r := "s\n", []byte("b\n"), packet.RawBody("r\n")
 	for _, v := range []interface{}{s, &s} {

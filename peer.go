@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/henrylee2cn/teleport/internal/rarely"
 	"github.com/henrylee2cn/teleport/packet"
 )
 
@@ -38,8 +39,7 @@ type Peer struct {
 	// acceptors counts the goroutines that accept connections, and handshaking the
 	// connections that are not sessions yet.
 	acceptors, handshaking atomic.Int64
-	turnedAway             rarely // logs of connections over a limit
-	redialFailed           rarely // and of attempts to dial again
+	lines                  rarely.Limiter[lineKind]
 	// dialConn makes connections; tests put something else here.
 	dialConn func(ctx context.Context, network, address string) (net.Conn, error)
 
@@ -114,7 +114,7 @@ func NewPeer(cfg *PeerConfig, plugins ...Plugin) *Peer {
 func (p *Peer) Listen() error {
 	err := p.listen()
 	if err != nil {
-		Errorf("%v", err)
+		logf(LevelError, "%v", err)
 	}
 	return err
 }
@@ -142,7 +142,7 @@ func (p *Peer) listen() error {
 	}
 	errs := make(chan error, len(lns))
 	for _, ln := range lns {
-		Infof("listening on %s", ln.Addr())
+		logf(LevelInfo, "listening on %s", ln.Addr())
 		go func() {
 			err := p.Serve(ln)
 			if err != nil {
@@ -211,7 +211,7 @@ func (p *Peer) acceptFrom(ln net.Listener, cfg *tls.Config) error {
 			return fmt.Errorf("tp: accept: %w", err)
 		}
 		delay = min(max(2*delay, 5*time.Millisecond), time.Second)
-		Warnf("accept on %s: %v; again in %v", ln.Addr(), err, delay)
+		p.rarely(LevelWarn, "accept on %s: %v; again in %v", ln.Addr(), err, delay)
 		select {
 		case <-time.After(delay):
 		case <-p.closing:
@@ -237,7 +237,7 @@ func (p *Peer) turnAway(conn net.Conn, why error) {
 		_ = conn.Close()
 	}
 	p.activity()
-	p.turnedAway.logf("connection from %s refused: %s", conn.RemoteAddr(), quote(why.Error()))
+	p.rarely(LevelWarn, "connection from %s refused: %v", conn.RemoteAddr(), why)
 }
 
 // accept takes one connection through its handshakes, off the accept loop.

@@ -3,7 +3,6 @@ package tp
 import (
 	"errors"
 	"fmt"
-	"runtime/debug"
 )
 
 // A Plugin is a named set of hooks. Beside Name it implements any of the hook
@@ -192,8 +191,7 @@ func (h *hook[C]) safely(c C) (err *hookError) {
 		}
 		// Not by what recover returns, which is nil after panic(nil) in a program with
 		// GODEBUG=panicnil=1, and of a hook that ends its goroutine.
-		p := recover()
-		Errorf("plugin %s: panic in %s: %s\n%s", h.name, h.point, quote(fmt.Sprint(p)), debug.Stack())
+		peerOf(c).logPanic(LevelError, "plugin", h.name+", "+h.point, recover())
 		err = &hookError{text: fmt.Sprintf("plugin %s: panic in %s", h.name, h.point), code: StatusFailedPlugin, told: StatusText(StatusFailedPlugin)}
 	}()
 	e := h.call(c)
@@ -212,6 +210,14 @@ func (h *hook[C]) safely(c C) (err *hookError) {
 	err.text = fmt.Sprintf("plugin %s: %s: %s", h.name, h.point, err.told)
 	returned = true
 	return err
+}
+
+// peerOf returns the peer that a hook is called for; nil at registration.
+func peerOf(c any) *Peer {
+	if c, ok := c.(interface{ Peer() *Peer }); ok {
+		return c.Peer()
+	}
+	return nil
 }
 
 // hookError is the failure of a hook.

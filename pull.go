@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -135,7 +134,7 @@ func (cmd *PullCmd) launch(ctx context.Context, settings []PacketSetting) {
 	}
 	if cmd.send(ctx, frame) { // it may be complete by now
 		if err := chain.postWritePull.run(c); err != nil {
-			Warnf("pull %s: %v", quote(cmd.uri), err)
+			c.link.peer.rarely(LevelWarn, "pull %s: %v", loggedPath(cmd.uri), err)
 		}
 	}
 }
@@ -301,7 +300,7 @@ func (cmd *PullCmd) deliver(settled bool) {
 		}
 		// A hook has called runtime.Goexit, or something here has panicked.
 		if p := recover(); p != nil {
-			Criticalf("reply of %s: panic: %s\n%s", quote(cmd.uri), quote(fmt.Sprint(p)), debug.Stack())
+			cmd.link.peer.logPanic(LevelCritical, "pull", "", p)
 		}
 		f := cmd.flight.Load()
 		if again := cmd.again; again != nil && again.flying && again.entered {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"runtime/debug"
 	"time"
 	"unsafe"
 
@@ -33,7 +32,7 @@ func (l *link) read(replaces bool) {
 	defer func() {
 		p := recover()
 		if p != nil { // a defect here must not end the process
-			Criticalf("session %s: reading panicked: %s\n%s", quote(l.sess.Id()), quote(fmt.Sprint(p)), debug.Stack())
+			l.peer.logPanic(LevelCritical, "reading", "", p)
 			err = fmt.Errorf("reading panicked")
 		}
 		inHandler := r.turn%2 == 1 // which has called runtime.Goexit
@@ -86,7 +85,6 @@ func (r *reader) await() (c *packetCtx, err error) {
 	if hooks := l.peer.chain.preReadHeader; len(hooks) > 0 {
 		c = newReadCtx(l)
 		if err := hooks.run(c); err != nil {
-			Warnf("session %s: %v", quote(l.sess.Id()), err)
 			return nil, err
 		}
 		return c, nil // they are not to be run twice
@@ -111,9 +109,6 @@ func (r *reader) next(c *packetCtx) error {
 	l := r.l
 	var err error
 	if r.length, err = l.sock.ReadHeaderView(&r.view); err != nil {
-		if errors.Is(err, packet.ErrHeader) {
-			Warnf("session %s from %s: %v", quote(l.sess.Id()), l.remoteIp(), err)
-		}
 		return err
 	}
 	r.began = true
@@ -140,7 +135,7 @@ func (r *reader) next(c *packetCtx) error {
 	// answered: two peers cannot keep each other busy.
 	l.sock.SkipBody()
 	c = r.input(c, string(r.view.Uri))
-	Debugf("session %s: packet of unknown type %d dropped", quote(l.sess.Id()), c.typ)
+	logf(LevelDebug, "session %s: packet of unknown type %d dropped", l.sess.Id(), c.typ)
 	if c.id != "" {
 		r.refuse(c, newXerror(StatusUnsupportedType, fmt.Sprintf("unsupported type %d", c.typ), nil))
 	}
@@ -200,7 +195,7 @@ func (r *reader) call(c *packetCtx, table *routeTable) error {
 	}
 	if len(table.postReadHeader) > 0 {
 		if err := table.postReadHeader.run(c); err != nil {
-			Debugf("%s %s from %s: %v", c.kind(), quote(c.inHdr.Uri), c.Ip(), err)
+			logf(LevelDebug, "%s %s from %s: %v", c.kind(), loggedPath(c.inHdr.Uri), c.Ip(), err)
 			return r.reject(c, err.xerror())
 		}
 		c.fixInput()
@@ -243,7 +238,7 @@ func (r *reader) call(c *packetCtx, table *routeTable) error {
 		r.refuse(c, newXerror(StatusOverloaded, "too many handlers are running, the pull was not run", nil))
 		l.handlerDone()
 	case noMemory:
-		Warnf("push %s from %s dropped: it would have to wait, and the memory budget is used up", quote(c.inHdr.Uri), c.Ip())
+		l.peer.rarely(LevelWarn, "push %s from %s dropped: it would have to wait, and the memory budget is used up", loggedPath(c.inHdr.Uri), c.Ip())
 		c.giveUp()
 	case overflown:
 		c.giveUp()
@@ -282,7 +277,7 @@ func (c *packetCtx) kind() string {
 func (r *reader) reject(c *packetCtx, x Xerror) error {
 	r.l.sock.SkipBody()
 	if c.typ == packet.TypePush {
-		Warnf("push %s from %s dropped: %s", quote(c.inHdr.Uri), c.Ip(), quote(x.Error()))
+		r.l.peer.rarely(LevelWarn, "push %s from %s dropped: %v", loggedPath(c.inHdr.Uri), c.Ip(), x)
 		c.release()
 		return nil
 	}
@@ -345,7 +340,7 @@ func (r *reader) reply(c *packetCtx) error {
 			late.put()
 		}
 		l.sock.SkipBody()
-		Debugf("session %s: reply %s to no pull in flight dropped", quote(l.sess.Id()), quote(string(r.view.Id)))
+		logf(LevelDebug, "session %s: reply %s to no pull in flight dropped", l.sess.Id(), string(r.view.Id))
 		return nil
 	}
 	f := cmd.flight.Load()

@@ -212,7 +212,7 @@ func (l *sharedListener) nowServed() {
 	_, _ = reboots.ready.Write([]byte{'R'})
 	_ = reboots.ready.Close()
 	reboots.ready = nil
-	Infof("took over from the process before")
+	logf(LevelInfo, "took over from the process before")
 }
 
 // endSuccessor ends a successor that does not serve yet, and the time of reboots.
@@ -238,7 +238,7 @@ func endSuccessor() {
 func Reboot() error {
 	err := reboot()
 	if err != nil {
-		Errorf("%v", err)
+		logf(LevelError, "%v", err)
 		return err
 	}
 	Shutdown()
@@ -265,7 +265,7 @@ func reboot() error {
 		reboots.mu.Unlock()
 		return fmt.Errorf("tp: reboot: %w", err)
 	}
-	Infof("process %d has taken over", pid)
+	logf(LevelInfo, "process %d has taken over", pid)
 	for _, l := range own {
 		if u, ok := l.Listener.(*net.UnixListener); ok {
 			u.SetUnlinkOnClose(false) // it is the successor's now
@@ -321,11 +321,11 @@ func notifySystemd(state string) {
 	}
 	conn, err := net.Dial("unixgram", path)
 	if err != nil {
-		Warnf("systemd cannot be told %s: %v", strings.ReplaceAll(state, "\n", " "), err)
+		logf(LevelWarn, "systemd cannot be told %s: %v", state, err)
 		return
 	}
 	defer conn.Close()
 	if _, err := conn.Write([]byte(state)); err != nil {
-		Warnf("systemd cannot be told %s: %v", strings.ReplaceAll(state, "\n", " "), err)
+		logf(LevelWarn, "systemd cannot be told %s: %v", state, err)
 	}
 }

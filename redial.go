@@ -154,11 +154,11 @@ func (r *redialer) run() {
 			return
 		}
 		if err := r.attempt(ctx); err != nil {
-			s.peer.redialFailed.logf("session %s: dialling again: %s", quote(s.Id()), quote(err.Error()))
+			s.peer.rarely(LevelWarn, "session %s: dialling again: %v", s.Id(), err)
 			continue
 		}
 		l := s.link.Load()
-		Infof("session %s: connected again, to %s", quote(s.Id()), l.remoteIp())
+		s.peer.rarely(LevelInfo, "session %s: connected again, to %s", s.Id(), l.remoteIp())
 		// Hooks may pull, and wait for a link when this one goes.
 		if hooks != nil {
 			if _, ended := r.hooksEnd(l, hooks); !ended {
@@ -404,7 +404,7 @@ func (l *link) disconnected(cause error) {
 		defer close(l.hooked)
 	}
 	if err := s.peer.chain.postDisconnect.run(lostConn{s, cause}); err != nil {
-		Warnf("session %s: %v", quote(s.Id()), err)
+		s.peer.rarely(LevelWarn, "session %s: %v", s.Id(), err)
 	}
 }
 
@@ -413,6 +413,9 @@ type lostConn struct {
 	sess  *Session
 	cause error
 }
+
+// Peer is the local peer.
+func (l lostConn) Peer() *Peer { return l.sess.peer }
 
 // resend is what a pull that may be sent more than once has beside its arguments.
 type resend struct {

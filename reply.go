@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime/debug"
 
 	"github.com/henrylee2cn/teleport/codec"
 	"github.com/henrylee2cn/teleport/packet"
@@ -37,7 +36,7 @@ func (c *packetCtx) reply(body interface{}, x Xerror) {
 		}
 		// A hook has called runtime.Goexit, or something here has panicked.
 		if p := recover(); p != nil {
-			Criticalf("reply to %s: panic: %s\n%s", quote(c.inHdr.Uri), quote(fmt.Sprint(p)), debug.Stack())
+			c.link.peer.logPanic(LevelCritical, "reply", "", p)
 		}
 		c.fixOutput(c.id, packet.TypeReply)
 		c.setReply(nil, newXerror(StatusInternalServerError, "", nil))
@@ -46,18 +45,18 @@ func (c *packetCtx) reply(body interface{}, x Xerror) {
 	c.setReply(body, x)
 	chain := c.replyChain()
 	if err := chain.preWriteReply.run(c); err != nil {
-		Warnf("reply to %s: %v", quote(c.inHdr.Uri), err)
+		c.link.peer.rarely(LevelWarn, "reply to %s: %v", loggedPath(c.inHdr.Uri), err)
 		c.setReply(nil, err.xerror())
 	}
 	c.fixOutput(c.id, packet.TypeReply)
 	err := c.writeReply()
 	sent = true
 	if err != nil {
-		Debugf("reply to %s: %v", quote(c.inHdr.Uri), err)
+		logf(LevelDebug, "reply to %s: %v", loggedPath(c.inHdr.Uri), err)
 		return
 	}
 	if err := chain.postWriteReply.run(c); err != nil {
-		Warnf("reply to %s: %v", quote(c.inHdr.Uri), err)
+		c.link.peer.rarely(LevelWarn, "reply to %s: %v", loggedPath(c.inHdr.Uri), err)
 	}
 }
 
@@ -70,7 +69,7 @@ func (c *packetCtx) writeReply() error {
 		if err == nil || isWriteError(err) {
 			return err
 		}
-		Errorf("reply to %s: %s", quote(c.inHdr.Uri), quote(err.Error()))
+		c.link.peer.rarely(LevelError, "reply to %s: %v", loggedPath(c.inHdr.Uri), err)
 		c.out.HeaderCodec = c.in.HeaderCodec
 		switch {
 		case c.out.Body != nil && c.outHdr.StatusCode != StatusOK: // details

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -239,11 +240,11 @@ func (s *Session) shut(cause error) error {
 	s.mu.Unlock()
 
 	if was == stateOpen {
-		level := LevelDebug
-		if cause != errClosedHere && !errors.Is(cause, io.EOF) {
-			level = LevelInfo
+		level := endLevel(cause)
+		if cause == errClosedHere || errors.Is(cause, io.EOF) {
+			level = LevelDebug
 		}
-		logf(level, "session %s ended: %s", quote(s.Id()), quote(cause.Error()))
+		s.peer.rarely(level, "session %s with %s ended: %v", s.Id(), s.RemoteIp(), cause)
 	}
 	s.peer.hub.remove(s)
 	var err error
@@ -253,6 +254,15 @@ func (s *Session) shut(cause error) error {
 		}
 	}
 	return err
+}
+
+// endLevel is the level of the line that says why a connection has ended.
+func endLevel(cause error) slog.Level {
+	var hook *hookError
+	if errors.Is(cause, packet.ErrHeader) || errors.As(cause, &hook) {
+		return LevelWarn
+	}
+	return LevelInfo
 }
 
 // open lets the session be seen and read, unless it was closed meanwhile.

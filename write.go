@@ -36,7 +36,7 @@ func (l *link) push(ctx context.Context, uri string, args interface{}, settings 
 		return sendXerror(ctx, err)
 	}
 	if err := chain.postWritePush.run(c); err != nil {
-		Warnf("push %s: %v", quote(uri), err)
+		l.peer.rarely(LevelWarn, "push %s: %v", loggedPath(uri), err)
 	}
 	c.logPushed()
 	return nil

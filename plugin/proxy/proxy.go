@@ -5,8 +5,11 @@ package proxy
 
 import (
 	"errors"
+	"fmt"
 
 	tp "github.com/henrylee2cn/teleport"
+	"github.com/henrylee2cn/teleport/internal/printable"
+	"github.com/henrylee2cn/teleport/internal/rarely"
 	"github.com/henrylee2cn/teleport/packet"
 )
 
@@ -19,7 +22,8 @@ import (
 //
 // It is safe for concurrent use.
 type Proxy struct {
-	pick func(ctx tp.UnknownPushCtx) (*tp.Session, error)
+	pick  func(ctx tp.UnknownPushCtx) (*tp.Session, error)
+	lines rarely.Limiter[string] // by format
 }
 
 // New returns a proxy that asks pick for the upstream session of each packet.
@@ -32,7 +36,7 @@ func New(pick func(ctx tp.UnknownPushCtx) (*tp.Session, error)) *Proxy {
 	if pick == nil {
 		panic("proxy: New: pick is nil.")
 	}
-	return &Proxy{pick}
+	return &Proxy{pick: pick}
 }
 
 // To returns a proxy with one upstream for everything.
@@ -54,7 +58,7 @@ func (p *Proxy) upstream(ctx tp.UnknownPushCtx) (*tp.Session, tp.Xerror) {
 	if errors.As(err, &x) {
 		return nil, x
 	}
-	tp.Warnf("proxy: no upstream for %q: %v", ctx.Path(), err)
+	p.warnf("proxy: no upstream for %s: %s", ctx.Path(), err)
 	return nil, tp.NewXerror(tp.StatusBadGateway, "bad gateway: no upstream")
 }
 
@@ -76,7 +80,7 @@ func (p *Proxy) Pull(ctx tp.UnknownPullCtx, body *[]byte) (interface{}, tp.Xerro
 		if answered(cmd) {
 			return nil, x
 		}
-		tp.Warnf("proxy: pull %q from upstream %s: %v", ctx.Path(), sess.RemoteIp(), x)
+		p.warnf("proxy: pull %s from upstream %s: %s", ctx.Path(), sess.RemoteIp(), x)
 		return nil, tp.NewXerror(tp.StatusBadGateway, "bad gateway: "+tp.StatusText(x.Code()))
 	}
 	ctx.SetGzip(cmd.Input().Header.Gzip)
@@ -90,9 +94,30 @@ func (p *Proxy) Push(ctx tp.UnknownPushCtx, body *[]byte) {
 		x = sess.Push(ctx.Uri(), packet.RawBody(*body), settings(ctx)...)
 	}
 	if x != nil {
-		tp.Warnf("proxy: push %q dropped: %v", ctx.Path(), x)
+		p.warnf("proxy: push %s dropped: %s", ctx.Path(), x)
 	}
 }
+
+// warnf logs at tp.LevelWarn: one line a second of a format, as clients can cause any
+// number of them, with all that comes from clients and upstreams made safe to print.
+func (p *Proxy) warnf(format string, args ...interface{}) {
+	if tp.LogLevel() > tp.LevelWarn {
+		return
+	}
+	left, ok := p.lines.Allow(format)
+	if !ok {
+		return
+	}
+	for i, arg := range args {
+		args[i] = printable.Value(arg, maxQuoted)
+	}
+	tp.Warnf("%s", printable.Text(fmt.Sprintf(format, args...)+rarely.More(left), maxLine))
+}
+
+const (
+	maxLine   = 4 << 10
+	maxQuoted = 1 << 10
+)
 
 // settings make the packet to the upstream what the packet received is.
 func settings(ctx tp.UnknownPushCtx) []tp.PacketSetting {
