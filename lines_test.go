@@ -197,7 +197,7 @@ func TestFloodsAreOneLineASecond(t *testing.T) {
 		"a hook of replies": {hook("PreWriteReply", func() {}), func(s *side) { s.sess.Pull("/pull", 1, nil) }, []string{"WARN reply to /pull"}},
 		"a hook after replies": {hook("PostWriteReply", func() {}), func(s *side) { s.sess.Pull("/pull", 1, nil) },
 			[]string{"WARN reply to /pull"}},
-		"a handler's panic": {nil, func(s *side) { s.sess.Pull("/panic", 1, nil) }, []string{"ERROR handler of /panic: panic: no"}},
+		"a handler's panic":            {nil, func(s *side) { s.sess.Pull("/panic", 1, nil) }, []string{"ERROR handler of /panic: panic: no"}},
 		"a reply that does not encode": {nil, func(s *side) { s.sess.Pull("/chan", 1, nil) }, []string{"ERROR reply to /chan"}},
 		"a bad header":                 {nil, func(s *side) { dead(s, rawFrame('j', "{")) }, []string{"WARN session"}},
 		"not a frame":                  {nil, func(s *side) { dead(s, []byte("GET / HTTP/1.1\r\n\r\n")) }, []string{"WARN session"}},

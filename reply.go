@@ -129,28 +129,56 @@ func (c *packetCtx) setReply(body interface{}, x Xerror) {
 	}
 }
 
-// sentStatus is what an error of a handler looks like on the wire.
+// sentStatus is what an error of a handler looks like on the wire. One that the handler has
+// from a call of its own, and that this side has made, is about an upstream: its text says
+// what that has sent and where it is, which is not for the other side.
 func sentStatus(x Xerror) (int32, string) {
 	code, text := x.Code(), x.Text()
 	switch {
 	case code == StatusOK: // an error must not look like success
 		code = StatusInternalServerError
-	case code >= 100 && code < StatusOK: // of this side's own upstream
+	case isLocal(code):
+		if usual := StatusText(code); usual != "" {
+			text = usual
+		}
 		code = StatusBadGateway
+	case aboutReply(x):
+		code, text = StatusBadGateway, "bad gateway: "+StatusText(code)
 	}
 	return code, clipStatus(text)
 }
 
+// isLocal reports whether the code is one that a caller's side makes and nobody sends.
+func isLocal(code int32) bool { return code >= 100 && code < StatusOK }
+
+// aboutReply reports whether x is what replyXerror has made, perhaps wrapped, with the code
+// and the text that it had.
+func aboutReply(x Xerror) bool {
+	for err := error(x); err != nil; {
+		var of *xerror
+		if !errors.As(err, &of) {
+			return false
+		}
+		if of.ofReply {
+			return of.code == x.Code() && of.text == x.Text()
+		}
+		err = of.cause
+	}
+	return false
+}
+
 // replyXerror is bodyXerror for a reply. Its pull has run, so it is not overload.
 func replyXerror(err error) Xerror {
+	x := bodyXerror(err)
 	if errors.Is(err, packet.ErrBudget) {
-		return newXerror(StatusTooLarge, err.Error(), err)
+		x.code = StatusTooLarge
 	}
-	return bodyXerror(err)
+	x.ofReply = true
+	return x
 }
 
 // bodyXerror classifies an error of reading or decoding a body.
-func bodyXerror(err error) Xerror {
+func bodyXerror(err error) *xerror {
 	switch {
 	case errors.Is(err, codec.ErrUnknown):
 		return newXerror(StatusUnsupportedCodec, err.Error(), err)

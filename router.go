@@ -267,10 +267,11 @@ func (t *routeTable) find(p string) *Handler {
 
 // canonicalURI returns the one form of a URI that routes are matched by and that
 // hooks see: the path unescaped, then "?" and the query as it came, if there is
-// one. A URI whose path could be understood in more than one way has none.
+// one. A URI whose path could be understood in more than one way has none; the error, which
+// the other side and the log are told, says nothing of the query.
 func canonicalURI(uri string) (string, error) {
 	bad := func(why string) (string, error) {
-		return "", fmt.Errorf("the URI %q %s", quote(uri), why)
+		return "", fmt.Errorf("the URI %q %s", quote(loggedPath(uri)), why)
 	}
 	p, query, hasQuery := strings.Cut(uri, "?")
 	if p == "" || p[0] != '/' {

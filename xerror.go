@@ -92,6 +92,9 @@ type xerror struct {
 	text   string
 	cause  error
 	notRun bool // see NotRun
+	// ofReply marks what this side could not take of a reply. The text may say what was in
+	// it, and is for this side.
+	ofReply bool
 	// The details are a value on the side that made them, and a body as it came, with
 	// its compression, on the other.
 	details interface{}

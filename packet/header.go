@@ -56,7 +56,7 @@ const (
 func AppendHeader(dst []byte, c codec.Codec, h *Header) ([]byte, error) {
 	for _, s := range [...]string{h.Id, h.Uri, h.Status} {
 		if !utf8.ValidString(s) {
-			return dst, fmt.Errorf("packet: encoding header: %w in %q", errUTF8, s)
+			return dst, fmt.Errorf("packet: encoding header: %w in the id, the URI or the status", errUTF8)
 		}
 	}
 	if len(h.Meta) > 0 {
@@ -89,7 +89,7 @@ func checkMeta(meta map[string]string) error {
 	}
 	for k, v := range meta {
 		if !utf8.ValidString(k) || !utf8.ValidString(v) {
-			return fmt.Errorf("packet: encoding header: %w in %q: %q", errUTF8, k, v)
+			return fmt.Errorf("packet: encoding header: %w in %.100q", errUTF8, k)
 		}
 	}
 	return nil
@@ -222,16 +222,21 @@ func decodeJSONHeader(b []byte, h *Header) error {
 		return nil
 	}
 	*h = Header{}
+	// The errors below say nothing of what was received, where a token may be.
 	var fields map[string]json.RawMessage
-	if json.Unmarshal(b, &fields) != nil {
-		return fast
+	if err := json.Unmarshal(b, &fields); err != nil {
+		var syntax *json.SyntaxError
+		if errors.As(err, &syntax) {
+			return fmt.Errorf("no valid JSON at byte %d of %d", syntax.Offset, len(b))
+		}
+		return errors.New("no JSON object")
 	}
 	for name, to := range map[string]interface{}{
 		"id": &h.Id, "type": &h.Type, "uri": &h.Uri, "gzip": &h.Gzip, "status_code": &h.StatusCode, "status": &h.Status,
 		"timeout": &h.Timeout, "meta": &h.Meta, "not_run": &h.NotRun,
 	} {
 		if v, ok := fields[name]; ok && json.Unmarshal(v, to) != nil {
-			return fast
+			return fmt.Errorf("the value of %q is not a %T", name, reflect.ValueOf(to).Elem().Interface())
 		}
 	}
 	if len(h.Meta) > maxMeta {
