@@ -394,7 +394,7 @@ func TestNothingIsHandledUnlessEveryHookPasses(t *testing.T) {
 						time.Sleep(2 * time.Second) // who is refused is given a second to read it
 						require.Equal(t, 1, srv.CountSession())
 						require.NoError(t, srv.Shutdown(t.Context()))
-						require.Zero(t, srv.limits.Budget.Used())
+						require.Zero(t, srv.memory())
 					})
 				})
 			}

@@ -5,9 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/henrylee2cn/teleport/packet"
@@ -16,30 +13,6 @@ import (
 // A call's time and its end travel with it: what is left of the caller's deadline is
 // in the pull's header, and a packet of its own says that the caller has given up.
 // The other side's handler sees both in its context, which is made when it asks.
-
-// contexts is what a link knows of the contexts of the calls that it has brought.
-type contexts struct {
-	n atomic.Int32 // len(asked) + len(early), to be read without mu
-
-	mu sync.Mutex // guards the fields below
-	// asked are the calls whose handler or hooks have asked for their context.
-	asked map[ctxKey]*packetCtx
-	// early are the ids of pulls whose callers gave up before that.
-	early map[string]struct{}
-	ended bool // the link
-}
-
-// ctxKey is a pull's id, or a push, or a pull whose id is another's too.
-type ctxKey struct {
-	id   string
-	call *packetCtx
-}
-
-// maxEarly bounds the ids that are kept of one link, and maxEarlyId their lengths.
-const (
-	maxEarly   = defaultMaxSessionHandlers
-	maxEarlyId = 64
-)
 
 // ErrSessionEnded is what context.Cause finds in the context of a handler whose
 // session's connection has ended.
@@ -90,119 +63,77 @@ func (c *packetCtx) Context() context.Context {
 	}
 	own := newOwnCtx(c.deadlineLocked())
 	v.ctx, v.own = own, own
-	l := &c.link.contexts
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.ended {
+	switch {
+	case c.gone != nil:
+		own.end(c.gone)
+	case !c.link.calls.enterLocked(c):
 		own.end(ErrSessionEnded)
-		return own
 	}
-	if c.typ == packet.TypePull {
-		v.key.id = strings.Clone(c.id)
-	}
-	if _, taken := l.asked[v.key]; taken || c.typ == packet.TypePush {
-		v.key.call = c
-	}
-	if _, gone := l.early[v.key.id]; gone && c.typ == packet.TypePull {
-		delete(l.early, v.key.id)
-		own.end(context.Canceled)
-	}
-	if l.asked == nil {
-		l.asked = make(map[ctxKey]*packetCtx)
-	}
-	l.asked[v.key] = c
-	l.countLocked()
 	return own
 }
 
 // leave is the end of a call: its context ends, and who asks for it later finds it
 // ended.
 func (c *packetCtx) leave() {
+	c.settle()
 	c.mu.Lock()
+	charged := c.closeLocked()
 	own := c.leaveLocked()
 	c.mu.Unlock()
+	c.link.inBudget.Give(charged)
 	if own != nil {
 		own.end(errHandlerReturned)
 	}
 }
 
 // leaveLocked returns the context that the caller is to end, nil if there is none.
-func (c *packetCtx) leaveLocked() (own *ownCtx) {
-	c.over = true // Context looks at it before it enters the call among those that have asked
-	l := &c.link.contexts
-	if l.n.Load() == 0 {
+func (c *packetCtx) leaveLocked() *ownCtx {
+	c.over = true
+	c.link.calls.leaveLocked(c)
+	if c.values == nil {
 		return nil
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if c.values != nil && c.values.own != nil {
-		own = c.values.own
-		delete(l.asked, c.values.key)
-	}
-	if c.exchange != nil {
-		delete(l.early, c.id)
-	}
-	l.countLocked()
-	return own
-}
-
-func (l *contexts) countLocked() { l.n.Store(int32(len(l.asked) + len(l.early))) }
-
-// gaveUp is told that the other side does not wait for the pull with the id any more.
-func (l *contexts) gaveUp(id []byte, running *atomic.Int64) {
-	l.mu.Lock()
-	c := l.asked[ctxKey{id: string(id)}]
-	if c == nil && running.Load() > 0 && len(id) <= maxEarlyId && !l.ended {
-		if l.early == nil || len(l.early) >= maxEarly { // most of them are of pulls that are over
-			l.early = make(map[string]struct{})
-		}
-		l.early[string(id)] = struct{}{}
-		l.countLocked()
-	}
-	l.mu.Unlock()
-	if c != nil {
-		c.ownCtx().end(context.Canceled)
-	}
-}
-
-func (c *packetCtx) ownCtx() *ownCtx {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	return c.values.own
 }
 
-// begins forgets what was said about another pull with the id of one that comes.
-func (l *contexts) begins(id []byte) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.early, string(id))
-	l.countLocked()
+// enter takes the call in among those that are told of their ends.
+func (c *packetCtx) enter() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.over && !c.link.calls.enterLocked(c) {
+		c.gone = ErrSessionEnded
+	}
 }
 
-// idle forgets what was said about pulls that are over, or never came.
-func (l *contexts) idle(running *atomic.Int64) {
-	if l.n.Load() == 0 {
-		return
+// end tells the call that nobody waits for it any more.
+func (c *packetCtx) end(cause error) {
+	c.mu.Lock()
+	var own *ownCtx
+	if !c.over {
+		if c.gone == nil {
+			c.gone = cause
+		}
+		if c.values != nil {
+			own = c.values.own
+		}
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if running.Load() > 0 { // again
-		return
+	c.mu.Unlock()
+	if own != nil {
+		own.end(cause)
 	}
-	l.early = nil
-	l.countLocked()
 }
 
-// end ends all contexts.
-func (l *contexts) end() {
-	l.mu.Lock()
-	l.ended = true
-	asked := l.asked
-	l.asked, l.early = nil, nil
-	l.countLocked()
-	l.mu.Unlock()
-	for _, c := range asked {
-		c.ownCtx().end(ErrSessionEnded)
+// gaveUp is told that the other side does not wait for the pull with the id any more.
+func (t *callTable) gaveUp(id []byte) {
+	for _, c := range t.pulls(id) {
+		c.end(context.Canceled)
+	}
+}
+
+// linkEnded ends the contexts of all calls.
+func (t *callTable) linkEnded() {
+	for _, c := range t.end() {
+		c.end(ErrSessionEnded)
 	}
 }
 

@@ -88,11 +88,23 @@ type PeerConfig struct {
 	// wire (16 MiB) and MaxInflatedBytes its body when decompressed (16 MiB), each in
 	// both directions. At most 4 GiB can be sent at all.
 	MaxHeaderBytes, MaxBodyBytes, MaxInflatedBytes int64
+	// MaxHandshakeBytes bounds the bodies, on the wire, decompressed and decoded, that
+	// PostAccept hooks receive, from somebody who may be a stranger still (64 KiB); it is
+	// never more than the limits above.
+	MaxHandshakeBytes int64
+	// MaxDecodedBytes bounds the memory that a body takes when it is decoded (64 MiB), where
+	// its codec can tell: json, protobuf and string can. A body beyond it fails with
+	// StatusTooLarge.
+	MaxDecodedBytes int64
 	// MaxBodyDepth bounds how deep JSON and protobuf bodies may be nested (1,000).
 	MaxBodyDepth int
-	// MaxBufferedBytes bounds what the bodies that are being received or handled and
-	// the packets that wait to be written take together, of all sessions (256 MiB).
-	// A pull whose body finds no room is answered with StatusOverloaded.
+	// MaxBufferedBytes bounds what all sessions take together (256 MiB): a half of it what is
+	// received, from the first byte of a body until the call is over, decompressed and
+	// decoded too; a quarter what waits to be written. What one session may have of them
+	// depends on how much is left, so that some always is; and each has 192 KiB and 64 KiB
+	// beside that, which nobody can take from it. When the memory is used up the sessions
+	// end that have held most of it for longest while their other sides did not send, or
+	// read, on. A pull for which there is no memory is answered with StatusOverloaded.
 	MaxBufferedBytes int64
 	// MaxSessionInput bounds the pushes of one session that wait for others to be
 	// handled, in bytes of memory (8 MiB); past it the session is closed. One push may
@@ -122,6 +134,7 @@ const (
 	defaultKeepAlive          = 15 * time.Second
 	defaultUserTimeout        = 30 * time.Second
 	defaultMaxBuffered        = 256 << 20
+	defaultMaxHandshakeBytes  = 64 << 10
 	defaultMaxSessionInput    = 8 << 20
 	defaultMaxSessionOutput   = 8 << 20
 	defaultMaxSessionHandlers = 4 << 10
@@ -183,6 +196,7 @@ func (c *PeerConfig) withDefaults() PeerConfig {
 	orDefault(&cfg.KeepAlive, defaultKeepAlive)
 	orDefault(&cfg.UserTimeout, defaultUserTimeout)
 	orDefault(&cfg.MaxBufferedBytes, defaultMaxBuffered)
+	orDefault(&cfg.MaxHandshakeBytes, defaultMaxHandshakeBytes)
 	orDefault(&cfg.MaxSessionInput, defaultMaxSessionInput)
 	orDefault(&cfg.MaxSessionOutput, defaultMaxSessionOutput)
 	orDefault(&cfg.MaxSessionHandlers, defaultMaxSessionHandlers)
@@ -211,10 +225,43 @@ func (c *PeerConfig) limits() packet.Limits {
 		Header:   c.MaxHeaderBytes,
 		Body:     c.MaxBodyBytes,
 		Inflated: c.MaxInflatedBytes,
+		Decoded:  c.MaxDecodedBytes,
 		Depth:    c.MaxBodyDepth,
-		Budget:   packet.NewBudget(c.MaxBufferedBytes),
 	}
 }
+
+// handshakeLimits are those of what a stranger sends.
+func (c *PeerConfig) handshakeLimits() packet.Limits {
+	l := c.limits()
+	most := c.MaxHandshakeBytes
+	if most < 0 {
+		return l
+	}
+	for _, n := range []*int64{&l.Body, &l.Inflated, &l.Decoded} {
+		if *n <= 0 || *n > most {
+			*n = most
+		}
+	}
+	return l
+}
+
+// pools divide MaxBufferedBytes: a half is for what is received, a quarter for what waits
+// to be written, and the rest pays for the shares that each session has beside that, of
+// 256 sessions that use all of theirs.
+func (c *PeerConfig) pools() (received, waiting *packet.Pool) {
+	most := c.MaxBufferedBytes
+	if most < 0 {
+		return nil, nil
+	}
+	return packet.NewPool(most/2, min(inputShare, most/8)), packet.NewPool(most/4, min(outputShare, most/16))
+}
+
+const (
+	// inputShare is what a session may always have: a body of up to 64 KiB, in a buffer of
+	// 65 KiB, and what that is decoded into.
+	inputShare  = 192 << 10
+	outputShare = 64 << 10
+)
 
 // splitAddr returns the network and the address: "unix:/a/b" is unix, all else
 // tcp.

@@ -8,7 +8,6 @@ import (
 
 	"github.com/henrylee2cn/goutil"
 
-	"github.com/henrylee2cn/teleport/internal/bufpool"
 	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/socket"
 )
@@ -116,6 +115,12 @@ type packetCtx struct {
 	over   bool       // the call is, and so is its context
 	kept   bool       // a packet was asked for
 	values *values    // made when asked for
+	gone   error      // why nobody waits for the call any more; nil if somebody may
+
+	// These are the call table's of the link.
+	entered bool
+	hashed  uint64
+	next    *packetCtx
 }
 
 // values is what few handlers ask for.
@@ -125,7 +130,6 @@ type values struct {
 	ctx    context.Context
 	meta   map[string]string
 	own    *ownCtx // that ctx is, of a packet that was received
-	key    ctxKey  // of own
 }
 
 // exchange is what of a packetCtx users do not see, but for the packets. Most
@@ -158,11 +162,13 @@ type transit struct {
 	offered bool   // the reply must not wait for room in the output
 	waited  bool   // a push that could not be handled at once
 
-	body   []byte          // the input's raw body
-	buf    *bufpool.Buffer // that body is the content of; nil for others
-	cost   int64           // of it, taken from budget
-	budget *packet.Budget
-	start  time.Time // zero unless it is measured
+	raw  socket.Body // the input's raw body
+	body []byte      // that of an unknown handler, which may keep it
+	held int64       // taken from the link's input budget, beside what raw has
+	// unmarshalled is the same, by Unmarshal; the context's mu guards it.
+	unmarshalled int64
+	free         bool      // what the call takes is too little to be counted
+	start        time.Time // zero unless it is measured
 	// arrived is when a pull with a timeout did, since processStart.
 	arrived time.Duration
 	// printed is the input's body as the log shows it, made before the handler
@@ -170,50 +176,28 @@ type transit struct {
 	printed string
 }
 
-// readBody reads the body of a packet whose header was read last. For an unknown
-// handler, which may keep it, it takes memory that is used once.
+// readBody reads the body of a packet whose header was read last. An unknown handler may
+// keep it: then it is in memory that is used once.
 func (x *exchange) readBody(sock *socket.Socket, length int64, keep bool) (err error) {
-	if length <= smallPacket && !keep {
-		x.body, err = sock.ReadBody(x.bodyMem[:0])
-		return err
+	mem := x.bodyMem[:0]
+	if keep || length > smallPacket {
+		mem = nil
 	}
-	x.budget = sock.Limits().Budget
-	var mem []byte
-	if !keep {
-		x.buf = bufpool.Get()
-		mem = x.buf.B
-	}
-	x.body, err = sock.ReadBody(mem)
-	if err == nil && cap(x.body) != cap(mem) {
-		x.cost = int64(cap(x.body))
-	}
-	if x.buf != nil {
-		x.buf.B = x.body
+	if x.raw, err = sock.ReadBody(mem); err == nil && keep {
+		x.raw.Detach()
+		x.body = x.raw.B
 	}
 	return err
 }
 
 // takeBody makes the body of another exchange its own, and puts that back.
 func (x *exchange) takeBody(from *exchange) {
-	if len(from.body) <= smallPacket && from.buf == nil {
-		x.body = append(x.bodyMem[:0], from.body...)
+	if from.raw.Cost() == 0 {
+		x.raw.B = append(x.bodyMem[:0], from.raw.B...)
 	} else {
-		x.body, x.buf, x.cost, x.budget = from.body, from.buf, from.cost, from.budget
+		x.raw = from.raw
 	}
 	from.put()
-}
-
-// payBack returns to the budget what the body has taken.
-func (x *exchange) payBack() {
-	x.budget.Give(x.cost)
-	x.cost = 0
-}
-
-// dropBody ends the use of body.
-func (x *exchange) dropBody() {
-	x.payBack()
-	bufpool.Put(x.buf)
-	x.buf, x.body = nil, nil
 }
 
 // put gives an exchange back that nobody else has.
@@ -242,10 +226,41 @@ func (c *packetCtx) keep() *exchange {
 	return c.exchange
 }
 
+// charge takes memory that the call keeps alive from the link's budget, until release. It
+// reports false if there is not so much.
+func (c *packetCtx) charge(n int64) bool {
+	if !c.link.inBudget.Take(n) {
+		return false
+	}
+	c.held += n
+	return true
+}
+
+// cost is all that is taken for the call.
+func (c *packetCtx) cost() int64 { return c.held + c.raw.Cost() }
+
+// settle gives back what was taken for the call, but for what Unmarshal has taken.
+func (c *packetCtx) settle() {
+	c.raw.Release()
+	c.link.inBudget.Give(c.held)
+	c.held = 0
+}
+
+// closeLocked is the end of what Unmarshal may charge to the call; what it has is to be
+// given back.
+func (c *packetCtx) closeLocked() (charged int64) {
+	c.sealed = true
+	if c.exchange != nil {
+		charged, c.unmarshalled = c.unmarshalled, 0
+	}
+	return charged
+}
+
 // release is the end of a call whose packets are not needed any more.
 func (c *packetCtx) release() {
+	c.settle()
 	c.mu.Lock()
-	c.sealed = true
+	charged := c.closeLocked()
 	own := c.leaveLocked()
 	x, kept := c.exchange, c.kept
 	if !kept {
@@ -255,6 +270,7 @@ func (c *packetCtx) release() {
 		c.exchange = nil
 	}
 	c.mu.Unlock()
+	c.link.inBudget.Give(charged)
 	if own != nil {
 		own.end(errHandlerReturned)
 	}
@@ -383,16 +399,23 @@ func (c *packetCtx) SetGzip(level int32) {
 }
 
 func (c *packetCtx) Unmarshal(b []byte, v interface{}, assignToInput ...bool) (string, error) {
-	name, err := packet.DecodeBody(b, c.inHdr.Gzip, v, c.link.sock.Limits())
-	if err == nil && len(assignToInput) > 0 && assignToInput[0] {
-		printed := c.printed
-		if c.prints() {
-			printed = printBody(v)
-		}
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if !c.sealed {
-			c.in.Body, c.printed = v, printed
+	name, cost, err := packet.DecodeCharged(b, c.inHdr.Gzip, v, c.link.sock.Limits())
+	assign := err == nil && len(assignToInput) > 0 && assignToInput[0]
+	printed := ""
+	if assign && c.prints() {
+		printed = printBody(v)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.sealed { // the call's account is closed
+		c.link.inBudget.Give(cost)
+		return name, err
+	}
+	c.unmarshalled += cost
+	if assign {
+		c.in.Body = v
+		if printed != "" {
+			c.printed = printed
 		}
 	}
 	return name, err
@@ -412,7 +435,6 @@ func (c *packetCtx) handle() (waiting int) {
 		return 0
 	}
 	if c.waited && c.link.peer.over.Load() {
-		c.dropBody()
 		c.release()
 		return 0
 	}
@@ -420,9 +442,12 @@ func (c *packetCtx) handle() (waiting int) {
 	if pull {
 		c.prepareReply()
 	}
-	processed := false
+	processed, released := false, false
 	defer func() {
 		if processed {
+			if !released { // a codec has called runtime.Goexit, and the pull is answered
+				c.leave()
+			}
 			return
 		}
 		// A hook or the handler has called runtime.Goexit, or something here has
@@ -431,7 +456,6 @@ func (c *packetCtx) handle() (waiting int) {
 			c.link.peer.logPanic(LevelCritical, "handling of", c.handler.path, p)
 		}
 		c.seal()
-		c.payBack()
 		if pull {
 			c.reply(nil, newXerror(StatusInternalServerError, "", nil))
 		}
@@ -447,10 +471,8 @@ func (c *packetCtx) handle() (waiting int) {
 	}
 	c.seal()
 	processed = true
-	if c.handler.unknown { // which may keep it
-		c.payBack()
-	} else {
-		c.dropBody()
+	if !c.handler.unknown { // which may reply with it
+		c.raw.Release()
 	}
 	if pull {
 		c.reply(reply, x)
@@ -459,6 +481,7 @@ func (c *packetCtx) handle() (waiting int) {
 	}
 	c.logHandled(x)
 	waiting = c.waiting
+	released = true
 	c.release()
 	return waiting
 }
@@ -474,7 +497,7 @@ func (c *packetCtx) process() (interface{}, Xerror) {
 		c.keep()
 	} else {
 		arg = h.newArg()
-		if _, err := packet.DecodeBody(c.body, c.inHdr.Gzip, arg, c.link.sock.Limits()); err != nil {
+		if err := c.decode(arg); err != nil {
 			return nil, bodyXerror(err)
 		}
 		c.in.Body = arg
@@ -484,6 +507,17 @@ func (c *packetCtx) process() (interface{}, Xerror) {
 		return nil, err.xerror()
 	}
 	return c.callHandler(arg)
+}
+
+// decode decodes the body into v, which is charged to the call.
+func (c *packetCtx) decode(v interface{}) error {
+	if c.free {
+		_, err := packet.DecodeBody(c.raw.B, 0, v, c.link.peer.freeLimits)
+		return err
+	}
+	_, cost, err := packet.DecodeCharged(c.raw.B, c.inHdr.Gzip, v, c.link.sock.Limits())
+	c.held += cost
+	return err
 }
 
 // callHandler runs the user's function; its panic becomes a 500 whose cause

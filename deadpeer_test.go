@@ -122,8 +122,8 @@ func TestServerDiesAtEveryByteOfAReply(t *testing.T) {
 					requireAlive(t, good)
 					close(release)
 					synctest.Wait()
-					require.Zero(t, cli.limits.Budget.Used())
-					require.Zero(t, srv.limits.Budget.Used())
+					require.Zero(t, cli.memory())
+					require.Zero(t, srv.memory())
 				})
 			})
 		}

@@ -20,6 +20,8 @@ type Handler struct {
 	replyType reflect.Type
 	chain     *pluginChain
 	pace      pace
+	// small says that a small body is decoded into little memory, whatever is in it.
+	small bool
 
 	// newArg returns a pointer to a fresh argument.
 	newArg func() interface{}

@@ -125,6 +125,8 @@ func (h *hub) detach(l *link) {
 	defer h.mu.Unlock()
 	if l.running.Load() == 0 {
 		delete(h.links, l)
+		l.inBudget.End()
+		l.outBudget.End()
 	}
 }
 

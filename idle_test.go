@@ -129,7 +129,7 @@ func TestPushAfterCloseTakesNoBudget(t *testing.T) {
 					require.NotNil(t, x)
 					require.Equal(t, StatusConnClosed, x.Code())
 				}
-				require.Zero(t, srv.limits.Budget.Used())
+				require.Zero(t, srv.memory())
 				requireAlive(t, good)
 			})
 		})
@@ -149,5 +149,5 @@ func TestPushWhileAWriteFailsTakesNoBudget(t *testing.T) {
 	require.NotNil(t, sess.Push("/x", strings.Repeat("x", 1<<20)))
 	close(conn.goOn)
 	<-sess.Done()
-	require.Zero(t, p.limits.Budget.Used())
+	require.Zero(t, p.memory())
 }

@@ -118,22 +118,25 @@ func (l *link) replaceReader() {
 		h.pace.heldUp()
 	}
 	l.peer.workers.adopt(l)
+	if c := l.inlineCall; c != nil {
+		c.enter()
+	}
 	go l.read(true)
 }
 
 // errReplaced ends a reader whose session has another.
 var errReplaced = errors.New("the reader was replaced")
 
-// enter begins an odd turn, in the route's handler or, without one, a write. It
+// enter begins an odd turn, in the route's handler of the call or, without one, a write. It
 // reports false if the reader cannot be watched.
-func (r *reader) enter(h *Handler) bool {
+func (r *reader) enter(h *Handler, c *packetCtx) bool {
 	l := r.l
 	if r.slot < 0 {
 		if r.slot = l.peer.watch.claim(l); r.slot < 0 {
 			return false
 		}
 	}
-	l.inline = h
+	l.inline, l.inlineCall = h, c
 	r.turn++
 	l.turn.Store(r.turn)
 	return true
@@ -143,7 +146,7 @@ func (r *reader) enter(h *Handler) bool {
 func (r *reader) leave() bool {
 	if !r.l.turn.CompareAndSwap(r.turn, r.turn+1) {
 		r.slot = -1
-		r.l.peer.workers.ended(r.l)
+		r.l.peer.workers.adopted(r.l)
 		return false
 	}
 	r.turn++

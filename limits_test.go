@@ -152,15 +152,19 @@ func TestPushesOverTheLimitOfHandlers(t *testing.T) {
 					synctest.Wait()
 					limit := map[string]int32{"one session": sessions, "all": 1, "both": 3}[name]
 					require.Equal(t, limit, running.Load())
-					require.Positive(t, srv.limits.Budget.Used())
+					require.Positive(t, srv.memory())
 					close(release)
 					synctest.Wait()
 					require.EqualValues(t, sessions*pushes, handled.Load())
 					require.LessOrEqual(t, most.Load(), limit)
-					require.Zero(t, srv.limits.Budget.Used())
+					require.Zero(t, srv.memory())
 					require.Zero(t, srv.workers.running)
 					for i, sess := range all {
-						require.Zero(t, others[i].link.Load().calls)
+						l := others[i].link.Load()
+						require.Zero(t, l.queues.running)
+						require.Empty(t, l.queues.pushes)
+						require.Zero(t, l.queues.pushBytes)
+						require.Zero(t, l.calls.len())
 						requireAlive(t, sess)
 					}
 				})
@@ -189,7 +193,7 @@ func TestTooManyPushesWait(t *testing.T) {
 		synctest.Wait()
 		require.EqualValues(t, 1, ran.Load(), "those that waited were dropped")
 		require.Zero(t, other.link.Load().running.Load())
-		require.Zero(t, srv.limits.Budget.Used())
+		require.Zero(t, srv.memory())
 		requireAlive(t, good)
 	})
 	log.next(t, "too many pushes wait to be handled", "dropped")
@@ -230,7 +234,7 @@ func TestCloseDropsPushesThatWait(t *testing.T) {
 		synctest.Wait()
 		require.EqualValues(t, 2, ran.Load())
 		require.Zero(t, other.link.Load().running.Load())
-		require.Zero(t, srv.limits.Budget.Used())
+		require.Zero(t, srv.memory())
 	})
 }
 
@@ -262,7 +266,7 @@ func TestRefusalsThatNobodyReads(t *testing.T) {
 				<-sess.Done()
 				require.Less(t, runtime.NumGoroutine(), before+30)
 				synctest.Wait()
-				require.Zero(t, srv.limits.Budget.Used())
+				require.Zero(t, srv.memory())
 			})
 		})
 	}
@@ -271,7 +275,7 @@ func TestRefusalsThatNobodyReads(t *testing.T) {
 // Every way in which a body takes from the budget gives it back, and one that
 // finds nothing left fails alone.
 func TestBudgetOfBodies(t *testing.T) {
-	const budget = 1 << 20
+	const budget = 4 << 20
 	large := strings.Repeat("x", 300<<10)
 	synctest.Test(t, func(t *testing.T) {
 		srv, release, ran := blockedPeer(t, PeerConfig{MaxBufferedBytes: budget, DefaultBodyCodec: "string"})
@@ -317,14 +321,14 @@ func TestBudgetOfReplies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv := newTestPeer(t, nil)
 		pullFn(srv, echo)
-		cli := newTestPeer(t, &PeerConfig{MaxBufferedBytes: 100_000, DefaultBodyCodec: "json"})
+		cli := newTestPeer(t, &PeerConfig{MaxBufferedBytes: 400_000, DefaultBodyCodec: "json"})
 		sess, _ := connect(t, cli, srv, pipe.Options{})
 		var got interface{}
 		cmd := sess.Pull("/fn/call", strings.Repeat("x", 200_000), &got)
 		require.Equal(t, StatusTooLarge, cmd.Xerror.Code(), "the pull has run: it is no overload")
 		requireAlive(t, sess)
 		require.Nil(t, sess.Pull("/fn/call", strings.Repeat("x", 50_000), &got).Xerror)
-		require.Zero(t, cli.limits.Budget.Used())
+		require.Zero(t, cli.memory())
 	})
 }
 
@@ -382,11 +386,11 @@ func TestOutputOfASessionThatNeverReads(t *testing.T) {
 		for n := 0; x == nil; n++ {
 			require.Less(t, n, 2000)
 			x = sess.Push("/x", body, WithBodyCodec("string"))
-			require.LessOrEqual(t, srv.limits.Budget.Used(), int64(2<<20))
+			require.LessOrEqual(t, srv.memory(), int64(2<<20))
 		}
 		<-sess.Done()
 		require.LessOrEqual(t, time.Since(start), 6*time.Second)
-		require.Zero(t, srv.limits.Budget.Used())
+		require.Zero(t, srv.memory())
 	})
 }
 
@@ -407,14 +411,14 @@ func TestBudgetOfOutput(t *testing.T) {
 			}
 		}()
 		synctest.Wait()
-		require.LessOrEqual(t, srv.limits.Budget.Used(), int64(1<<20))
-		require.Greater(t, srv.limits.Budget.Used(), int64(900<<10))
+		require.LessOrEqual(t, srv.memory(), int64(320<<10), "a quarter, and its share")
+		require.Greater(t, srv.memory(), int64(200<<10))
 		for range 10 {
 			requireAlive(t, good)
 		}
 		require.NoError(t, stuck.Close())
 		synctest.Wait()
-		require.Zero(t, srv.limits.Budget.Used())
+		require.Zero(t, srv.memory())
 	})
 }
 
@@ -600,14 +604,14 @@ func TestAnnouncedBodiesTakeNoMemory(t *testing.T) {
 			require.NoError(t, err)
 		}
 		synctest.Wait()
-		require.LessOrEqual(t, srv.limits.Budget.Used(), int64(100*64<<10))
+		require.LessOrEqual(t, srv.memory(), int64(100*64<<10))
 	})
 }
 
 // used returns what of the peer's budget is taken when nothing goes on.
 func used(p *Peer) int64 {
 	synctest.Wait()
-	return p.limits.Budget.Used()
+	return p.memory()
 }
 
 // exitJSON ends the goroutine that encodes it.
@@ -651,7 +655,7 @@ func TestLargePushThatCannotWait(t *testing.T) {
 		require.Nil(t, sess.Push("/wait", "x"))
 		require.Nil(t, sess.Push("/wait", strings.Repeat("x", 10<<20)), "one may wait, whatever its size")
 		synctest.Wait()
-		require.Greater(t, other.link.Load().calls.waitingBytes, int64(10<<20))
+		require.Greater(t, other.link.Load().queues.pushBytes, int64(10<<20))
 		require.Nil(t, sess.Push("/wait", strings.Repeat("x", 5000)))
 		<-other.Done()
 		close(release)
@@ -659,32 +663,34 @@ func TestLargePushThatCannotWait(t *testing.T) {
 	})
 }
 
-// What waits is counted as what it takes, and when others have used up the memory a
-// push is dropped, but not the session.
+// What waits is counted as what it takes. Who pushes more than there is memory for ends
+// with that, and others have their share all the same.
 func TestPushesThatWaitAndTheBudget(t *testing.T) {
 	log := captureLog(t, LevelInfo)
 	synctest.Test(t, func(t *testing.T) {
-		srv, release, _ := blockedPeer(t, PeerConfig{MaxSessionHandlers: 1, MaxBufferedBytes: 2 << 20})
+		srv, release, _ := blockedPeer(t, PeerConfig{MaxSessionHandlers: 1, MaxBufferedBytes: 4 << 20})
 		cli := newTestPeer(t, nil)
 		greedy, other := connect(t, cli, srv, pipe.Options{})
 		for range 20 {
 			require.Nil(t, greedy.Push("/wait", strings.Repeat("x", 5000)))
 		}
 		synctest.Wait()
-		require.GreaterOrEqual(t, other.link.Load().calls.waitingBytes, used(srv)-2*(65<<10))
-		for i := 0; i < 3000 && greedy.Push("/wait", "x") == nil; i++ {
-		}
+		require.GreaterOrEqual(t, other.link.Load().queues.pushBytes, used(srv)-2*(65<<10))
 		modest, another := connect(t, cli, srv, pipe.Options{})
-		for range 3 {
+		require.Nil(t, modest.Push("/wait", "x"))
+		for i := 0; i < 10_000 && greedy.Push("/wait", "x") == nil; i++ {
+			require.LessOrEqual(t, srv.memory(), int64(3<<20))
+		}
+		for range 10 {
 			require.Nil(t, modest.Push("/wait", "x"))
 		}
-		synctest.Wait()
+		<-other.Done()
 		require.True(t, another.isOpen())
 		close(release)
 		require.Zero(t, used(srv))
 		requireAlive(t, modest)
 	})
-	log.next(t, "push /wait", "dropped", "memory budget")
+	log.next(t, "too many pushes wait to be handled")
 }
 
 // A session that always has pushes waiting does not keep another's from being

@@ -36,9 +36,16 @@ type link struct {
 	slot uint32
 	// inline is the route whose handler the reader runs; nil in a write. It is
 	// set before a turn becomes odd and is read by who has made it even.
-	inline   *Handler
-	calls    calls // on workers; guarded by workers.mu
-	contexts contexts
+	inline     *Handler
+	inlineCall *packetCtx // the same for its call
+	queues     queues     // of calls on workers; guarded by workers.mu
+	calls      callTable
+	// The link's parts of the peer's memory: for what is received, and what waits to be
+	// written.
+	inBudget, outBudget packet.Budget
+	// resting is set while the reader rests, see room.go, and wake ends that.
+	resting atomic.Bool
+	wake    chan struct{}
 
 	// The session's mu guards the fields below.
 	told   bool          // the other side has been asked to begin nothing more
@@ -49,8 +56,14 @@ type link struct {
 
 func (l *link) init(s *Session, conn net.Conn) {
 	cfg := &s.peer.cfg
+	s.peer.inPool.Join(&l.inBudget, l)
+	s.peer.outPool.Join(&l.outBudget, l)
+	limits := s.peer.limits
+	limits.Budget = &l.inBudget
 	o := socket.Options{
-		Limits:       s.peer.limits,
+		Limits:       limits,
+		Output:       &l.outBudget,
+		Room:         l,
 		ReadTimeout:  cfg.DefaultReadTimeout,
 		WriteTimeout: cfg.DefaultWriteTimeout,
 		FrameTimeout: cfg.FrameTimeout,
@@ -60,6 +73,12 @@ func (l *link) init(s *Session, conn net.Conn) {
 		o.ReadTimeout, o.WriteTimeout = last.sock.ReadTimeout(), last.sock.WriteTimeout()
 	}
 	l.sess, l.peer, l.sock = s, s.peer, socket.New(conn, o)
+}
+
+// limitReading changes the limits of what is read from now on. It is for who reads.
+func (l *link) limitReading(limits packet.Limits) {
+	limits.Budget = &l.inBudget
+	l.sock.SetReadLimits(limits)
 }
 
 func (l *link) remoteIp() string { return l.sock.RemoteAddr().String() }
@@ -83,7 +102,6 @@ func (l *link) takePull(id uint64) *PullCmd {
 // handlerDone counts a handler that has replied.
 func (l *link) handlerDone() {
 	if l.running.Add(-1) == 0 {
-		l.contexts.idle(&l.running)
 		if l.ended.Load() {
 			l.peer.hub.detach(l)
 		}
@@ -218,7 +236,8 @@ func (l *link) end(cause error) error {
 		l.running.Add(1) // so that Shutdown waits for the hooks
 	}
 	l.peer.hub.detach(l)
-	l.contexts.end()
+	l.calls.linkEnded()
+	l.wakeReader()
 	for _, cmd := range l.pulls.close() {
 		x := newXerror(StatusConnClosed, "connection closed, the outcome of the pull is unknown: "+cause.Error(), cause)
 		if l.answered.Load() {
@@ -227,6 +246,7 @@ func (l *link) end(cause error) error {
 		cmd.settle(x)
 	}
 	err := l.sock.Close()
+	l.peer.workers.dropPulls(l)
 	if lost {
 		go l.disconnected(cause)
 	}

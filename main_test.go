@@ -23,6 +23,17 @@ func TestMain(m *testing.M) {
 // testPrograms are run by tests in a process of their own.
 var testPrograms = map[string]func(){}
 
+// memory returns what the peer's sessions have taken of its memory.
+func (p *Peer) memory() int64 {
+	p.hub.mu.Lock()
+	defer p.hub.mu.Unlock()
+	sum := p.inPool.Left() + p.outPool.Left()
+	for l := range p.hub.links {
+		sum += l.inBudget.Used() + l.outBudget.Used()
+	}
+	return sum
+}
+
 // newTestPeer makes a peer that is closed at the test's end.
 func newTestPeer(t testing.TB, cfg *PeerConfig, plugins ...Plugin) *Peer {
 	t.Helper()

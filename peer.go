@@ -29,13 +29,17 @@ type Peer struct {
 	PullRouter *PullRouter
 	PushRouter *PushRouter
 
-	cfg         PeerConfig
-	limits      packet.Limits
-	chain       *pluginChain
-	packetLevel slog.Level // at which packets are logged
-	hub         hub
-	watch       watch
-	workers     workers
+	cfg    PeerConfig
+	limits packet.Limits // of packets; each link adds its budget
+	// freeLimits are those of packets that are too small to be counted.
+	freeLimits packet.Limits
+	// The memory of all sessions: for what is received, and what waits to be written.
+	inPool, outPool *packet.Pool
+	chain           *pluginChain
+	packetLevel     slog.Level // at which packets are logged
+	hub             hub
+	watch           watch
+	workers         workers
 	// acceptors counts the goroutines that accept connections, and handshaking the
 	// connections that are not sessions yet.
 	acceptors, handshaking atomic.Int64
@@ -92,6 +96,9 @@ func NewPeer(cfg *PeerConfig, plugins ...Plugin) *Peer {
 	}
 	p.cfg.check()
 	p.limits = p.cfg.limits()
+	p.freeLimits = p.limits
+	p.freeLimits.Decoded = -1
+	p.inPool, p.outPool = p.cfg.pools()
 	p.hub.most = p.cfg.MaxSessions
 	p.workers.most, p.workers.mostOfOne = p.cfg.MaxHandlers, p.cfg.MaxSessionHandlers
 	p.workers.mostWaiting = p.cfg.MaxSessionInput
@@ -263,7 +270,7 @@ func (p *Peer) accept(conn net.Conn, cfg *tls.Config) {
 		}
 		conn = tc
 	}
-	if _, err := p.newSession(context.Background(), conn, origin{hooks: p.chain.postAccept, accepted: true}); err != nil {
+	if _, err := p.newSession(context.Background(), conn, origin{hooks: p.chain.postAccept, stranger: true, accepted: true}); err != nil {
 		p.turnAway(conn, err)
 		return
 	}
@@ -398,7 +405,7 @@ func clientTLS(ctx context.Context, conn net.Conn, cfg *tls.Config, address stri
 // session, which is then read from; an error closes conn. The id is as for
 // [Peer.Dial].
 func (p *Peer) ServeConn(conn net.Conn, id ...string) (*Session, error) {
-	return p.newSession(context.Background(), conn, origin{hooks: p.chain.postAccept, id: id})
+	return p.newSession(context.Background(), conn, origin{hooks: p.chain.postAccept, id: id, stranger: true})
 }
 
 // origin is where a connection comes from.
@@ -406,6 +413,7 @@ type origin struct {
 	hooks    hooks[ForeSession]
 	id       []string  // the session's, if it is given
 	accepted bool      // by a listener of the peer's
+	stranger bool      // the other side is one, until the hooks have passed
 	redial   *redialer // if the session outlives it
 }
 
@@ -432,7 +440,13 @@ func (p *Peer) newSession(ctx context.Context, conn net.Conn, from origin) (*Ses
 		_ = s.shut(ErrPeerClosed)
 		return nil, ErrPeerClosed
 	}
+	if from.stranger {
+		l.limitReading(p.cfg.handshakeLimits())
+	}
 	err := l.greet(ctx, from.hooks)
+	if err == nil && from.stranger {
+		l.limitReading(p.limits)
+	}
 	if err == nil && !s.open() {
 		err = errors.New("closed during the handshake")
 	}

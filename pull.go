@@ -310,7 +310,7 @@ func (cmd *PullCmd) deliver(settled bool) {
 			return
 		}
 		if f != nil {
-			f.payBack()
+			f.raw.Release()
 		}
 		cmd.Xerror = newXerror(StatusFailedPlugin, "", nil)
 		cmd.done <- cmd
@@ -353,7 +353,7 @@ func (cmd *PullCmd) finish() {
 		if cmd.Xerror == nil {
 			cmd.Xerror = cmd.decode(f, int32(cmd.packed.inGzip))
 		}
-		f.dropBody()
+		f.raw.Release()
 		cmd.flight.Store(nil)
 		flights.Put(f)
 		return
@@ -361,7 +361,7 @@ func (cmd *PullCmd) finish() {
 	if cmd.Xerror == nil {
 		cmd.Xerror = cmd.readReply(f)
 	}
-	f.dropBody()
+	f.raw.Release()
 	cmd.logPulled(&f.ctx)
 }
 
@@ -369,8 +369,8 @@ func (cmd *PullCmd) readReply(f *flight) Xerror {
 	c := &f.ctx
 	if f.inHdr.StatusCode != StatusOK {
 		x := &xerror{code: f.inHdr.StatusCode, text: clipStatus(f.inHdr.Status), notRun: f.inHdr.NotRun}
-		if len(f.body) > 0 {
-			x.details, x.gzip, x.limits = packet.RawBody(bytes.Clone(f.body)), f.inHdr.Gzip, &c.link.peer.limits
+		if len(f.raw.B) > 0 {
+			x.details, x.gzip, x.limits = packet.RawBody(bytes.Clone(f.raw.B)), f.inHdr.Gzip, &c.link.peer.limits
 		}
 		return x
 	}
@@ -391,7 +391,7 @@ func (cmd *PullCmd) readReply(f *flight) Xerror {
 
 // decode decodes the reply's body; no body leaves the reply as it is.
 func (cmd *PullCmd) decode(f *flight, gzip int32) Xerror {
-	if _, err := packet.DecodeBody(f.body, gzip, cmd.reply, cmd.link.sock.Limits()); err != nil {
+	if _, err := packet.DecodeBody(f.raw.B, gzip, cmd.reply, cmd.link.sock.Limits()); err != nil {
 		return replyXerror(err)
 	}
 	return nil

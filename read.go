@@ -82,6 +82,7 @@ func (r *reader) await() (c *packetCtx, err error) {
 			return nil, err
 		}
 	}
+	l.restWhileFull()
 	if hooks := l.peer.chain.preReadHeader; len(hooks) > 0 {
 		c = newReadCtx(l)
 		if err := hooks.run(c); err != nil {
@@ -116,15 +117,12 @@ func (r *reader) next(c *packetCtx) error {
 	case packet.TypeReply:
 		return r.reply(c)
 	case packet.TypePull:
-		if l.contexts.n.Load() != 0 {
-			l.contexts.begins(r.view.Id)
-		}
 		return r.call(c, l.peer.PullRouter.routes.table.Load())
 	case packet.TypePush:
 		return r.call(c, l.peer.PushRouter.routes.table.Load())
 	case packet.TypeCancel:
 		l.sock.SkipBody()
-		l.contexts.gaveUp(r.view.Id, &l.running)
+		l.calls.gaveUp(r.view.Id)
 		return nil
 	case packet.TypeGoAway:
 		l.sock.SkipBody()
@@ -147,7 +145,7 @@ func (r *reader) next(c *packetCtx) error {
 func (r *reader) rest() error {
 	if r.dirty {
 		r.dirty = false
-		if !r.enter(nil) {
+		if !r.enter(nil, nil) {
 			go r.l.flush()
 			return nil
 		}
@@ -212,9 +210,18 @@ func (r *reader) call(c *packetCtx, table *routeTable) error {
 		}
 	}
 	c.handler = h
+	quick := h.pace.quick.Load() && !l.sock.OutputFull()
+	c.free = quick && h.small && r.small()
+	if !c.free && !c.charge(callCost+headerCost(&r.view)) {
+		return r.noMemory(c)
+	}
 	if err := c.readBody(l.sock, r.length, h.unknown); err != nil {
 		if socket.Fatal(err) {
+			c.settle()
 			return err
+		}
+		if errors.Is(err, packet.ErrBudget) {
+			return r.noMemory(c)
 		}
 		return r.reject(c, bodyXerror(err))
 	}
@@ -227,24 +234,61 @@ func (r *reader) call(c *packetCtx, table *routeTable) error {
 		l.handlerDone()
 		return nil
 	}
-	c.in.BodyCodec, _ = packet.RawBody(c.body).Codec()
-	if h.pace.quick.Load() && r.enter(h) {
+	c.in.BodyCodec, _ = packet.RawBody(c.raw.B).Codec()
+	if quick && r.enter(h, c) {
 		c.timed = oneIn(sampleQuick)
 		return r.run(c)
 	}
+	if c.free { // no place to be watched in: a worker runs it
+		c.free = false
+		c.held += callCost
+		l.inBudget.Force(callCost)
+	}
 	c.timed = oneIn(sampleSlow)
+	c.enter()
+	if c.typ == packet.TypePull && l.outputFull(maxPullBytes) {
+		r.refuse(c, newXerror(StatusOverloaded, "the replies are not read, the pull was not run", nil))
+		l.handlerDone()
+		return nil
+	}
 	switch l.peer.workers.run(c) {
 	case overloaded:
 		r.refuse(c, newXerror(StatusOverloaded, "too many handlers are running, the pull was not run", nil))
 		l.handlerDone()
-	case noMemory:
-		l.peer.rarely(LevelWarn, "push %s from %s dropped: it would have to wait, and the memory budget is used up", loggedPath(c.inHdr.Uri), c.Ip())
-		c.giveUp()
 	case overflown:
 		c.giveUp()
-		return fmt.Errorf("too many pushes wait to be handled, %d of them are dropped", 1+l.peer.workers.drop(l))
+		return r.overflow(1)
 	}
 	return nil
+}
+
+// small reports whether what a packet takes is too little to be counted, while it is on
+// the reading goroutine: there is one of them a session.
+func (r *reader) small() bool {
+	v := &r.view
+	return r.length <= smallPacket && v.Length <= smallPacket && v.Gzip == 0 && len(v.Meta) == 0
+}
+
+// headerCost is what a header takes in memory when it is kept.
+func headerCost(v *packet.HeaderView) int64 {
+	const pair = 100 // of a map of strings, beside the texts
+	return v.Length + pair*int64(len(v.Meta))
+}
+
+// noMemory ends a packet for which the budget has no memory left. A push is never lost
+// without a word: the session ends with it.
+func (r *reader) noMemory(c *packetCtx) error {
+	if c.typ == packet.TypePush {
+		c.release()
+		return r.overflow(1)
+	}
+	return r.reject(c, newXerror(StatusOverloaded, "there is no memory for it, the pull was not run", packet.ErrBudget))
+}
+
+// overflow is the end of a session that has pushed more than may wait; so many pushes are
+// lost beside those that wait.
+func (r *reader) overflow(lost int) error {
+	return fmt.Errorf("too many pushes wait to be handled, %d of them are dropped", lost+r.l.peer.workers.dropPushes(r.l))
 }
 
 // run runs a quick handler.
@@ -290,10 +334,11 @@ func (r *reader) reject(c *packetCtx, x Xerror) error {
 // are too many already, and if there is no room for it the session ends.
 func (r *reader) refuse(c *packetCtx, x Xerror) {
 	l := r.l
-	c.dropBody()
+	c.raw.Release()
 	c.refusal = x
-	if chain := c.replyChain(); len(chain.preWriteReply)+len(chain.postWriteReply) > 0 && x.Code() != StatusOverloaded {
+	if chain := c.replyChain(); len(chain.preWriteReply)+len(chain.postWriteReply) > 0 && x.Code() != StatusOverloaded && (c.held > 0 || c.charge(callCost)) {
 		l.running.Add(1)
+		c.enter()
 		if l.peer.workers.run(c) == accepted {
 			return
 		}
@@ -325,7 +370,6 @@ func (r *reader) reply(c *packetCtx) error {
 		v.Id, v.Uri, v.Status = bytes.Clone(v.Id), bytes.Clone(v.Uri), bytes.Clone(v.Status)
 		late = exchanges.Get().(*exchange)
 		if err = late.readBody(l.sock, r.length, false); socket.Fatal(err) {
-			late.dropBody()
 			late.put()
 			return fmt.Errorf("in the middle of a reply: %w", err)
 		}
@@ -336,7 +380,7 @@ func (r *reader) reply(c *packetCtx) error {
 	}
 	if cmd == nil {
 		if late != nil {
-			late.dropBody()
+			late.raw.Release()
 			late.put()
 		}
 		l.sock.SkipBody()
@@ -370,7 +414,7 @@ func (r *reader) reply(c *packetCtx) error {
 	if late == nil {
 		err = f.readBody(l.sock, r.length, false)
 	}
-	if f.bare && (err != nil || f.body[0] != cmd.packed.bodyCodec) {
+	if f.bare && (err != nil || f.raw.B[0] != cmd.packed.bodyCodec) {
 		f.show(l)
 		f.unpack(cmd)
 		f.in.BodyCodec = ""
@@ -378,7 +422,7 @@ func (r *reader) reply(c *packetCtx) error {
 	switch {
 	case err == nil:
 		if !f.bare {
-			f.in.BodyCodec, _ = packet.RawBody(f.body).Codec()
+			f.in.BodyCodec, _ = packet.RawBody(f.raw.B).Codec()
 		}
 		cmd.settle(nil)
 	case socket.Fatal(err):

@@ -86,28 +86,28 @@ func (c *packetCtx) writeReply() error {
 }
 
 // send encodes the reply and hands it to the connection. A quick handler's is
-// only queued, and will be flushed by the reader with what else there is.
+// only queued, and will be flushed by the reader with what else there is; if there is no
+// room for it, it waits as others do.
 func (c *packetCtx) send() error {
-	sock := c.link.sock
-	var frame socket.Frame
-	var err error
+	l, sock := c.link, c.link.sock
 	if c.inline || c.offered {
-		frame, err = sock.EncodeTo(c.frameMem[:0], &c.out)
-	} else {
-		frame, err = c.link.encodeInTurn(context.Background(), c.exchange, nil)
+		frame, err := sock.EncodeTo(c.frameMem[:0], &c.out)
+		switch {
+		case err != nil:
+		case c.offered:
+			err = sock.OfferFrame(frame)
+		default:
+			c.waiting, err = sock.OfferQueued(frame)
+		}
+		if err == nil || c.offered || !errors.Is(err, socket.ErrOutputFull) {
+			return l.wrote(err)
+		}
 	}
-	if err != nil {
-		return c.link.wrote(err)
-	}
-	switch {
-	case c.offered:
-		err = sock.OfferFrame(frame)
-	case c.inline:
-		c.waiting, err = sock.QueueFrame(frame)
-	default:
+	frame, err := l.encodeInTurn(context.Background(), c.exchange, nil)
+	if err == nil {
 		err = sock.WriteFrame(frame)
 	}
-	return c.link.wrote(err)
+	return l.wrote(err)
 }
 
 func (c *packetCtx) replyChain() *pluginChain {

@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/henrylee2cn/teleport/codec"
 )
 
 // PullRouter registers what answers pulls, at the root or in a group. Routes may
@@ -169,6 +171,7 @@ func (g *group) sub(prefix string, plugins []Plugin) group {
 func (g *group) add(handlers []*Handler) {
 	for _, h := range handlers {
 		g.routes.table.Load().refuseTaken(h)
+		h.small = decodesSmall(h)
 		h.postReg()
 	}
 	g.routes.update(func(t *routeTable) {
@@ -243,6 +246,20 @@ type routeTable struct {
 type unknownRoute struct {
 	under   string // the group's path with a slash at its end
 	handler *Handler
+}
+
+// smallDecoded is what a body of smallPacket bytes may become, if it is not to be counted.
+const smallDecoded = 16 << 10
+
+// decodesSmall reports whether every small body of the handler's becomes little.
+func decodesSmall(h *Handler) bool {
+	data := make([]byte, smallPacket)
+	for _, name := range []string{codec.NameJSON, codec.NameProtobuf, codec.NameString} {
+		if c, err := codec.GetByName(name); err != nil || codec.DecodedBound(c, data, h.newArg()) > smallDecoded {
+			return false
+		}
+	}
+	return true
 }
 
 // postReg runs the hooks of registration.

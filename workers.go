@@ -1,9 +1,13 @@
 package tp
 
 import (
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
+
+	"github.com/henrylee2cn/teleport/packet"
 )
 
 // workers runs the calls of routes that are not quick, each on a goroutine of
@@ -15,7 +19,7 @@ type workers struct {
 	most, mostOfOne int
 	mostWaiting     int64
 
-	mu sync.Mutex // guards the fields below, and every session's calls
+	mu sync.Mutex // guards the fields below, and every session's queues
 	// idle is a stack: the one that was used last is the next.
 	idle     []*worker
 	spare    int  // the fewest that were idle since the last sweep
@@ -28,12 +32,16 @@ type workers struct {
 	blocked []*link
 }
 
-// calls is what workers knows of a session.
-type calls struct {
-	running      int
-	waiting      []*packetCtx // pushes
-	waitingBytes int64
-	blocked      bool // is in workers.blocked
+// queues is what workers knows of a link's calls.
+type queues struct {
+	running int
+	// pushes wait for other handlers to end.
+	pushes    []*packetCtx
+	pushBytes int64
+	blocked   bool // is in workers.blocked
+	// pulls wait for room in the output: what they would reply could not be sent.
+	pulls     []*packetCtx
+	pullBytes atomic.Int64 // written under workers.mu
 }
 
 type worker struct{ next chan *packetCtx } // with room for one; nil ends it
@@ -41,13 +49,16 @@ type worker struct{ next chan *packetCtx } // with room for one; nil ends it
 const (
 	maxIdleWorkers = 1 << 10
 	sweepWorkers   = time.Second
-	// waitingCost is what a push that waits takes beside a body of more than
-	// smallPacket.
-	waitingCost = int64(unsafe.Sizeof(packetCtx{}) + unsafe.Sizeof(exchange{}))
+	// callCost is what a call takes beside its header and its body: its contexts, and
+	// about as much for the goroutine.
+	callCost = 2 * int64(unsafe.Sizeof(packetCtx{})+unsafe.Sizeof(exchange{}))
+	// blockedTries is how many sessions are looked at for the next push.
+	blockedTries = 16
+	// A session whose output is full may have pulls of restBytes waiting before its reader
+	// rests, and of maxPullBytes before they are refused.
+	restBytes    = 256 << 10
+	maxPullBytes = 1 << 20
 )
-
-// waitingCost is what a push that waits takes in all.
-func (c *packetCtx) waitingCost() int64 { return waitingCost + max(c.cost, int64(len(c.body))) }
 
 // verdict is what becomes of a call.
 type verdict uint8
@@ -56,14 +67,16 @@ const (
 	accepted   verdict = iota // it runs, or will
 	overloaded                // it is a pull, and will not
 	overflown                 // it is a push, and the session has no room for it
-	noMemory                  // it is a push, and the peer has no memory for it
 )
 
 // run handles c, now or when there is room for it, and returns at once.
 func (w *workers) run(c *packetCtx) verdict {
-	own := &c.link.calls
+	if w.hold(c) {
+		return accepted
+	}
+	own := &c.link.queues
 	w.mu.Lock()
-	if !w.roomLocked(own) || len(own.waiting) > 0 {
+	if !w.roomLocked(own) || len(own.pushes) > 0 {
 		defer w.mu.Unlock()
 		if c.handler == nil || c.handler.pull {
 			return overloaded
@@ -74,8 +87,68 @@ func (w *workers) run(c *packetCtx) verdict {
 	return accepted
 }
 
-func (w *workers) roomLocked(own *calls) bool {
-	return within(w.running+1, w.most) && within(own.running+1, w.mostOfOne)
+// sharing is how many times as many handlers as may still be begun one session may run:
+// whatever others do, there is room for a newcomer. See also packet.Pool.
+const sharing = 8
+
+func (w *workers) roomLocked(own *queues) bool {
+	if !within(own.running+1, w.mostOfOne) {
+		return false
+	}
+	return w.most < 0 || own.running+1 <= sharing*(w.most-w.running)
+}
+
+// hold keeps a pull until there is room in the output, if there is none: its handler would
+// run for nothing, and what it takes in memory would wait with the reply. It reports
+// whether it does. Too many of them are not kept, but refused when they are to be run.
+func (w *workers) hold(c *packetCtx) bool {
+	l := c.link
+	if c.typ != packet.TypePull || c.refusal != nil || !l.sock.OutputFull() {
+		return false
+	}
+	own := &l.queues
+	cost := c.cost()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	// Who makes room says so before resume looks for those that wait.
+	if !l.sock.OutputFull() {
+		return false
+	}
+	own.pulls = append(own.pulls, c)
+	own.pullBytes.Add(cost)
+	return true
+}
+
+// resume begins some of the pulls that have waited for room in the output. The end of each
+// begins another.
+func (w *workers) resume(l *link) {
+	for range runtime.GOMAXPROCS(0) {
+		w.mu.Lock()
+		if l.sock.OutputFull() || !w.roomLocked(&l.queues) {
+			w.mu.Unlock()
+			return
+		}
+		c := w.takePullLocked(l)
+		if c == nil {
+			w.mu.Unlock()
+			return
+		}
+		w.startLocked(c)
+	}
+}
+
+func (w *workers) takePullLocked(l *link) *packetCtx {
+	own := &l.queues
+	if len(own.pulls) == 0 {
+		return nil
+	}
+	c := own.pulls[0]
+	own.pulls[0] = nil
+	if own.pulls = own.pulls[1:]; len(own.pulls) == 0 {
+		own.pulls = nil
+	}
+	own.pullBytes.Add(-c.cost())
+	return c
 }
 
 // startLocked runs c and unlocks w.
@@ -95,24 +168,21 @@ func (w *workers) startLocked(c *packetCtx) {
 }
 
 func (w *workers) waitLocked(c *packetCtx) verdict {
-	own := &c.link.calls
-	if len(own.waiting) > 0 && !within(own.waitingBytes+c.waitingCost(), w.mostWaiting) {
+	own := &c.link.queues
+	if len(own.pushes) > 0 && !within(own.pushBytes+c.cost(), w.mostWaiting) {
 		return overflown
 	}
-	if !c.link.sock.Limits().Budget.Take(waitingCost) {
-		return noMemory
-	}
 	c.waited = true
-	own.waitingBytes += c.waitingCost()
-	own.waiting = append(own.waiting, c)
+	own.pushBytes += c.cost()
+	own.pushes = append(own.pushes, c)
 	w.blockLocked(c.link)
 	return accepted
 }
 
 // blockLocked enters the session among the blocked ones if it is one.
 func (w *workers) blockLocked(l *link) {
-	own := &l.calls
-	if len(own.waiting) > 0 && !own.blocked && within(own.running+1, w.mostOfOne) {
+	own := &l.queues
+	if len(own.pushes) > 0 && !own.blocked && within(own.running+1, w.mostOfOne) {
 		own.blocked = true
 		w.blocked = append(w.blocked, l)
 	}
@@ -120,14 +190,21 @@ func (w *workers) blockLocked(l *link) {
 
 // adopt counts a call whose reader was replaced, which no worker runs.
 func (w *workers) adopt(l *link) {
+	l.inBudget.Force(callCost)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.countLocked(l, 1)
 }
 
+// adopted is the end of such a call.
+func (w *workers) adopted(l *link) {
+	l.inBudget.Give(callCost)
+	w.ended(l)
+}
+
 func (w *workers) countLocked(l *link, n int) {
 	w.running += n
-	l.calls.running += n
+	l.queues.running += n
 }
 
 // ended counts a call of the session's out, and starts one that has waited.
@@ -144,54 +221,70 @@ func (w *workers) ended(l *link) {
 // and may run now, if there is one.
 func (w *workers) nextLocked(l *link) *packetCtx {
 	w.countLocked(l, -1)
+	if len(l.queues.pulls) > 0 && !l.sock.OutputFull() && w.roomLocked(&l.queues) {
+		return w.takePullLocked(l)
+	}
 	w.blockLocked(l) // behind the others
-	for len(w.blocked) > 0 && within(w.running+1, w.most) {
+	// Some may have their share already; then it is the next one's turn, and theirs later.
+	for tries := min(len(w.blocked), blockedTries); tries > 0 && within(w.running+1, w.most); tries-- {
 		other := w.blocked[0]
 		w.blocked[0] = nil
 		w.blocked = w.blocked[1:]
-		other.calls.blocked = false
-		if len(other.calls.waiting) > 0 && w.roomLocked(&other.calls) {
-			c := w.takeLocked(other)
+		other.queues.blocked = false
+		if len(other.queues.pushes) > 0 && w.roomLocked(&other.queues) {
+			c := w.takePushLocked(other)
 			w.blockLocked(other)
 			return c
 		}
+		w.blockLocked(other) // it has its share, and others do not
 	}
 	return nil
 }
 
-// takeLocked returns the session's first push that waits.
-func (w *workers) takeLocked(l *link) *packetCtx {
-	own := &l.calls
-	c := own.waiting[0]
-	own.waiting[0] = nil
-	if own.waiting = own.waiting[1:]; len(own.waiting) == 0 {
-		own.waiting = nil
+// takePushLocked returns the session's first push that waits.
+func (w *workers) takePushLocked(l *link) *packetCtx {
+	own := &l.queues
+	c := own.pushes[0]
+	own.pushes[0] = nil
+	if own.pushes = own.pushes[1:]; len(own.pushes) == 0 {
+		own.pushes = nil
 	}
-	own.waitingBytes -= c.waitingCost()
-	l.sock.Limits().Budget.Give(waitingCost)
+	own.pushBytes -= c.cost()
 	return c
 }
 
 // giveUp ends a call that will not run.
 func (c *packetCtx) giveUp() {
 	l := c.link
-	c.dropBody()
 	c.release()
 	l.handlerDone()
 }
 
-// drop gives up the session's pushes that wait, and returns how many there were.
-func (w *workers) drop(l *link) int {
+// dropPushes gives up the session's pushes that wait, and returns how many there were.
+func (w *workers) dropPushes(l *link) int {
 	w.mu.Lock()
 	var dropped []*packetCtx
-	for len(l.calls.waiting) > 0 {
-		dropped = append(dropped, w.takeLocked(l))
+	for len(l.queues.pushes) > 0 {
+		dropped = append(dropped, w.takePushLocked(l))
 	}
 	w.mu.Unlock()
 	for _, c := range dropped {
 		c.giveUp()
 	}
 	return len(dropped)
+}
+
+// dropPulls gives up the pulls that wait for room in an output that has ended.
+func (w *workers) dropPulls(l *link) {
+	for {
+		w.mu.Lock()
+		c := w.takePullLocked(l)
+		w.mu.Unlock()
+		if c == nil {
+			return
+		}
+		c.giveUp()
+	}
 }
 
 // work is a worker's goroutine. It ends when it is not needed, or when a handler
@@ -206,7 +299,9 @@ func (w *workers) work(c *packetCtx) {
 	}()
 	for c != nil {
 		l = c.link
-		c.handle()
+		if !w.hold(c) {
+			c.handle()
+		}
 		if k == nil {
 			k = &worker{make(chan *packetCtx, 1)}
 		}

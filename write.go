@@ -72,7 +72,7 @@ func (l *link) encodeInTurn(ctx context.Context, x *exchange, pull *PullCmd) (so
 	if pull != nil && x.outHdr.Timeout > 0 {
 		x.outHdr.Timeout = min(x.outHdr.Timeout, pull.timeoutFor(ctx))
 	}
-	return l.sock.EncodeInTurn(x.frameMem[:0], &x.out)
+	return l.sock.EncodeInTurn(ctx, x.frameMem[:0], &x.out)
 }
 
 // press sends one of the small packets that keep the connection in order. It does not

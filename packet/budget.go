@@ -1,41 +1,211 @@
 package packet
 
-import "sync/atomic"
+import (
+	"cmp"
+	"math"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
 
-// Budget bounds the memory, in bytes, that bodies and packets which wait to be
-// written take, of all connections that share it. Nil is without a bound. All
-// methods are safe for concurrent use.
+// A Budget bounds the memory, in bytes, that one owner takes: a connection for what it
+// receives, or for what waits to be written to it. It is an owner's part of a [Pool], or
+// stands alone. Nil is without a bound. All methods are safe for concurrent use.
 type Budget struct {
-	most int64
-	used atomic.Int64
+	pool  *Pool
+	owner Owner // nil where nobody can be told
+
+	mu    sync.Mutex // guards used and ended
+	used  int64
+	ended bool
+	// borrowed is what of used comes from the pool, in steps, and since when the owner
+	// has been waiting for the other side, as nanoseconds from the start of the process,
+	// 0 if it is not. They are written under mu and by Waits, and read without.
+	borrowed, since atomic.Int64
 }
 
-// NewBudget returns a budget of so many bytes; nil, which is without a bound, for
-// a negative number.
+// An Owner of a [Budget] is told when it is to give all of that back, because others
+// need it and the owner has waited longest with most of it. The call must not block.
+type Owner interface {
+	Reclaim(b *Budget, held int64)
+}
+
+// A Pool is memory that many budgets share, beside a share that each has of its own.
+// What a budget may take of the pool depends on what is left: sharing times as much as
+// is left when it has been taken. So the more want some the less each of them can have,
+// and there is always something left for a newcomer. The rule is that of "Dynamic Queue
+// Length Thresholds for Shared-Memory Packet Switches" by Choudhury and Hahne, 1998.
+//
+// When a budget asks for more, those owners that have waited for their other sides for
+// [Patience] or more are asked to give back what they hold, those first with the largest
+// product of bytes and time.
+type Pool struct {
+	most    int64 // all that may be taken
+	share   int64 // of each budget
+	sharing int64
+	used    atomic.Int64
+	orphans atomic.Int64 // used by budgets that have ended
+
+	mu      sync.Mutex // guards the fields below
+	members map[*Budget]struct{}
+	again   int64 // when overdue looks again, as nanoseconds from the start
+}
+
+const (
+	// sharing lets a budget that is alone take four fifths of its pool.
+	sharing = 4
+	// loan is what a budget takes from its pool at a time, if there is so much.
+	loan = 32 << 10
+)
+
+// Patience is for how long an owner may wait for its other side before what it holds may
+// be wanted back.
+const Patience = time.Second
+
+// NewPool returns a pool of most bytes; nil, which is without a bound, for a negative
+// number. Each of its budgets has share bytes beside that.
+func NewPool(most, share int64) *Pool {
+	if most < 0 {
+		return nil
+	}
+	return &Pool{most: most, share: share, sharing: sharing}
+}
+
+// NewBudget returns a budget of so many bytes that stands alone; nil, which is without a
+// bound, for a negative number.
 func NewBudget(most int64) *Budget {
 	if most < 0 {
 		return nil
 	}
-	return &Budget{most: most}
+	return &Budget{pool: &Pool{most: most, sharing: math.MaxInt32}}
 }
 
-// Take takes n bytes, and reports false, and takes nothing, if there are not so
-// many left.
+// Join makes b a budget of the pool, which may be nil, for owner, which may be nil too.
+func (p *Pool) Join(b *Budget, owner Owner) { b.pool, b.owner = p, owner }
+
+// Lent returns how many bytes of the pool are lent now.
+func (p *Pool) Lent() int64 {
+	if p == nil {
+		return 0
+	}
+	return p.used.Load()
+}
+
+// Left returns how many bytes the budgets hold that have ended.
+func (p *Pool) Left() int64 {
+	if p == nil {
+		return 0
+	}
+	return p.orphans.Load()
+}
+
+// Take takes n bytes, and reports false, and takes nothing, if the budget may not have so
+// many.
 func (b *Budget) Take(n int64) bool {
-	if b == nil {
+	if b == nil || b.pool == nil || n <= 0 {
 		return true
 	}
-	if b.used.Add(n) > b.most {
-		b.used.Add(-n)
+	if b.try(n) {
+		return true
+	}
+	if b.pool.reclaim(b, n) {
+		b.Force(n)
+		return true
+	}
+	return false
+}
+
+// try is Take that asks nobody to give anything back.
+func (b *Budget) try(n int64) bool {
+	if b == nil || b.pool == nil || n <= 0 {
+		return true
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.takeLocked(n)
+}
+
+func (b *Budget) takeLocked(n int64) bool {
+	if b.used+n <= b.pool.share+b.borrowed.Load() {
+		b.useLocked(n)
+		return true
+	}
+	p, held := b.pool, b.borrowed.Load()
+	need := b.used + n - p.share - held
+	if more := max(need, loan); p.lend(held, more) {
+		need = more
+	} else if !p.lend(held, need) {
 		return false
 	}
+	b.borrowLocked(need)
+	b.useLocked(n)
 	return true
 }
 
-// Give returns n bytes that Take has taken.
+// TakeAlone takes n bytes that are more than the pool ever lends to one budget, if nobody
+// else has borrowed from it: so what is larger than the pool gets its turn too.
+func (b *Budget) TakeAlone(n int64) bool {
+	if b == nil || b.pool == nil {
+		return true
+	}
+	p := b.pool
+	if n <= p.most/2 || p.used.Load() > b.borrowed.Load() {
+		return false
+	}
+	b.Force(n)
+	return true
+}
+
+// Force takes n bytes whether there are so many or not.
+func (b *Budget) Force(n int64) {
+	if b == nil || b.pool == nil || n <= 0 {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if need := b.used + n - b.pool.share - b.borrowed.Load(); need > 0 {
+		b.pool.used.Add(need)
+		b.borrowLocked(need)
+	}
+	b.useLocked(n)
+}
+
+func (b *Budget) useLocked(n int64) {
+	b.used += n
+	if b.ended {
+		b.pool.orphans.Add(n)
+	}
+}
+
+// borrowLocked counts n bytes that the pool has lent.
+func (b *Budget) borrowLocked(n int64) {
+	if b.borrowed.Add(n) == n && b.owner != nil {
+		b.pool.enter(b)
+	}
+}
+
+// Give returns n bytes that were taken.
 func (b *Budget) Give(n int64) {
-	if b != nil && n != 0 {
-		b.used.Add(-n)
+	if b == nil || b.pool == nil || n <= 0 {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.useLocked(-n)
+	held := b.borrowed.Load()
+	if held == 0 {
+		return
+	}
+	back := held - max(b.used-b.pool.share, 0)
+	if back < held { // some of it is still in use: more may be wanted in a moment
+		if back -= loan; back < loan {
+			return
+		}
+	}
+	b.pool.used.Add(-back)
+	if b.borrowed.Add(-back) == 0 && b.owner != nil {
+		b.pool.leave(b)
 	}
 }
 
@@ -44,5 +214,123 @@ func (b *Budget) Used() int64 {
 	if b == nil {
 		return 0
 	}
-	return b.used.Load()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.used
+}
+
+// End says that the owner is over. What it holds is then counted as the pool's, until it
+// is given back.
+func (b *Budget) End() {
+	if b == nil || b.pool == nil {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.ended {
+		b.ended = true
+		b.pool.orphans.Add(b.used)
+	}
+}
+
+// Waits says that from now on the owner waits for its other side, and does so anew if it
+// has waited already; with false that it does not any more.
+func (b *Budget) Waits(waits bool) {
+	if b == nil || b.pool == nil {
+		return
+	}
+	now := int64(0)
+	if waits {
+		now = sinceStart()
+	}
+	b.since.Store(now)
+}
+
+var start = time.Now()
+
+// sinceStart is never 0.
+func sinceStart() int64 { return int64(time.Since(start)) | 1 }
+
+// lend takes n bytes for a budget that has borrowed held before.
+func (p *Pool) lend(held, n int64) bool {
+	for {
+		used := p.used.Load()
+		left := p.most - used - n
+		if left < 0 || (held+n)/p.sharing > left {
+			return false
+		}
+		if p.used.CompareAndSwap(used, used+n) {
+			return true
+		}
+	}
+}
+
+func (p *Pool) enter(b *Budget) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.members == nil {
+		p.members = make(map[*Budget]struct{})
+	}
+	p.members[b] = struct{}{}
+}
+
+func (p *Pool) leave(b *Budget) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if b.borrowed.Load() == 0 { // it may have borrowed again
+		delete(p.members, b)
+	}
+}
+
+// reclaim asks owners for n bytes and reports whether those hold so many. They will give
+// them back in a moment, and each is asked once.
+func (p *Pool) reclaim(b *Budget, n int64) bool {
+	victims := p.overdue(b, n)
+	for _, v := range victims {
+		v.budget.owner.Reclaim(v.budget, v.held)
+	}
+	return len(victims) > 0
+}
+
+// overdue is a member that has waited for too long.
+type overdue struct {
+	budget *Budget
+	held   int64
+	score  float64
+}
+
+// rescan is how long nobody looks again after too little was found.
+const rescan = 10 * time.Millisecond
+
+// overdue takes out of the members, and returns, those other than b that have waited with
+// most for longest, until they hold n bytes; none if all of them do not.
+func (p *Pool) overdue(b *Budget, n int64) []overdue {
+	now := sinceStart()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if n > p.most || now < p.again {
+		return nil
+	}
+	var found []overdue
+	all := int64(0)
+	for m := range p.members {
+		since, held := m.since.Load(), m.borrowed.Load()
+		if m == b || since == 0 || now-since < int64(Patience) {
+			continue
+		}
+		found = append(found, overdue{m, held, float64(held) * float64(now-since)})
+		all += held
+	}
+	if all < n {
+		p.again = now + int64(rescan)
+		return nil
+	}
+	slices.SortFunc(found, func(a, b overdue) int { return cmp.Compare(b.score, a.score) })
+	enough := 0
+	for n > 0 {
+		n -= found[enough].held
+		delete(p.members, found[enough].budget)
+		enough++
+	}
+	return found[:enough]
 }

@@ -93,49 +93,6 @@ func codecByName(name, def string) (codec.Codec, error) {
 	return codec.GetByName(name)
 }
 
-// DecodeBody decodes raw, a body as it stands on the wire with its codec id
-// first, into v, and returns the codec's name. gzip is the header's. A *RawBody
-// takes a copy of raw, whatever the codec. No body, and a nil v, decode nothing.
-//
-// It keeps no part of raw. Errors wrap codec.ErrUnknown, [ErrGzip],
-// [ErrTooLarge] or are the codec's own.
-func DecodeBody(raw []byte, gzip int32, v interface{}, lim Limits) (string, error) {
-	if r, ok := v.(*RawBody); ok && r != nil {
-		*r = append((*r)[:0:0], raw...)
-		name, err := r.Codec()
-		if err != nil {
-			name = ""
-		}
-		return name, nil
-	}
-	if len(raw) == 0 {
-		return "", nil
-	}
-	c, err := codec.GetById(raw[0])
-	if err != nil {
-		return "", fmt.Errorf("packet: body: %w", err)
-	}
-	if v == nil {
-		return c.Name(), nil
-	}
-	data := raw[1:]
-	if gzip != 0 {
-		if err := CheckGzip(gzip); err != nil {
-			return c.Name(), err
-		}
-		plain := bufpool.Get()
-		defer bufpool.Put(plain)
-		var cost int64
-		plain.B, cost, err = appendGunzip(plain.B, data, lim.inflated(), lim.Budget)
-		defer lim.Budget.Give(cost)
-		if err != nil {
-			return c.Name(), err
-		}
-		data = plain.B
-	}
-	return c.Name(), codec.DecodeDepth(c, data, v, lim.depth())
-}
-
 // Parse reads the frame at the beginning of b into p, the body into what
 // newBody returns for the header; a nil newBody, or nil from it, decodes no
 // body. It returns how many bytes the frame takes. Where b ends too early the

@@ -11,6 +11,8 @@ import (
 const (
 	DefaultMaxHeader = 64 << 10
 	DefaultMaxBody   = 16 << 20
+	// DefaultMaxDecoded is the default limit of the memory that a decoded body takes.
+	DefaultMaxDecoded = 64 << 20
 )
 
 // DefaultMaxDepth is the default limit of how deep a body may be nested.
@@ -39,10 +41,14 @@ type Limits struct {
 	Body int64
 	// Inflated bounds a body after decompression.
 	Inflated int64
+	// Decoded bounds the memory that a decoded body takes, where its codec can tell: see
+	// [codec.Sizer].
+	Decoded int64
 	// Depth bounds how deep a body may be nested, where its codec can tell: see
 	// [codec.DepthLimiter].
 	Depth int
-	// Budget, if there is one, is asked for memory for bodies.
+	// Budget, if there is one, is asked for memory for bodies that are received, on the
+	// wire, decompressed and decoded.
 	Budget *Budget
 }
 
@@ -59,6 +65,16 @@ func limit(n, def int64) int64 {
 func (l Limits) header() int64   { return limit(l.Header, DefaultMaxHeader) }
 func (l Limits) body() int64     { return limit(l.Body, DefaultMaxBody) }
 func (l Limits) inflated() int64 { return limit(l.Inflated, DefaultMaxBody) }
+
+func (l Limits) decoded() int64 {
+	switch {
+	case l.Decoded == 0:
+		return DefaultMaxDecoded
+	case l.Decoded < 0:
+		return math.MaxInt64
+	}
+	return l.Decoded
+}
 
 func (l Limits) depth() int {
 	switch {

@@ -362,7 +362,8 @@ func TestAwaitCutsNoBodyOff(t *testing.T) {
 				if skip {
 					s.SkipBody()
 				} else {
-					raw, err := s.ReadBody(nil)
+					got, err := s.ReadBody(nil)
+					raw := got.B
 					require.NoError(t, err)
 					require.True(t, "s"+body == string(raw), "%d bytes", len(raw))
 					require.NoError(t, awaitLoud(s))
@@ -393,7 +394,8 @@ func TestBuffered(t *testing.T) {
 			require.Equal(t, cut >= len(first), s.BodyBuffered(), "%s, %d of %d bytes", tr.name, cut, len(first))
 			require.Equal(t, cut == len(both), s.Buffered(), "%s, %d of %d bytes", tr.name, cut, len(both))
 			if cut >= len(first) {
-				raw, err := s.ReadBody(nil)
+				body, err := s.ReadBody(nil)
+				raw := body.B
 				require.NoError(t, err)
 				require.Equal(t, "sfirst", string(raw))
 				require.True(t, s.BodyBuffered(), "nothing of it is left")
@@ -466,7 +468,8 @@ func TestReadHeaderView(t *testing.T) {
 						require.Equal(t, name, v.Codec)
 						require.Equal(t, p.HeaderLength, v.Length)
 						require.Equal(t, h.Id+h.Uri+h.Status, string(v.Id)+string(v.Uri)+string(v.Status))
-						raw, err := s.ReadBody(nil)
+						body, err := s.ReadBody(nil)
+						raw := body.B
 						require.NoError(t, err)
 						require.Equal(t, "stext", string(raw))
 					}

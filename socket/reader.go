@@ -36,7 +36,8 @@ var (
 // time.
 type reader struct {
 	conn    net.Conn
-	lazy    *lazyReader // nil where the connection does not allow it
+	lazy    *lazyReader   // nil where the connection does not allow it
+	limits  packet.Limits // of what is read
 	budget  *packet.Budget
 	timeout atomic.Int64  // time.Duration; 0 none
 	frame   time.Duration // for a packet as a whole; 0 none
@@ -64,7 +65,7 @@ type reader struct {
 func (r *reader) init(conn net.Conn, o Options) {
 	r.conn = conn
 	r.lazy = newLazyReader(conn)
-	r.budget = o.Limits.Budget
+	r.limits, r.budget = o.Limits, o.Limits.Budget
 	r.frame = max(o.FrameTimeout, 0)
 	r.timeout.Store(int64(max(o.ReadTimeout, 0)))
 	r.armed = true // clears a deadline that a former owner of conn left
@@ -331,59 +332,6 @@ func (r *reader) whole() bool {
 		return false
 	}
 	return int64(len(b)) >= bodyAt+packet.LengthSize+int64(binary.BigEndian.Uint32(b[bodyAt:]))
-}
-
-// readBody appends the current body to dst, which may be given other memory. It
-// takes new memory for what has come, and for as much again, from the budget.
-func (r *reader) readBody(dst []byte) (_ []byte, err error) {
-	given, length := cap(dst), r.body
-	var cost int64
-	grown := func(b []byte) error {
-		dst = b
-		if cap(b) == given {
-			return nil
-		}
-		more := int64(cap(b)) - cost
-		if !r.budget.Take(more) {
-			return fmt.Errorf("socket: a body of %d bytes: %w", length, packet.ErrBudget)
-		}
-		cost += more
-		return nil
-	}
-	defer func() {
-		if err != nil {
-			r.budget.Give(cost)
-		}
-	}()
-	if err := grown(bufpool.TryGrow(dst, int(r.body))); err != nil {
-		return dst, err
-	}
-	if n := int(min(r.body, int64(r.w-r.r))); n > 0 {
-		if cap(dst)-len(dst) < n {
-			if err := grown(bufpool.Grow(dst, n)); err != nil {
-				return dst, err
-			}
-		}
-		dst = append(dst, r.buf.B[r.r:r.r+n]...)
-		r.r += n
-		r.body -= int64(n)
-	}
-	for r.body > 0 {
-		if len(dst) == cap(dst) {
-			if err := grown(bufpool.Grow(dst, int(min(r.body, int64(max(len(dst), fullBuffer-len(dst))))))); err != nil {
-				return dst, err
-			}
-		}
-		free := int(min(r.body, int64(cap(dst)-len(dst))))
-		r.arm()
-		k, err := r.fill(dst[len(dst) : len(dst)+free])
-		dst = dst[:len(dst)+k]
-		r.body -= int64(k)
-		if err != nil && r.body > 0 && !r.again(err) {
-			return dst, readError(r.explain(err), false)
-		}
-	}
-	return dst, nil
 }
 
 // skip drops what is left of the current body.

@@ -38,8 +38,12 @@ const flushOnClose = time.Second
 
 // Options configures a Socket. The zero value is ready to use.
 type Options struct {
-	// Limits bounds packets in both directions; its zero value is safe.
+	// Limits bounds packets in both directions; its zero value is safe. Its budget is
+	// asked for what is received.
 	Limits packet.Limits
+	// Output is asked for memory for what waits to be written; nil is without a bound
+	// but MaxOutput.
+	Output *packet.Budget
 	// ReadTimeout is the longest silence while a packet is awaited or read; zero
 	// means none.
 	ReadTimeout time.Duration
@@ -49,10 +53,15 @@ type Options struct {
 	// FrameTimeout is the longest that a packet may take from its first byte to its
 	// last, or ReadTimeout if that is shorter; zero means no bound.
 	FrameTimeout time.Duration
+	// Room is told, if it is not nil, whenever there is room in the output again.
+	Room Roomer
 	// MaxOutput is how many bytes may wait to be written before writers wait too;
 	// zero means 8 MiB, a negative number no bound.
 	MaxOutput int64
 }
+
+// A Roomer is told that what waits to be written has become less. It must not block.
+type Roomer interface{ OutputHasRoom() }
 
 // Socket is a connection that carries packets. One goroutine at a time may
 // read; every other method is safe for concurrent use, during a read too.
@@ -78,7 +87,7 @@ func New(conn net.Conn, o Options) *Socket {
 // [packet.Append]) leave the socket usable, and so does [ErrOutputFull]; all others
 // end it. All but those of encoding are a [*WriteError].
 func (s *Socket) WritePacket(p *packet.Packet) error {
-	f, err := s.Encode(p)
+	f, err := s.encode(context.Background(), nil, p)
 	if err != nil {
 		return err
 	}
@@ -90,47 +99,82 @@ func (s *Socket) WritePacket(p *packet.Packet) error {
 type Frame struct {
 	b    []byte
 	buf  *bufpool.Buffer // that b is the content of; nil if b is in the caller's memory
-	turn *writer         // whose turn to encode ends when the frame is queued; nil if none
+	w    *writer
+	turn bool  // a turn to encode ends when the frame is queued
+	cost int64 // taken from the budget: of a large frame that will be queued as it is
 }
 
 // Drop gives up a frame that will not be written.
 func (f Frame) Drop() {
+	f.free()
+	if f.turn {
+		f.w.endTurn()
+	}
+}
+
+// free gives the frame's memory back.
+func (f Frame) free() {
 	bufpool.Put(f.buf)
-	if f.turn != nil {
-		f.turn.endTurn()
+	if f.cost > 0 {
+		f.w.budget.Give(f.cost)
 	}
 }
 
 // Encode is the first half of WritePacket, for who has something to do between
 // encoding, which may fail, and sending. It sets p's lengths and does not touch
-// the connection.
-func (s *Socket) Encode(p *packet.Packet) (Frame, error) {
-	buf := bufpool.Get()
-	b, err := packet.Append(buf.B, p, s.limits)
-	if err != nil {
-		bufpool.Put(buf)
-		return Frame{}, err
-	}
-	buf.B = b
-	return Frame{b: b, buf: buf}, nil
-}
+// the connection. It does not wait: see EncodeTo.
+func (s *Socket) Encode(p *packet.Packet) (Frame, error) { return s.EncodeTo(nil, p) }
 
 // EncodeTo is Encode into mem, if that has room, which is faster for small
-// packets. The caller must leave mem alone until the frame is used.
+// packets. The caller must leave mem alone until the frame is used. Where the budget has
+// no memory for a large packet the error is a [*WriteError] that wraps [ErrOutputFull].
 func (s *Socket) EncodeTo(mem []byte, p *packet.Packet) (Frame, error) {
+	f, err := s.encodeTo(mem, p)
+	if err == nil && !s.w.pay(&f) {
+		f.free()
+		return Frame{}, &WriteError{Err: errNoMemory, Unsent: true}
+	}
+	return f, err
+}
+
+// encodeTo encodes without paying.
+func (s *Socket) encodeTo(mem []byte, p *packet.Packet) (Frame, error) {
+	f := Frame{w: &s.w}
+	if mem == nil {
+		f.buf = bufpool.Get()
+		mem = f.buf.B
+	}
 	b, err := packet.Append(mem[:0], p, s.limits)
-	if err != nil {
-		return Frame{}, err
-	}
 	switch {
+	case err != nil:
+		bufpool.Put(f.buf)
+		return Frame{}, err
+	case f.buf != nil:
+		f.buf.B = b
 	case cap(b) != cap(mem):
-		return Frame{b: b, buf: &bufpool.Buffer{B: b}}, nil
-	case len(b) < ownFrame:
-		return Frame{b: b}, nil
+		f.buf = &bufpool.Buffer{B: b}
+	case len(b) >= ownFrame: // it will be queued as it is
+		f.buf = bufpool.GetSize(len(b))
+		f.buf.B = append(f.buf.B, b...)
+		b = f.buf.B
 	}
-	buf := bufpool.GetSize(len(b)) // a large frame is queued as it is
-	buf.B = append(buf.B, b...)
-	return Frame{b: buf.B, buf: buf}, nil
+	f.b = b
+	return f, nil
+}
+
+// encode is EncodeTo that waits for memory, as long as ctx lasts and for the write timeout
+// at most. What waits is not held encoded: it would be the memory that is waited for.
+func (s *Socket) encode(ctx context.Context, mem []byte, p *packet.Packet) (Frame, error) {
+	for {
+		f, err := s.encodeTo(mem, p)
+		if err != nil || s.w.pay(&f) {
+			return f, err
+		}
+		f.free()
+		if err := s.w.awaitMemory(ctx, int64(cap(f.b))); err != nil {
+			return Frame{}, &WriteError{Err: err, Unsent: true}
+		}
+	}
 }
 
 // TakeTurn waits, no longer than ctx lasts, before a packet is encoded: for room in the
@@ -141,21 +185,22 @@ func (s *Socket) EncodeTo(mem []byte, p *packet.Packet) (Frame, error) {
 // done meanwhile.
 func (s *Socket) TakeTurn(ctx context.Context) error { return s.w.takeTurn(ctx) }
 
-// EncodeInTurn is EncodeTo behind TakeTurn. The turn ends when the frame is used, or with
+// EncodeInTurn is EncodeTo behind TakeTurn, which also waits for memory, as long as ctx
+// lasts and for the write timeout at most. The turn ends when the frame is used, or with
 // an error.
-func (s *Socket) EncodeInTurn(mem []byte, p *packet.Packet) (Frame, error) {
+func (s *Socket) EncodeInTurn(ctx context.Context, mem []byte, p *packet.Packet) (Frame, error) {
 	encoded := false
 	defer func() {
 		if !encoded { // a method of the body's may have called runtime.Goexit
 			s.w.endTurn()
 		}
 	}()
-	f, err := s.EncodeTo(mem, p)
+	f, err := s.encode(ctx, mem, p)
 	if err != nil {
 		return Frame{}, err
 	}
 	encoded = true
-	f.turn = &s.w
+	f.turn = true
 	return f, nil
 }
 
@@ -186,9 +231,15 @@ func (s *Socket) QueueFrame(f Frame) (waiting int, err error) {
 	return s.queue(context.Background(), f, flushNot)
 }
 
-// OfferFrame is QueueFrame that does not wait: where there is no room for the
-// frame the error wraps [ErrOutputFull], and the socket can be used on.
-func (s *Socket) OfferFrame(f Frame) error { return s.send(f, flushOffered) }
+// OfferQueued is QueueFrame that does not wait: where there is no room for the frame the
+// error wraps [ErrOutputFull], and the socket can be used on.
+func (s *Socket) OfferQueued(f Frame) (waiting int, err error) {
+	return s.queue(context.Background(), f, flushOffered)
+}
+
+// OfferFrame is OfferQueued for a small frame that says why there will not be another: an
+// eighth more of such may wait than of others, but 256 KiB at most.
+func (s *Socket) OfferFrame(f Frame) error { return s.send(f, flushRefusal) }
 
 // PressFrame is QueueFrame for a frame that finds room in any case. It is for the few
 // small packets that keep the connection in order.
@@ -206,6 +257,9 @@ func (s *Socket) queue(ctx context.Context, f Frame, mode flushMode) (waiting in
 	}
 	return s.w.write(ctx, f, mode)
 }
+
+// OutputFull reports whether so much waits to be written that whoever writes more waits.
+func (s *Socket) OutputFull() bool { return s.w.full.Load() }
 
 // Flush writes what QueueFrame has left, unless somebody else is already at it.
 // Its error is a [*WriteError].
@@ -246,13 +300,12 @@ func (s *Socket) ReadPacket(p *packet.Packet, newBody func(*packet.Header) inter
 		s.SkipBody()
 		return nil
 	}
-	buf := bufpool.Get()
-	defer bufpool.Put(buf)
-	var err error
-	if buf.B, err = s.ReadBody(buf.B); err != nil {
+	body, err := s.ReadBody(nil)
+	if err != nil {
 		return err
 	}
-	return p.ParseBody(buf.B, newBody, s.limits)
+	defer body.Release()
+	return p.ParseBody(body.B, newBody, s.r.limits)
 }
 
 // ErrQuiet is what Await returns when nothing has come.
@@ -298,7 +351,7 @@ func (s *Socket) ReadHeaderView(v *packet.HeaderView) (bodyLength int64, err err
 	if err != nil {
 		return 0, s.readFailure(err)
 	}
-	hlen, err := s.limits.HeaderLength(b)
+	hlen, err := s.r.limits.HeaderLength(b)
 	if err != nil {
 		return 0, &frameError{err}
 	}
@@ -310,7 +363,7 @@ func (s *Socket) ReadHeaderView(v *packet.HeaderView) (bodyLength int64, err err
 	if err := v.Decode(b[packet.LengthSize:bodyAt]); err != nil {
 		return 0, &frameError{err}
 	}
-	blen, tooLarge := s.limits.BodyLength(b[bodyAt:])
+	blen, tooLarge := s.r.limits.BodyLength(b[bodyAt:])
 	s.r.discard(len(b))
 	s.r.body, s.r.refused = blen, tooLarge
 	return blen, nil
@@ -324,22 +377,20 @@ func (s *Socket) BodyBuffered() bool { return s.r.body <= int64(s.r.w-s.r.r) }
 // reading it will not wait. It is for the goroutine that reads.
 func (s *Socket) Buffered() bool { return s.r.whole() }
 
-// ReadBody appends to dst the body of the packet whose header was read last,
-// its codec id first, as it stands on the wire. A body over the limit is not
-// read but skipped before the next packet; the error wraps packet.ErrTooLarge, or
-// packet.ErrBudget where the limits' budget has no memory left for it. Memory is
-// taken as the bytes come. If the slice that is returned has another capacity
-// than dst, so many bytes were taken from the budget, and it is for the caller to
-// give them back.
-func (s *Socket) ReadBody(dst []byte) ([]byte, error) {
+// ReadBody reads the body of the packet whose header was read last. If it fits into mem
+// it is there: then mem is the caller's to keep until the body was released. A body over
+// the limit is not read but skipped before the next packet; the error wraps
+// packet.ErrTooLarge, or packet.ErrBudget where the limits' budget has no memory left for
+// it. Memory is taken as the bytes come.
+func (s *Socket) ReadBody(mem []byte) (Body, error) {
 	if s.r.refused != nil {
-		return dst, s.r.refused
+		return Body{}, s.r.refused
 	}
-	dst, err := s.r.readBody(dst)
-	if err != nil {
-		err = s.readFailure(err)
+	b := Body{B: mem[:0]}
+	if err := s.r.readBody(&b); err != nil {
+		return Body{}, s.readFailure(err)
 	}
-	return dst, err
+	return b, nil
 }
 
 // readFailure says why a read failed: where this side has closed the connection,
@@ -387,6 +438,10 @@ func (s *Socket) RemoteAddr() net.Addr { return s.conn.RemoteAddr() }
 
 // Limits returns the limits that the socket was made with.
 func (s *Socket) Limits() packet.Limits { return s.limits }
+
+// SetReadLimits changes the limits of what is read from the next packet on, for a part of
+// the conversation. It is for the goroutine that reads.
+func (s *Socket) SetReadLimits(l packet.Limits) { s.r.limits = l }
 
 // ReadTimeout returns the longest silence while a packet is awaited; zero means
 // none.

@@ -77,7 +77,7 @@ func TestWaitsEndWithTheirContext(t *testing.T) {
 			err := a.TakeTurn(t.Context())
 			if err == nil {
 				var f socket.Frame
-				if f, err = a.EncodeInTurn(nil, message("2", body)); err == nil {
+				if f, err = a.EncodeInTurn(context.Background(), nil, message("2", body)); err == nil {
 					err = a.WriteFrame(f)
 				}
 			}

@@ -39,12 +39,13 @@ var maxTurns = int32(max(2, runtime.GOMAXPROCS(0)))
 type writer struct {
 	conn    net.Conn
 	budget  *packet.Budget
+	room    Roomer
 	most    int64        // bytes that may wait before writers have to
 	timeout atomic.Int64 // time.Duration; 0 none
 	armed   bool         // a write deadline is set on conn; the flusher's
 	try     *tryWriter   // made when first used; the flusher's
 
-	full            atomic.Bool  // queued >= most
+	full            atomic.Bool  // queued >= fullAt
 	turns, awaiting atomic.Int32 // taken by who encodes in turn, and who waits for one
 
 	mu       sync.Mutex // guards the fields below
@@ -53,6 +54,9 @@ type writer struct {
 	spare    []*bufpool.Buffer // the queue's other half, while it is not in use
 	queued   int64             // bytes in queue and under way
 	taken    int64             // bytes from the budget, given back when nothing is queued
+	fullAt   int64             // most, or less where the budget has refused more
+	waits    bool              // the budget has been told that the other side is waited for
+	drained  int64             // bytes written since then
 	flushing bool
 	turn     *sync.Cond // made when first waited on; signalled when a turn ends
 	refuse   error      // what new frames are refused with; queued ones are still written
@@ -61,13 +65,14 @@ type writer struct {
 
 func (w *writer) init(conn net.Conn, o Options) {
 	w.conn = conn
-	w.budget = o.Limits.Budget
+	w.budget, w.room = o.Output, o.Room
 	switch w.most = o.MaxOutput; {
 	case w.most == 0:
 		w.most = maxQueued
 	case w.most < 0:
 		w.most = math.MaxInt64
 	}
+	w.fullAt = w.most
 	w.timeout.Store(int64(max(o.WriteTimeout, 0)))
 	w.armed = true // clears a deadline that a former owner of conn left
 }
@@ -88,6 +93,8 @@ const (
 	flushNot
 	// flushOffered is flushNot for a frame that does not wait for room.
 	flushOffered
+	// flushRefusal is flushOffered with some room of its own.
+	flushRefusal
 	// flushPressed is flushNot for a frame that needs no room.
 	flushPressed
 )
@@ -95,9 +102,9 @@ const (
 // write takes the frame. It returns how many bytes wait.
 func (w *writer) write(ctx context.Context, f Frame, mode flushMode) (waiting int, err error) {
 	w.mu.Lock()
-	if !w.roomLocked(int64(len(f.b))) && mode != flushPressed {
-		if err = ErrOutputFull; mode != flushOffered {
-			err = w.waitForRoomLocked(ctx, int64(len(f.b)))
+	if !w.roomLocked(int64(len(f.b)), f.cost > 0, w.reserve(mode)) && mode != flushPressed {
+		if err = ErrOutputFull; mode < flushOffered {
+			err = w.waitForRoomLocked(ctx, int64(len(f.b)), f.cost > 0)
 		}
 	}
 	if w.refuse != nil {
@@ -109,12 +116,13 @@ func (w *writer) write(ctx context.Context, f Frame, mode flushMode) (waiting in
 		f.Drop()
 		return 0, &WriteError{Err: err, Unsent: true}
 	}
-	if w.queued += int64(len(f.b)); w.queued >= w.most {
+	if w.queued += int64(len(f.b)); w.queued >= w.fullAt {
 		w.full.Store(true)
 	}
 	waiting = int(w.queued)
 	w.enqueueLocked(f)
-	if f.turn != nil {
+	w.watchLocked(0)
+	if f.turn {
 		w.endTurnLocked()
 	}
 	flush := !w.flushing && mode < flushNot
@@ -136,29 +144,122 @@ func (w *writer) write(ctx context.Context, f Frame, mode flushMode) (waiting in
 	return waiting, err
 }
 
-// roomLocked reports whether n more bytes may wait, and takes them from the
-// budget. When nothing waits they may, whatever the budget says: so every
-// connection goes on.
-func (w *writer) roomLocked(n int64) bool {
+// offerReserve is how much of what need not wait for room may be queued beyond the rest:
+// refusals, which are small and tell the other side why it gets no more.
+const offerReserve = 256 << 10
+
+func (w *writer) reserve(mode flushMode) int64 {
+	if mode == flushRefusal {
+		return min(offerReserve, w.most/8)
+	}
+	return 0
+}
+
+// roomLocked reports whether n more bytes may wait, in a frame that is paid for or not, and
+// takes them from the budget if not. When nothing waits they may, whatever the budget says:
+// so every connection goes on.
+func (w *writer) roomLocked(n int64, paid bool, reserve int64) bool {
 	if w.queued == 0 {
-		if more := max(n, minTaken) - w.taken; more > 0 && w.budget.Take(more) {
+		if more := max(n, minTaken) - w.taken; !paid && more > 0 && w.budget.Take(more) {
 			w.taken += more
 		}
 		return true
 	}
-	if w.queued >= w.most {
+	if w.queued-reserve >= w.fullAt {
 		return false
 	}
 	more := w.queued + n - w.taken
-	if more <= 0 {
+	if paid || more <= 0 {
 		return true
 	}
 	more = max(more, min(max(w.taken, minTaken), maxTaken))
 	if !w.budget.Take(more) {
+		if reserve > 0 {
+			return true
+		}
+		w.fullAt = w.queued
+		w.full.Store(true)
 		return false
 	}
 	w.taken += more
 	return true
+}
+
+// pay takes from the budget what a large frame takes in memory. A small one is copied
+// when it is queued, and paid for then.
+func (w *writer) pay(f *Frame) bool {
+	n := int64(cap(f.b))
+	if w.budget == nil || f.buf == nil || len(f.b) < ownFrame {
+		return true
+	}
+	if w.budget.Take(n) || w.budget.TakeAlone(n) {
+		f.cost = n
+		return true
+	}
+	return false
+}
+
+const (
+	// memoryPoll is how often those who wait for memory of the budget look for it: it
+	// comes from other connections.
+	memoryPoll = 50 * time.Millisecond
+	// drainStep is how many bytes must be written before the other side has done
+	// something, as far as the budget is concerned.
+	drainStep = 256 << 10
+	// writeStep is the most that is written at once of what is much longer: so that one
+	// sees whether it goes on.
+	writeStep = 1 << 20
+)
+
+var errNoMemory = fmt.Errorf("%w: there is no memory for a large packet", ErrOutputFull)
+
+// awaitMemory waits until the budget may have n bytes, for the write timeout and no longer
+// than ctx lasts.
+func (w *writer) awaitMemory(ctx context.Context, n int64) error {
+	timeout := time.Duration(w.timeout.Load())
+	began := time.Now()
+	tick := time.NewTicker(memoryPoll)
+	defer tick.Stop()
+	for {
+		if w.budget.Take(n) || w.budget.TakeAlone(n) {
+			w.budget.Give(n) // and take it again at once, which nearly always succeeds
+			return nil
+		}
+		if err := w.refusal(); err != nil {
+			return err
+		}
+		if timeout > 0 && time.Since(began) >= timeout {
+			return fmt.Errorf("%w for longer than %v", errNoMemory, timeout)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (w *writer) refusal() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.refuse
+}
+
+// watchLocked tells the budget since when the other side is waited for, while much is
+// queued; n bytes have just been written.
+func (w *writer) watchLocked(n int) {
+	if w.queued < drainStep && !w.waits {
+		return
+	}
+	if w.queued == 0 {
+		w.waits = false
+		w.budget.Waits(false)
+		return
+	}
+	if w.drained += int64(n); !w.waits || w.drained >= drainStep {
+		w.waits, w.drained = true, 0
+		w.budget.Waits(true)
+	}
 }
 
 // ErrOutputFull is what errors.Is finds when a packet found no room in the output:
@@ -168,7 +269,7 @@ var ErrOutputFull = errors.New("socket: the output is full")
 
 // waitForRoomLocked waits, for the write timeout and no longer than ctx lasts, until
 // there is room for n bytes.
-func (w *writer) waitForRoomLocked(ctx context.Context, n int64) error {
+func (w *writer) waitForRoomLocked(ctx context.Context, n int64, paid bool) error {
 	if ctx.Done() != nil {
 		defer context.AfterFunc(ctx, w.wakeAll)()
 	}
@@ -182,7 +283,20 @@ func (w *writer) waitForRoomLocked(ctx context.Context, n int64) error {
 		})
 		defer timer.Stop()
 	}
-	for w.refuse == nil && !w.roomLocked(n) {
+	var poll *time.Timer // others may give memory back
+	defer func() {
+		if poll != nil {
+			poll.Stop()
+		}
+	}()
+	for w.refuse == nil && !w.roomLocked(n, paid, 0) {
+		if w.queued < w.most {
+			if poll == nil {
+				poll = time.AfterFunc(memoryPoll, w.pollMemory)
+			} else {
+				poll.Reset(memoryPoll)
+			}
+		}
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -234,8 +348,8 @@ func (w *writer) takeTurn(ctx context.Context) error {
 		return &WriteError{Err: w.refuse, Unsent: true}
 	}
 	var err error
-	if w.queued >= w.most {
-		err = w.waitForRoomLocked(ctx, 1)
+	if w.queued >= w.fullAt {
+		err = w.waitForRoomLocked(ctx, 1, false)
 	}
 	if w.refuse != nil {
 		err = w.refuse
@@ -246,6 +360,14 @@ func (w *writer) takeTurn(ctx context.Context) error {
 		return &WriteError{Err: err, Unsent: true}
 	}
 	return nil
+}
+
+// pollMemory lets those who wait ask the budget again.
+func (w *writer) pollMemory() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.fullAt = w.most
+	w.wakeLocked()
 }
 
 // tryTurn takes a turn if there is one.
@@ -294,9 +416,18 @@ func (w *writer) giveLocked() {
 	}
 }
 
+// trimLocked returns what was taken for much more than is queued.
+func (w *writer) trimLocked() {
+	if surplus := w.taken - max(w.queued, minTaken); surplus > 2*maxTaken {
+		w.budget.Give(surplus)
+		w.taken -= surplus
+	}
+}
+
 // enqueueLocked puts a large frame at the end of the queue as it is, and copies a
 // small one behind the last one.
 func (w *writer) enqueueLocked(f Frame) {
+	w.taken += f.cost
 	if len(f.b) >= ownFrame {
 		w.queue = append(w.queue, f.buf)
 		return
@@ -378,8 +509,9 @@ func (w *writer) tryFlush() {
 	n := w.try.write(buf.B)
 
 	w.mu.Lock()
+	again := w.wroteLocked(n)
+	defer w.hasRoom(again)
 	defer w.mu.Unlock()
-	w.wroteLocked(n)
 	if n == len(buf.B) {
 		bufpool.Put(buf)
 		queue[0] = nil
@@ -396,10 +528,23 @@ func (w *writer) tryFlush() {
 	w.wakeLocked()
 }
 
-// wroteLocked counts bytes out.
-func (w *writer) wroteLocked(n int) {
-	if w.queued -= int64(n); w.queued < w.most && w.full.Load() {
-		w.full.Store(false)
+// wroteLocked counts bytes out. It reports whether there is room again: then hasRoom is to
+// be called, without mu.
+func (w *writer) wroteLocked(n int) bool {
+	w.queued -= int64(n)
+	w.watchLocked(n)
+	w.trimLocked()
+	if w.queued >= w.fullAt || !w.full.Load() {
+		return false
+	}
+	w.full.Store(false)
+	w.fullAt = w.most
+	return w.room != nil
+}
+
+func (w *writer) hasRoom(again bool) {
+	if again {
+		w.room.OutputHasRoom()
 	}
 }
 
@@ -426,14 +571,13 @@ func (w *writer) round() (done bool, err error) {
 	for i, buf := range queue {
 		n := len(buf.B)
 		if err == nil {
-			w.arm()
-			_, err = w.conn.Write(buf.B)
+			err = w.put(buf.B)
 		}
 		bufpool.Put(buf)
 		queue[i] = nil
 
 		w.mu.Lock()
-		w.wroteLocked(n)
+		again := w.wroteLocked(n)
 		if err != nil {
 			w.failLocked(err)
 		}
@@ -445,6 +589,7 @@ func (w *writer) round() (done bool, err error) {
 		}
 		w.wakeLocked()
 		w.mu.Unlock()
+		w.hasRoom(again)
 	}
 	if err != nil && !Gone(err) {
 		_ = w.conn.Close() // a part may have been sent
@@ -452,10 +597,28 @@ func (w *writer) round() (done bool, err error) {
 	return done, err
 }
 
+// put writes b to the connection, a long one in steps.
+func (w *writer) put(b []byte) error {
+	for len(b) > 4*writeStep {
+		w.arm()
+		if _, err := w.conn.Write(b[:writeStep]); err != nil {
+			return err
+		}
+		b = b[writeStep:]
+		w.mu.Lock()
+		w.watchLocked(writeStep)
+		w.mu.Unlock()
+	}
+	w.arm()
+	_, err := w.conn.Write(b)
+	return err
+}
+
 func (w *writer) endFlushLocked() {
 	w.flushing = false
 	if w.err != nil {
 		w.queue, w.spare, w.queued = nil, nil, 0 // will never be written
+		w.watchLocked(0)
 	}
 	w.giveLocked()
 	w.wakeLocked()

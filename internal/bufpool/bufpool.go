@@ -79,14 +79,9 @@ func Grow(b []byte, n int) []byte {
 	return append(GetSize(len(b)+n).B, b...)
 }
 
-// TryGrow is Grow for bytes that have been announced and not received: it
-// returns b as it is where it would have to take new memory.
-func TryGrow(b []byte, n int) []byte {
-	if cap(b)-len(b) >= n {
-		return b
-	}
-	if other, _ := pooled(len(b) + n); other != nil {
-		return append(other.B, b...)
-	}
+// Pooled lends an empty buffer with room for n bytes if the pools have one, and nil if it
+// would be new memory: it is for bytes that have been announced and not received.
+func Pooled(n int) *Buffer {
+	b, _ := pooled(n)
 	return b
 }

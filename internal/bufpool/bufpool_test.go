@@ -167,34 +167,21 @@ func TestGrow(t *testing.T) {
 	}
 }
 
-// TryGrow keeps the content. It makes room, or returns what it was given.
-func TestTryGrow(t *testing.T) {
-	for range 2 { // the second time the pools have what the first one has put there
-		for _, n := range []int{0, 1, 512, 5000, bufpool.Full} {
-			for _, room := range []int{0, 1, 100, 5000} {
-				for _, more := range []int{0, 1, 100, 101, 5000, 100000, bufpool.MaxKept + 1} {
-					b := content(n, room)
-					got := bufpool.TryGrow(b, more)
-					require.True(t, bytes.Equal(content(n, 0), got), "%d bytes, %d more", n, more)
-					if cap(got)-len(got) < more || room >= more {
-						require.Equal(t, cap(b), cap(got))
-						require.Same(t, unsafe.SliceData(b), unsafe.SliceData(got))
-					}
-				}
-			}
-		}
-		for _, size := range edges() {
-			bufpool.Put(&bufpool.Buffer{B: make([]byte, size)})
+// Pooled lends what the pools have, and takes no new memory.
+func TestPooled(t *testing.T) {
+	for _, size := range edges() {
+		bufpool.Put(&bufpool.Buffer{B: make([]byte, size)})
+	}
+	for _, n := range append(edges(), bufpool.MaxKept+1) {
+		if b := bufpool.Pooled(n); b != nil {
+			require.GreaterOrEqual(t, cap(b.B), n)
+			require.Empty(t, b.B)
 		}
 	}
-}
-
-// TryGrow takes no memory for what is more than the pools keep.
-func TestTryGrowTakesNoNewMemory(t *testing.T) {
-	b := content(10, 10)
+	require.Nil(t, bufpool.Pooled(bufpool.MaxKept+1))
 	require.Zero(t, testing.AllocsPerRun(10, func() {
-		if got := bufpool.TryGrow(b, bufpool.MaxKept+1); cap(got) != cap(b) {
-			panic("other memory")
+		if bufpool.Pooled(bufpool.MaxKept+1) != nil {
+			panic("new memory")
 		}
 	}))
 }

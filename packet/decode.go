@@ -1,0 +1,91 @@
+package packet
+
+import (
+	"fmt"
+
+	"github.com/henrylee2cn/teleport/codec"
+	"github.com/henrylee2cn/teleport/internal/bufpool"
+)
+
+// DecodeBody decodes raw, a body as it stands on the wire with its codec id
+// first, into v, and returns the codec's name. gzip is the header's. A *RawBody
+// takes a copy of raw, whatever the codec. No body, and a nil v, decode nothing.
+//
+// It keeps no part of raw. Errors wrap codec.ErrUnknown, [ErrGzip],
+// [ErrTooLarge], [ErrBudget] or are the codec's own.
+func DecodeBody(raw []byte, gzip int32, v interface{}, lim Limits) (string, error) {
+	name, cost, err := DecodeCharged(raw, gzip, v, lim)
+	lim.Budget.Give(cost)
+	return name, err
+}
+
+// DecodeCharged is DecodeBody for who keeps v: what v may take in memory, cost, has been
+// taken from the limits' budget, and it is for the caller to give that back. It is
+// never less than what v takes, and 0 after an error. How much a value takes is known
+// for codecs that are a [codec.Sizer]; for others it is the length of the body.
+func DecodeCharged(raw []byte, gzip int32, v interface{}, lim Limits) (name string, cost int64, err error) {
+	if r, ok := v.(*RawBody); ok && r != nil {
+		if !lim.Budget.Take(int64(len(raw))) {
+			return "", 0, fmt.Errorf("packet: a body of %d bytes: %w", len(raw), ErrBudget)
+		}
+		*r = append((*r)[:0:0], raw...)
+		if name, err = r.Codec(); err != nil {
+			name = ""
+		}
+		return name, int64(len(raw)), nil
+	}
+	if len(raw) == 0 {
+		return "", 0, nil
+	}
+	c, err := codec.GetById(raw[0])
+	if err != nil {
+		return "", 0, fmt.Errorf("packet: body: %w", err)
+	}
+	if v == nil {
+		return c.Name(), 0, nil
+	}
+	data := raw[1:]
+	if gzip != 0 {
+		if err := CheckGzip(gzip); err != nil {
+			return c.Name(), 0, err
+		}
+		plain := bufpool.Get()
+		defer bufpool.Put(plain)
+		var inflated int64
+		plain.B, inflated, err = appendGunzip(plain.B, data, lim.inflated(), lim.Budget)
+		defer lim.Budget.Give(inflated)
+		if err != nil {
+			return c.Name(), 0, err
+		}
+		data = plain.B
+	}
+	if cost, err = lim.charge(c, data, v); err != nil {
+		return c.Name(), 0, err
+	}
+	if err = codec.DecodeDepth(c, data, v, lim.depth()); err != nil {
+		lim.Budget.Give(cost)
+		cost = 0
+	}
+	return c.Name(), cost, err
+}
+
+// charge takes from the budget what data may become when it is decoded into v. Nearly
+// always the most that a body of that length can become is little enough; only otherwise
+// the body is looked at.
+func (l Limits) charge(c codec.Codec, data []byte, v interface{}) (int64, error) {
+	most := l.decoded()
+	if l.Budget == nil && l.Decoded < 0 {
+		return 0, nil
+	}
+	if bound := codec.DecodedBound(c, data, v); bound <= most && l.Budget.try(bound) {
+		return bound, nil
+	}
+	size := codec.DecodedSize(c, data, v, most)
+	if size > most {
+		return 0, fmt.Errorf("packet: %w: the decoded body would exceed the limit of %d bytes", ErrTooLarge, most)
+	}
+	if !l.Budget.Take(size) {
+		return 0, fmt.Errorf("packet: decoding a body to %d bytes: %w", size, ErrBudget)
+	}
+	return size, nil
+}

@@ -1,0 +1,63 @@
+package tp
+
+import (
+	"fmt"
+
+	"github.com/henrylee2cn/teleport/packet"
+)
+
+// While the other side does not read, what it sends must not pile up here. A session whose
+// output is full begins no more handlers of pulls: those wait, see workers.hold, and when
+// enough of them do the reader rests, so that the other side's own writes come to a stop.
+// It does not rest while this side waits for replies of the other: those may be what the
+// handlers wait for that make the output full, on both sides at once.
+
+// outputFull reports whether the output is full and pulls of so many bytes wait for it.
+func (l *link) outputFull(waiting int64) bool {
+	return l.sock.OutputFull() && l.queues.pullBytes.Load() >= waiting
+}
+
+// restWhileFull holds the reader while it is of no use to read on.
+func (l *link) restWhileFull() {
+	for l.rests() {
+		if l.wake == nil {
+			l.wake = make(chan struct{}, 1)
+		}
+		l.resting.Store(true)
+		if l.rests() { // who wakes it looks at resting after that has changed which rests looks at
+			<-l.wake
+		}
+		l.resting.Store(false)
+	}
+}
+
+func (l *link) rests() bool {
+	return l.outputFull(restBytes) && !l.ended.Load() && l.pulls.len() == 0
+}
+
+// wakeReader lets the reader look again whether to rest.
+func (l *link) wakeReader() {
+	if l.resting.Load() {
+		select {
+		case l.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// OutputHasRoom is called by the socket, see [socket.Roomer].
+func (l *link) OutputHasRoom() {
+	if l.queues.pullBytes.Load() > 0 {
+		l.peer.workers.resume(l)
+	}
+	l.wakeReader()
+}
+
+// Reclaim is called by the link's budgets, see [packet.Owner].
+func (l *link) Reclaim(b *packet.Budget, held int64) {
+	what := "a packet that has not come as a whole"
+	if b == &l.outBudget {
+		what = "packets that it does not read"
+	}
+	go l.shut(fmt.Errorf("others needed the %d bytes of memory that %s had taken, for longest of all", held, what))
+}

@@ -1,0 +1,114 @@
+package socket
+
+import (
+	"fmt"
+
+	"github.com/henrylee2cn/teleport/internal/bufpool"
+	"github.com/henrylee2cn/teleport/packet"
+)
+
+// A Body is the body of a packet that was received, as it stands on the wire: its codec
+// id first, nothing for none. It belongs to whoever has it, with the memory that it is in
+// and what was taken from the budget for that, until Release. It is not safe for
+// concurrent use, and not to be copied but by who does not use the original any more. The
+// zero value is no body.
+type Body struct {
+	B      []byte
+	buf    *bufpool.Buffer // that B is the content of; nil where B is other memory
+	cost   int64           // taken from budget
+	budget *packet.Budget
+}
+
+// Release ends the use of the body. It may be called more than once.
+func (b *Body) Release() {
+	b.budget.Give(b.cost)
+	bufpool.Put(b.buf)
+	*b = Body{}
+}
+
+// Detach gives B to whoever holds it, for good: Release then only gives back what was
+// taken from the budget.
+func (b *Body) Detach() { b.buf = nil }
+
+// Cost returns how many bytes are taken from the budget for the body.
+func (b *Body) Cost() int64 { return b.cost }
+
+// room makes space for n more bytes, of which so many have come, or are about to: it
+// takes memory from the pools, or new, and pays for it.
+func (b *Body) room(n int, announced int64) error {
+	if cap(b.B)-len(b.B) >= n {
+		return nil
+	}
+	return b.move(bufpool.GetSize(len(b.B)+n), announced)
+}
+
+// move goes on in another buffer, which it gives back if the budget has not so much.
+func (b *Body) move(to *bufpool.Buffer, announced int64) error {
+	cost := int64(cap(to.B))
+	if !b.budget.Take(cost - b.cost) {
+		bufpool.Put(to)
+		return fmt.Errorf("socket: a body of %d bytes: %w", announced, packet.ErrBudget)
+	}
+	if cost < b.cost {
+		b.budget.Give(b.cost - cost)
+	}
+	b.cost = cost
+	to.B = append(to.B, b.B...)
+	bufpool.Put(b.buf)
+	b.B, b.buf = to.B, to
+	return nil
+}
+
+// readBody reads the current body into b, which is empty, and may have memory. It takes
+// memory for what has come, and for as much again, unless the pools have some.
+func (r *reader) readBody(b *Body) (err error) {
+	length := r.body
+	b.budget = r.budget
+	waits := false
+	defer func() {
+		if waits {
+			r.budget.Waits(false)
+		}
+		if err != nil {
+			b.Release()
+		}
+	}()
+	if int64(cap(b.B)) < length {
+		if other := bufpool.Pooled(int(length)); other != nil {
+			if err := b.move(other, length); err != nil {
+				return err
+			}
+		}
+	}
+	if n := int(min(r.body, int64(r.w-r.r))); n > 0 {
+		if err := b.room(n, length); err != nil {
+			return err
+		}
+		b.B = append(b.B, r.buf.B[r.r:r.r+n]...)
+		r.r += n
+		r.body -= int64(n)
+	}
+	for r.body > 0 {
+		if !waits {
+			waits = true
+			r.budget.Waits(true)
+		}
+		if len(b.B) == cap(b.B) {
+			if err := b.room(int(min(r.body, int64(max(len(b.B), fullBuffer-len(b.B))))), length); err != nil {
+				return err
+			}
+		}
+		free := int(min(r.body, int64(cap(b.B)-len(b.B))))
+		r.arm()
+		k, err := r.fill(b.B[len(b.B) : len(b.B)+free])
+		b.B = b.B[:len(b.B)+k]
+		r.body -= int64(k)
+		if err != nil && r.body > 0 && !r.again(err) {
+			return readError(r.explain(err), false)
+		}
+	}
+	if b.buf != nil {
+		b.buf.B = b.B
+	}
+	return nil
+}
