@@ -308,7 +308,7 @@ func (p *Pool) overdue(b *Budget, n int64) []overdue {
 	now := sinceStart()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if n > p.most || now < p.again {
+	if n > p.most || p.again != 0 && now < p.again {
 		return nil
 	}
 	var found []overdue
