@@ -368,7 +368,7 @@ func (cmd *PullCmd) finish() {
 func (cmd *PullCmd) readReply(f *flight) Xerror {
 	c := &f.ctx
 	if f.inHdr.StatusCode != StatusOK {
-		x := &xerror{code: f.inHdr.StatusCode, text: clipStatus(f.inHdr.Status), notRun: f.inHdr.NotRun}
+		x := repliedStatus(&f.inHdr)
 		if len(f.body) > 0 {
 			x.details, x.gzip, x.limits = packet.RawBody(bytes.Clone(f.body)), f.inHdr.Gzip, &c.link.peer.limits
 		}
