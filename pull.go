@@ -368,7 +368,7 @@ func (cmd *PullCmd) finish() {
 func (cmd *PullCmd) readReply(f *flight) Xerror {
 	c := &f.ctx
 	if f.inHdr.StatusCode != StatusOK {
-		x := &xerror{code: f.inHdr.StatusCode, text: clipStatus(f.inHdr.Status), notRun: f.inHdr.NotRun}
+		x := repliedStatus(&f.inHdr)
 		if len(f.raw.B) > 0 {
 			x.details, x.gzip, x.limits = packet.RawBody(bytes.Clone(f.raw.B)), f.inHdr.Gzip, &c.link.peer.limits
 		}
@@ -391,7 +391,11 @@ func (cmd *PullCmd) readReply(f *flight) Xerror {
 
 // decode decodes the reply's body; no body leaves the reply as it is.
 func (cmd *PullCmd) decode(f *flight, gzip int32) Xerror {
-	if _, err := packet.DecodeBody(f.raw.B, gzip, cmd.reply, cmd.link.sock.Limits()); err != nil {
+	limits := cmd.link.sock.Limits()
+	if len(f.raw.B) <= smallPacket && gzip == 0 { // too little to be counted
+		limits = cmd.link.peer.freeLimits
+	}
+	if _, err := packet.DecodeBody(f.raw.B, gzip, cmd.reply, limits); err != nil {
 		return replyXerror(err)
 	}
 	return nil

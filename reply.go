@@ -148,6 +148,17 @@ func sentStatus(x Xerror) (int32, string) {
 	return code, clipStatus(text)
 }
 
+// repliedStatus is the error that a reply is, without details. A code that only this side
+// can make is none that another may send: who believed it would take the answer for a
+// connection that has ended, and a pull that may have run for one that was not sent.
+func repliedStatus(h *packet.Header) *xerror {
+	x := &xerror{code: h.StatusCode, text: clipStatus(h.Status), notRun: h.NotRun}
+	if isLocal(x.code) {
+		x.code, x.notRun = StatusBadGateway, false
+	}
+	return x
+}
+
 // isLocal reports whether the code is one that a caller's side makes and nobody sends.
 func isLocal(code int32) bool { return code >= 100 && code < StatusOK }
 

@@ -31,6 +31,7 @@ const (
 	StatusBadGateway          int32 = 502 // a proxy's upstream failed
 	StatusServiceUnavailable  int32 = 503 // the peer is shutting down
 	StatusGatewayTimeout      int32 = 504
+	StatusLoopDetected        int32 = 508 // a packet has gone through too many proxies
 )
 
 var statusTexts = map[int32]string{
@@ -52,6 +53,7 @@ var statusTexts = map[int32]string{
 	StatusBadGateway:          "bad gateway",
 	StatusServiceUnavailable:  "service unavailable",
 	StatusGatewayTimeout:      "gateway timeout",
+	StatusLoopDetected:        "loop detected",
 }
 
 // StatusText returns the usual text of a status code, or "" for a code that has

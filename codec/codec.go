@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+
+	"github.com/henrylee2cn/teleport/internal/printable"
 )
 
 // A Codec encodes and decodes bodies, and, where it can encode a struct of
@@ -124,13 +126,16 @@ func GetByName(name string) (Codec, error) {
 	return nil, fmt.Errorf("%w: name %q", ErrUnknown, name)
 }
 
+// maxPrinted bounds what an error says of a panic's value, in bytes.
+const maxPrinted = 256
+
 // Append appends v's encoding to dst. On an error, a panic of the codec or of
 // v's own methods included, it returns dst as it was.
 func Append(c Codec, dst []byte, v interface{}) (out []byte, err error) {
 	returned := false
 	defer func() {
 		if !returned { // recover returns nil after panic(nil) with GODEBUG=panicnil=1
-			out, err = dst, fmt.Errorf("codec %s: encoding %T panicked: %v", c.Name(), v, recover())
+			out, err = dst, fmt.Errorf("codec %s: encoding %T panicked: %s", c.Name(), v, printable.Value(recover(), maxPrinted))
 		}
 	}()
 	if a, ok := c.(Appender); ok {
@@ -160,7 +165,7 @@ func DecodeDepth(c Codec, data []byte, v interface{}, depth int) (err error) {
 	returned := false
 	defer func() {
 		if !returned {
-			err = fmt.Errorf("codec %s: decoding into %T panicked: %v", c.Name(), v, recover())
+			err = fmt.Errorf("codec %s: decoding into %T panicked: %s", c.Name(), v, printable.Value(recover(), maxPrinted))
 		}
 	}()
 	if d, ok := c.(DepthLimiter); ok && depth > 0 {

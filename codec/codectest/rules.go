@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/henrylee2cn/teleport/codec"
+	"github.com/henrylee2cn/teleport/internal/printable"
 )
 
 // A rule is one thing that a codec has to do. Its check returns what is wrong.
@@ -75,7 +76,9 @@ type panicError struct {
 	value  interface{}
 }
 
-func (e *panicError) Error() string { return fmt.Sprintf("%s panicked: %v", e.method, e.value) }
+func (e *panicError) Error() string {
+	return fmt.Sprintf("%s panicked: %s", e.method, printable.Value(e.value, 1<<10))
+}
 
 // decodes returns an error unless data decodes into the sample's value.
 func decodes(c codec.Codec, data []byte, s Sample) error {

@@ -20,12 +20,6 @@ func Finite(v interface{}) (ok bool) {
 		}
 	}()
 	w := walk{left: 100_000}
-	switch m := v.(type) {
-	case proto.Message:
-		return w.message(m.ProtoReflect(), 0)
-	case protoadapt.MessageV1:
-		return w.message(protoadapt.MessageV2Of(m).ProtoReflect(), 0)
-	}
 	return w.value(reflect.ValueOf(v), 0)
 }
 
@@ -66,10 +60,25 @@ func (w *walk) message(m protoreflect.Message, depth int) bool {
 	return fine
 }
 
-var typeMarshaler = reflect.TypeFor[json.Marshaler]()
+var (
+	typeMarshaler = reflect.TypeFor[json.Marshaler]()
+	typeNew       = reflect.TypeFor[proto.Message]()
+	typeOld       = reflect.TypeFor[protoadapt.MessageV1]()
+)
 
 func (w *walk) value(v reflect.Value, depth int) bool {
-	if !v.IsValid() || leaf(v.Type()) {
+	if !v.IsValid() {
+		return true
+	}
+	if v.Kind() == reflect.Pointer && v.CanInterface() {
+		switch m := v.Interface().(type) {
+		case proto.Message:
+			return w.message(m.ProtoReflect(), depth)
+		case protoadapt.MessageV1:
+			return w.message(protoadapt.MessageV2Of(m).ProtoReflect(), depth)
+		}
+	}
+	if leaf(v.Type()) {
 		return true
 	}
 	if !w.step(depth) {
@@ -114,7 +123,7 @@ func leaf(t reflect.Type) bool {
 	case reflect.Interface:
 		return false
 	case reflect.Pointer, reflect.Array, reflect.Slice, reflect.Map, reflect.Struct:
-		return t.Implements(typeMarshaler)
+		return t.Implements(typeMarshaler) && !t.Implements(typeNew) && !t.Implements(typeOld)
 	}
 	return true
 }

@@ -147,6 +147,7 @@ func TestFinite(t *testing.T) {
 	for name, v := range map[string]interface{}{
 		"map": selfMap(), "slice": selfSlice(), "pointer": selfPointer(), "ring": ring(), "message": selfMessage(),
 		"doubled": doubled(), "doubled message": doubledMessage(), "deep": deep(3000),
+		"message in a struct": struct{ M interface{} }{selfMessage()}, "messages": []*structpb.Struct{selfMessage().(*structpb.Struct)},
 	} {
 		require.False(t, printable.Finite(v), name)
 	}

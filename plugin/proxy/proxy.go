@@ -13,7 +13,10 @@ import (
 	"github.com/henrylee2cn/teleport/packet"
 )
 
-// Proxy is a pair of unknown handlers. Make it with [New] and set it on a router
+// Proxy is a pair of unknown handlers. It counts in the metadata, under [HopsKey], how
+// often a packet was forwarded: one that goes round, because proxies point at each other,
+// is forwarded [MaxHops] times; then a pull is answered with tp.StatusLoopDetected and a
+// push is dropped and logged. Make it with [New] and set it on a router
 // or a group:
 //
 //	p := proxy.New(pick)
@@ -72,7 +75,12 @@ func (p *Proxy) Pull(ctx tp.UnknownPullCtx, body *[]byte) (interface{}, tp.Xerro
 		return nil, x
 	}
 	var reply packet.RawBody
-	cmd := sess.PullContext(ctx.Context(), ctx.Uri(), packet.RawBody(*body), &reply, settings(ctx)...)
+	hop, x := nextHop(ctx)
+	if x != nil {
+		p.warnf("proxy: pull %s not forwarded: %s", ctx.Path(), x)
+		return nil, x
+	}
+	cmd := sess.PullContext(ctx.Context(), ctx.Uri(), packet.RawBody(*body), &reply, settings(ctx, hop)...)
 	for k, v := range cmd.Meta() {
 		ctx.SetMeta(k, v)
 	}
@@ -81,6 +89,9 @@ func (p *Proxy) Pull(ctx tp.UnknownPullCtx, body *[]byte) (interface{}, tp.Xerro
 			return nil, x
 		}
 		p.warnf("proxy: pull %s from upstream %s: %s", ctx.Path(), sess.RemoteIp(), x)
+		if errors.Is(x, packet.ErrTooLarge) && x.Code() == tp.StatusWriteFailed {
+			return nil, tp.NewXerror(tp.StatusTooLarge, "too large: the header has no room for the proxy's "+HopsKey)
+		}
 		return nil, tp.NewXerror(tp.StatusBadGateway, "bad gateway: "+tp.StatusText(x.Code()))
 	}
 	ctx.SetGzip(cmd.Input().Header.Gzip)
@@ -90,8 +101,12 @@ func (p *Proxy) Pull(ctx tp.UnknownPullCtx, body *[]byte) (interface{}, tp.Xerro
 // Push forwards a push. If it cannot be sent that is logged.
 func (p *Proxy) Push(ctx tp.UnknownPushCtx, body *[]byte) {
 	sess, x := p.upstream(ctx)
+	var hop tp.PacketSetting
 	if x == nil {
-		x = sess.Push(ctx.Uri(), packet.RawBody(*body), settings(ctx)...)
+		hop, x = nextHop(ctx)
+	}
+	if x == nil {
+		x = sess.Push(ctx.Uri(), packet.RawBody(*body), settings(ctx, hop)...)
 	}
 	if x != nil {
 		p.warnf("proxy: push %s dropped: %s", ctx.Path(), x)
@@ -119,19 +134,22 @@ const (
 	maxQuoted = 1 << 10
 )
 
-// settings make the packet to the upstream what the packet received is.
-func settings(ctx tp.UnknownPushCtx) []tp.PacketSetting {
+// settings make the packet to the upstream what the packet received is, but for the hop.
+func settings(ctx tp.UnknownPushCtx, hop tp.PacketSetting) []tp.PacketSetting {
 	in := ctx.Input()
 	set := []tp.PacketSetting{tp.WithHeaderCodec(in.HeaderCodec), tp.WithGzip(in.Header.Gzip)}
 	for k, v := range in.Header.Meta {
 		set = append(set, tp.WithMeta(k, v))
 	}
-	return set
+	return append(set, hop)
 }
 
 // answered reports whether the error is the status that the upstream replied
 // with, and not a failure to get a reply.
 func answered(cmd *tp.PullCmd) bool {
 	h := cmd.Input().Header
+	if h.StatusCode >= 100 && h.StatusCode < tp.StatusOK { // which is not for it to say
+		return h.Type == packet.TypeReply && cmd.Xerror.Code() == tp.StatusBadGateway
+	}
 	return h.Type == packet.TypeReply && h.StatusCode != tp.StatusOK && h.StatusCode == cmd.Xerror.Code()
 }
