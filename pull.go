@@ -186,6 +186,7 @@ func (cmd *PullCmd) send(ctx context.Context, frame socket.Frame) bool {
 		cmd.settle(unrun(StatusConnClosed, "connection closed, the pull was not sent", nil))
 		return false
 	}
+	l.wakeReader()
 	if l.peer.refusesPulls() {
 		frame.Drop()
 		if l.takePull(cmd.id) != nil {
