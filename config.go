@@ -114,8 +114,9 @@ type PeerConfig struct {
 	// before who writes there waits too, for the write timeout (8 MiB).
 	MaxSessionOutput int64
 	// MaxSessionHandlers and MaxHandlers bound the handlers that run for one session
-	// (4,096) and for all (65,536). A pull beyond them is answered with
-	// StatusOverloaded and was not run; a push waits.
+	// (4,096) and for all (65,536). An eighth of all are for sessions that run no more than
+	// 64, so that many handlers of some do not keep out those of another. A pull beyond the
+	// bounds is answered with StatusOverloaded and was not run; a push waits.
 	MaxSessionHandlers, MaxHandlers int
 	// MaxSessions bounds the sessions (65,536, or 80% of how many files the process
 	// may open where that is less), and MaxHandshakes those connections that were

@@ -472,7 +472,7 @@ func (c *packetCtx) handle() (waiting int) {
 	c.seal()
 	processed = true
 	if !c.handler.unknown { // which may reply with it
-		c.raw.Release()
+		c.raw.Release() // it may not have been decoded
 	}
 	if pull {
 		c.reply(reply, x)
@@ -500,6 +500,7 @@ func (c *packetCtx) process() (interface{}, Xerror) {
 		if err := c.decode(arg); err != nil {
 			return nil, bodyXerror(err)
 		}
+		c.raw.Release() // it is not needed any more
 		c.in.Body = arg
 		c.printInput(arg)
 	}

@@ -1,9 +1,12 @@
 package tp
 
 import (
+	"fmt"
 	"net"
 	"os"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
@@ -17,7 +20,36 @@ func TestMain(m *testing.M) {
 		return
 	}
 	SetLogLevel(LevelOff)
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(paidBack{m})
+}
+
+// paidBack fails if, when all tests are through, some peer's memory is still taken.
+type paidBack struct{ *testing.M }
+
+var tested struct {
+	mu    sync.Mutex // guards peers
+	peers map[*Peer]string
+}
+
+func (m paidBack) Run() int {
+	code := m.M.Run()
+	var left map[*Peer]string
+	for range 1000 {
+		left = make(map[*Peer]string)
+		for p, test := range tested.peers {
+			if p.memory() != 0 {
+				left[p] = test
+			}
+		}
+		if len(left) == 0 {
+			return code
+		}
+		time.Sleep(10 * time.Millisecond) // handlers and connections may be ending
+	}
+	for p, test := range left {
+		fmt.Printf("a peer of %s has %d bytes that were never given back\n", test, p.memory())
+	}
+	return max(code, 1)
 }
 
 // testPrograms are run by tests in a process of their own.
@@ -39,6 +71,12 @@ func newTestPeer(t testing.TB, cfg *PeerConfig, plugins ...Plugin) *Peer {
 	t.Helper()
 	p := NewPeer(cfg, plugins...)
 	t.Cleanup(func() { _ = p.Close() })
+	tested.mu.Lock()
+	defer tested.mu.Unlock()
+	if tested.peers == nil {
+		tested.peers = make(map[*Peer]string)
+	}
+	tested.peers[p] = t.Name()
 	return p
 }
 

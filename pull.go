@@ -108,13 +108,23 @@ func (cmd *PullCmd) Done() <-chan *PullCmd { return cmd.done }
 
 // launch sends the pull. Whatever happens, the command is settled once.
 func (cmd *PullCmd) launch(ctx context.Context, settings []PacketSetting) {
+	l := cmd.link // which the command may leave when it is complete
+	cmd.id = l.pulls.newId()
+	l.wakeReader()
+	if !cmd.enter(ctx, settings) {
+		l.pulls.unsent.Add(1)
+	}
+}
+
+// enter makes the packet and sends it. It reports whether the pull has been among those in
+// flight.
+func (cmd *PullCmd) enter(ctx context.Context, settings []PacketSetting) (entered bool) {
 	f := cmd.flight.Load()
-	cmd.id = cmd.link.pulls.newId()
 	if f.bare {
 		x := exchanges.Get().(*exchange)
-		cmd.launchBare(ctx, f, x, settings)
+		entered = cmd.launchBare(ctx, f, x, settings)
 		x.put()
-		return
+		return entered
 	}
 	c, chain := &f.ctx, cmd.link.peer.chain
 	c.setOutput(packet.TypePull, cmd.uri, cmd.args, settings)
@@ -124,23 +134,25 @@ func (cmd *PullCmd) launch(ctx context.Context, settings []PacketSetting) {
 	c.outHdr.Timeout = cmd.timeoutFor(ctx)
 	if err := chain.preWritePull.run(c); err != nil {
 		cmd.settle(notRun(err.xerror()))
-		return
+		return false
 	}
 	c.fixOutput(c.id, packet.TypePull)
 	frame, err := cmd.link.encodeInTurn(ctx, &f.exchange, cmd)
 	if err != nil {
 		cmd.settle(sendXerror(ctx, cmd.link.waited(ctx, err)))
-		return
+		return false
 	}
-	if cmd.send(ctx, frame) { // it may be complete by now
+	entered, sent := cmd.send(ctx, frame)
+	if sent { // it may be complete by now
 		if err := chain.postWritePull.run(c); err != nil {
 			c.link.peer.rarely(LevelWarn, "pull %s: %v", loggedPath(cmd.uri), err)
 		}
 	}
+	return entered
 }
 
 // launchBare is launch where nobody sees the packet, which is made in x.
-func (cmd *PullCmd) launchBare(ctx context.Context, f *flight, x *exchange, settings []PacketSetting) {
+func (cmd *PullCmd) launchBare(ctx context.Context, f *flight, x *exchange, settings []PacketSetting) (entered bool) {
 	l := cmd.link
 	l.peer.cfg.fill(&x.out, &x.outHdr, packet.TypePull, cmd.uri, cmd.args, settings)
 	x.numberId(cmd.id)
@@ -156,25 +168,26 @@ func (cmd *PullCmd) launchBare(ctx context.Context, f *flight, x *exchange, sett
 	}
 	if err != nil {
 		cmd.settle(sendXerror(ctx, cmd.link.waited(ctx, err)))
-		return
+		return false
 	}
-	cmd.send(ctx, frame)
+	entered, _ = cmd.send(ctx, frame)
+	return entered
 }
 
-// send enters the pull among those in flight and writes it. It reports false if
-// it was not sent, and settles the command then.
-func (cmd *PullCmd) send(ctx context.Context, frame socket.Frame) bool {
+// send enters the pull among those in flight and writes it. It reports what of that it
+// has done, and settles the command if it is not sent.
+func (cmd *PullCmd) send(ctx context.Context, frame socket.Frame) (entered, sent bool) {
 	l, id := cmd.link, cmd.id
 	ends := ctx.Done() != nil
 	if ends && ctx.Err() != nil {
 		frame.Drop()
 		cmd.settle(notSent(ctx))
-		return false
+		return false, false
 	}
 	if l.goneAway() {
 		frame.Drop()
 		cmd.settle(unrun(StatusServiceUnavailable, "the other side is shutting down, the pull was not sent", nil))
-		return false
+		return false, false
 	}
 	if cmd.again != nil {
 		cmd.again.entered = true
@@ -184,15 +197,14 @@ func (cmd *PullCmd) send(ctx context.Context, frame socket.Frame) bool {
 	if !l.pulls.add(ctx, cmd, cmd.timeLeft()) {
 		frame.Drop()
 		cmd.settle(unrun(StatusConnClosed, "connection closed, the pull was not sent", nil))
-		return false
+		return false, false
 	}
-	l.wakeReader()
 	if l.peer.refusesPulls() {
 		frame.Drop()
 		if l.takePull(cmd.id) != nil {
 			cmd.settle(unrun(StatusServiceUnavailable, "this peer is shutting down, the pull was not sent", nil))
 		}
-		return false
+		return true, false
 	}
 	var err error
 	if ends { // who may give up must not be held up by the connection
@@ -204,12 +216,12 @@ func (cmd *PullCmd) send(ctx context.Context, frame socket.Frame) bool {
 		if l.takePull(id) != nil {
 			cmd.settle(sendXerror(ctx, err))
 		}
-		return false
+		return true, false
 	}
 	if ends && ctx.Err() == context.Canceled { // it may have said so before the pull was sent
 		l.cancelPull(id)
 	}
-	return true
+	return true, true
 }
 
 // notSent is the end of a pull or a push whose context was done before it was sent.

@@ -13,13 +13,15 @@ import (
 // owning the command. Ids are counted up, so most entries are in a ring, where
 // nothing has to be hashed.
 type pullTable struct {
-	last atomic.Uint64
+	last   atomic.Uint64
+	unsent atomic.Uint64 // ids of pulls that were never entered
 
 	mu   sync.Mutex // guards the fields below
 	ring []*PullCmd // the pull n is at n modulo its length, a power of two,
 	// or in more, if an older one that is still in flight has that place.
 	more   map[uint64]*PullCmd
 	n      int // in flight
+	taken  uint64
 	closed bool
 }
 
@@ -110,10 +112,19 @@ func (t *pullTable) takeLocked(id uint64) *PullCmd {
 	} else {
 		return nil
 	}
+	t.taken++
 	if t.n--; t.n == 0 && len(t.ring) > maxIdleRing {
 		t.ring, t.more = nil, nil
 	}
 	return cmd
+}
+
+// awaited reports whether any pull is in flight, or about to be.
+func (t *pullTable) awaited() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	done := t.taken + t.unsent.Load() // counted after the id
+	return t.last.Load() != done
 }
 
 func (t *pullTable) len() int {
@@ -136,6 +147,7 @@ func (t *pullTable) close() []*PullCmd {
 	for _, cmd := range t.more {
 		cmds = append(cmds, cmd)
 	}
+	t.taken += uint64(t.n)
 	t.ring, t.more, t.n = nil, nil, 0
 	return cmds
 }

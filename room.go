@@ -32,7 +32,7 @@ func (l *link) restWhileFull() {
 }
 
 func (l *link) rests() bool {
-	return l.outputFull(restBytes) && !l.ended.Load() && l.pulls.len() == 0
+	return l.outputFull(restBytes) && !l.ended.Load() && !l.pulls.awaited()
 }
 
 // wakeReader lets the reader look again whether to rest.

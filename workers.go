@@ -87,15 +87,23 @@ func (w *workers) run(c *packetCtx) verdict {
 	return accepted
 }
 
-// sharing is how many times as many handlers as may still be begun one session may run:
-// whatever others do, there is room for a newcomer. See also packet.Pool.
-const sharing = 8
+const (
+	// reservedPart of all handlers are for sessions that run few: whatever others do, there
+	// is room for a newcomer's.
+	reservedPart = 8
+	// few is how many those are, at most, and fewOf for how large a part of all.
+	few, fewOf = 64, 1024
+)
 
 func (w *workers) roomLocked(own *queues) bool {
-	if !within(own.running+1, w.mostOfOne) {
+	switch free := w.most - w.running; {
+	case !within(own.running+1, w.mostOfOne):
 		return false
+	case w.most < 0 || free > w.most/reservedPart:
+		return true
+	default:
+		return free > 0 && own.running < max(1, min(few, w.most/fewOf))
 	}
-	return w.most < 0 || own.running+1 <= sharing*(w.most-w.running)
 }
 
 // hold keeps a pull until there is room in the output, if there is none: its handler would
