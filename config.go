@@ -119,10 +119,19 @@ type PeerConfig struct {
 	// bounds is answered with StatusOverloaded and was not run; a push waits.
 	MaxSessionHandlers, MaxHandlers int
 	// MaxSessions bounds the sessions (65,536, or 80% of how many files the process
-	// may open where that is less), and MaxHandshakes those connections that were
-	// accepted and have not yet passed TLS and the PostAccept hooks (1,024).
-	// Connections beyond them are closed at once.
-	MaxSessions, MaxHandshakes int
+	// may open where that is less). Connections beyond it are closed at once.
+	MaxSessions int
+	// MaxHandshakes bounds the connections that were accepted and have not yet passed
+	// TLS and the PostAccept hooks (1,024, or 10% of how many files the process may
+	// open), and MaxHandshakesPerAddr those of one IPv4 address or one /64 of IPv6
+	// addresses (a quarter of MaxHandshakes; none without that). For a connection that
+	// comes when there are as many, the one that was accepted first is closed.
+	//
+	// When more than half of MaxHandshakes are in use, those who have taken long are
+	// closed too. How long that is shrinks with every place taken, from the whole of
+	// HandshakeTimeout and HookTimeout when half of them are, to a sixteenth of it when
+	// all are.
+	MaxHandshakes, MaxHandshakesPerAddr int
 }
 
 // The defaults of PeerConfig; of those that are not here see package packet.
@@ -203,9 +212,14 @@ func (c *PeerConfig) withDefaults() PeerConfig {
 	orDefault(&cfg.MaxSessionHandlers, defaultMaxSessionHandlers)
 	orDefault(&cfg.MaxHandlers, defaultMaxHandlers)
 	cfg.Redial = cfg.Redial.withDefaults()
-	orDefault(&cfg.MaxHandshakes, defaultMaxHandshakes)
+	orDefault(&cfg.MaxHandshakes, max(1, min(defaultMaxHandshakes, maxOpenFiles()/10)))
+	if cfg.MaxHandshakes < 0 {
+		orDefault(&cfg.MaxHandshakesPerAddr, -1)
+	} else {
+		orDefault(&cfg.MaxHandshakesPerAddr, max(1, cfg.MaxHandshakes/4))
+	}
 	if cfg.MaxSessions == 0 {
-		cfg.MaxSessions = max(1, min(defaultMaxSessions, maxOpenFiles()*4/5))
+		cfg.MaxSessions = max(1, min(defaultMaxSessions, maxOpenFiles()/5*4))
 	}
 	return cfg
 }

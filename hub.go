@@ -16,12 +16,13 @@ var errTooManySessions = errors.New("tp: there are as many sessions as PeerConfi
 // hub holds the live sessions of a peer by id. A session is in it from before
 // its hooks run until it closes, so that an id has one owner at any time.
 type hub struct {
-	mu   sync.RWMutex // guards the fields below and every session's id
+	mu   sync.RWMutex // guards the fields below, and of every session id and counted
 	byId map[string]*Session
 	// links are those that have not ended, or whose handlers still run.
 	links  map[*link]struct{}
 	closed bool
-	most   int    // sessions; a negative number is no bound
+	most   int    // sessions whose handshake is over; a negative number is no bound
+	opened int    // those
 	serial int    // for names
 	count  uint32 // of all links that were in it
 }
@@ -35,7 +36,7 @@ func (h *hub) add(s *Session, id string, given bool) error {
 	if h.closed {
 		return ErrPeerClosed
 	}
-	if !within(len(h.byId)+1, h.most) {
+	if !within(h.opened+1, h.most) {
 		return errTooManySessions
 	}
 	if h.byId == nil {
@@ -80,7 +81,22 @@ func (h *hub) attachLocked(l *link) {
 func (h *hub) full() bool {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
-	return !within(len(h.byId)+1, h.most)
+	return !within(h.opened+1, h.most)
+}
+
+// open gives a session whose handshake is over one of the places.
+func (h *hub) open(s *Session) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.byId[*s.id.Load()] != s {
+		return errClosedInHandshake
+	}
+	if !within(h.opened+1, h.most) {
+		return errTooManySessions
+	}
+	s.counted = true
+	h.opened++
+	return nil
 }
 
 // rename gives s another id. If that belongs to another session, it is an error,
@@ -114,6 +130,10 @@ func (h *hub) remove(s *Session) {
 	defer h.mu.Unlock()
 	if id := *s.id.Load(); h.byId[id] == s {
 		delete(h.byId, id)
+	}
+	if s.counted {
+		s.counted = false
+		h.opened--
 	}
 }
 

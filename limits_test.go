@@ -484,44 +484,6 @@ func TestLimitsOfSessions(t *testing.T) {
 	requireAlive(t, sess)
 }
 
-func TestLimitOfHandshakes(t *testing.T) {
-	hold := make(chan struct{})
-	var waiting atomic.Int32
-	entered := make(chan struct{}, 100)
-	srv := newTestPeer(t, &PeerConfig{MaxHandshakes: 2}, hookPlugin("slow", "PostAccept", func(interface{}) error {
-		waiting.Add(1)
-		entered <- struct{}{}
-		<-hold
-		return nil
-	}))
-	pullFn(srv, echo)
-	addr := serve(t, srv)
-	for range 2 {
-		conn, err := net.Dial("tcp", addr)
-		require.NoError(t, err)
-		defer conn.Close()
-		<-entered
-	}
-	for range 10 {
-		conn, err := net.Dial("tcp", addr)
-		require.NoError(t, err)
-		_, err = conn.Read(make([]byte, 1))
-		require.Error(t, err, "closed")
-		_ = conn.Close()
-	}
-	require.EqualValues(t, 2, waiting.Load())
-	close(hold)
-	cli := newTestPeer(t, nil)
-	for { // the two leave their places when they have passed
-		sess, err := cli.Dial(addr)
-		require.NoError(t, err)
-		var got interface{}
-		if sess.Pull("/fn/call", 1, &got).Xerror == nil {
-			break
-		}
-	}
-}
-
 // The least that the zero configuration promises.
 func TestDefaultLimits(t *testing.T) {
 	p := newTestPeer(t, nil)
@@ -535,7 +497,7 @@ func TestDefaultLimits(t *testing.T) {
 	require.Equal(t, 30*time.Second, p.cfg.UserTimeout)
 	require.EqualValues(t, 256<<20, p.cfg.MaxBufferedBytes)
 	require.Equal(t, []int64{8 << 20, 8 << 20}, []int64{p.cfg.MaxSessionInput, p.cfg.MaxSessionOutput})
-	require.Equal(t, []int{4096, 65536, 1024}, []int{p.cfg.MaxSessionHandlers, p.cfg.MaxHandlers, p.cfg.MaxHandshakes})
+	require.Equal(t, []int{4096, 65536, 1024, 256}, []int{p.cfg.MaxSessionHandlers, p.cfg.MaxHandlers, p.cfg.MaxHandshakes, p.cfg.MaxHandshakesPerAddr})
 	require.LessOrEqual(t, p.cfg.MaxSessions, 65536)
 	require.Positive(t, p.cfg.MaxSessions)
 }
@@ -547,7 +509,7 @@ func TestNoLimits(t *testing.T) {
 			DefaultReadTimeout: -1, DefaultWriteTimeout: -1, DefaultPullTimeout: -1, DefaultDialTimeout: -1,
 			HandshakeTimeout: -1, HookTimeout: -1, FrameTimeout: -1, KeepAlive: -1, UserTimeout: -1,
 			MaxHeaderBytes: -1, MaxBodyBytes: -1, MaxInflatedBytes: -1, MaxBodyDepth: -1, MaxBufferedBytes: -1,
-			MaxSessionInput: -1, MaxSessionOutput: -1, MaxSessionHandlers: -1, MaxHandlers: -1, MaxSessions: -1, MaxHandshakes: -1,
+			MaxSessionInput: -1, MaxSessionOutput: -1, MaxSessionHandlers: -1, MaxHandlers: -1, MaxSessions: -1, MaxHandshakes: -1, MaxHandshakesPerAddr: -1,
 		}
 		a, b := newTestPeer(t, &cfg, hookPlugin("nothing", "", nil)), newTestPeer(t, &cfg)
 		pullFn(b, echo)
@@ -752,10 +714,10 @@ func TestHooksThatHangAreLimited(t *testing.T) {
 			require.ErrorContains(t, err, "took too long")
 			require.NoError(t, far.Close())
 		}
-		require.EqualValues(t, 3, srv.handshaking.Load())
+		require.EqualValues(t, 3, srv.handshakes.len())
 		close(hold)
 		synctest.Wait()
-		require.Zero(t, srv.handshaking.Load())
+		require.Zero(t, srv.handshakes.len())
 	})
 }
 

@@ -137,10 +137,10 @@ func (l *link) greet(ctx context.Context, hs hooks[ForeSession]) error {
 		fore.over.Store(true)
 		err := fmt.Errorf("the handshake took too long: %w", ctx.Err())
 		_ = l.end(err)
-		l.peer.handshaking.Add(1) // as long as the hook goes on
+		l.peer.handshakes.count(1) // as long as the hook goes on
 		go func() {
 			<-done
-			l.peer.handshaking.Add(-1)
+			l.peer.handshakes.count(-1)
 			l.peer.activity()
 		}()
 		return err

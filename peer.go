@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -40,10 +43,9 @@ type Peer struct {
 	hub             hub
 	watch           watch
 	workers         workers
-	// acceptors counts the goroutines that accept connections, and handshaking the
-	// connections that are not sessions yet.
-	acceptors, handshaking atomic.Int64
-	lines                  rarely.Limiter[lineKind]
+	handshakes      handshakes
+	acceptors       atomic.Int64 // goroutines that accept connections
+	lines           rarely.Limiter[lineKind]
 	// dialConn makes connections; tests put something else here.
 	dialConn func(ctx context.Context, network, address string) (net.Conn, error)
 
@@ -53,7 +55,6 @@ type Peer struct {
 	mu        sync.Mutex // guards the fields below
 	state     peerState
 	listeners map[net.Listener]struct{}
-	accepting map[net.Conn]struct{} // connections in their TLS handshake
 	// drain is state != peerServing and over is state == peerClosed, to be read
 	// without mu.
 	drain, over atomic.Bool
@@ -100,6 +101,7 @@ func NewPeer(cfg *PeerConfig, plugins ...Plugin) *Peer {
 	p.freeLimits.Decoded = -1
 	p.inPool, p.outPool = p.cfg.pools()
 	p.hub.most = p.cfg.MaxSessions
+	p.handshakes.most, p.handshakes.mostOfOne = p.cfg.MaxHandshakes, p.cfg.MaxHandshakesPerAddr
 	p.workers.most, p.workers.mostOfOne = p.cfg.MaxHandlers, p.cfg.MaxSessionHandlers
 	p.workers.mostWaiting = p.cfg.MaxSessionInput
 	if p.cfg.PrintBody {
@@ -178,6 +180,7 @@ func (p *Peer) Serve(ln net.Listener) error {
 	p.acceptors.Add(1)
 	err = ErrPeerClosed
 	if p.addListener(ln) {
+		p.register()
 		err = p.acceptFrom(ln, cfg)
 		p.removeListener(ln)
 	}
@@ -201,11 +204,7 @@ func (p *Peer) acceptFrom(ln net.Listener, cfg *tls.Config) error {
 		conn, err := ln.Accept()
 		if err == nil {
 			delay = 0
-			if !within(p.handshaking.Add(1), int64(p.cfg.MaxHandshakes)) {
-				p.turnAway(conn, fmt.Errorf("%d others have not passed their handshake", p.cfg.MaxHandshakes))
-				continue
-			}
-			go p.accept(conn, cfg)
+			p.admit(conn, cfg)
 			continue
 		}
 		select {
@@ -235,47 +234,59 @@ func (p *Peer) serverTLS() (*tls.Config, error) {
 	return pair.server, canServe(pair.server)
 }
 
-// turnAway closes a connection that was accepted and is not wanted.
-func (p *Peer) turnAway(conn net.Conn, why error) {
-	p.handshaking.Add(-1)
-	if _, ok := conn.(*tls.Conn); ok {
-		go conn.Close() // which may take a while
-	} else {
-		_ = conn.Close()
+// admit begins the handshakes of a connection that was accepted. It does not wait.
+func (p *Peer) admit(conn net.Conn, cfg *tls.Config) {
+	h, gone, err := p.handshakes.enter(conn, p.patience(cfg != nil))
+	for _, d := range gone {
+		d.end()
 	}
-	p.activity()
-	p.rarely(LevelWarn, "connection from %s refused: %v", conn.RemoteAddr(), why)
-}
-
-// accept takes one connection through its handshakes, off the accept loop.
-func (p *Peer) accept(conn net.Conn, cfg *tls.Config) {
-	if p.hub.full() { // before it costs anything
-		p.turnAway(conn, errTooManySessions)
-		return
-	}
-	p.tune(conn)
-	if cfg != nil {
-		if !p.trackAccepting(conn) {
-			p.turnAway(conn, ErrPeerClosed)
-			return
-		}
-		tc := tls.Server(conn, cfg)
-		ctx, cancel := bounded(context.Background(), p.cfg.HandshakeTimeout)
-		err := tc.HandshakeContext(ctx)
-		cancel()
-		p.untrackAccepting(conn)
-		if err != nil {
-			p.turnAway(conn, fmt.Errorf("TLS handshake: %w", err))
-			return
-		}
-		conn = tc
-	}
-	if _, err := p.newSession(context.Background(), conn, origin{hooks: p.chain.postAccept, stranger: true, accepted: true}); err != nil {
+	if err != nil {
 		p.turnAway(conn, err)
 		return
 	}
-	p.handshaking.Add(-1)
+	go p.accept(h, cfg)
+	if p.handshakes.crowded(h) {
+		runtime.Gosched() // others may be able to go on, and leave
+	}
+}
+
+// turnAway closes a connection that was accepted and is not wanted.
+func (p *Peer) turnAway(conn net.Conn, why error) {
+	addr := conn.RemoteAddr()
+	go conn.Close() // which may take a while
+	p.rarely(LevelWarn, "connection from %s refused: %v", addr, why)
+}
+
+// accept takes one connection through its handshakes, off the accept loop.
+func (p *Peer) accept(h *handshake, cfg *tls.Config) {
+	if conn, err := p.shake(h, cfg); err != nil {
+		if cause := context.Cause(h.ctx); cause != nil {
+			err = cause
+		}
+		p.turnAway(conn, err)
+	}
+	h.done()
 	p.activity()
+}
+
+// shake makes a session of the connection, or returns what is to be closed.
+func (p *Peer) shake(h *handshake, cfg *tls.Config) (net.Conn, error) {
+	conn := h.conn
+	if p.hub.full() { // before it costs anything
+		return conn, errTooManySessions
+	}
+	p.tune(conn)
+	if cfg != nil {
+		tc := tls.Server(conn, cfg)
+		ctx, cancel := bounded(h.ctx, p.cfg.HandshakeTimeout)
+		defer cancel()
+		if err := tc.HandshakeContext(ctx); err != nil {
+			return conn, fmt.Errorf("TLS handshake: %w", err)
+		}
+		conn = tc
+	}
+	_, err := p.newSession(h.ctx, conn, origin{hooks: p.chain.postAccept, stranger: true, handshake: h})
+	return conn, err
 }
 
 // tune sets the options of a connection of the kernel's, as far as it has them.
@@ -410,11 +421,11 @@ func (p *Peer) ServeConn(conn net.Conn, id ...string) (*Session, error) {
 
 // origin is where a connection comes from.
 type origin struct {
-	hooks    hooks[ForeSession]
-	id       []string  // the session's, if it is given
-	accepted bool      // by a listener of the peer's
-	stranger bool      // the other side is one, until the hooks have passed
-	redial   *redialer // if the session outlives it
+	hooks     hooks[ForeSession]
+	id        []string   // the session's, if it is given
+	handshake *handshake // if a listener of the peer's has accepted it
+	stranger  bool       // the other side is one, until the hooks have passed
+	redial    *redialer  // if the session outlives it
 }
 
 // newSession runs the hooks and starts the session. One that was accepted while the
@@ -436,7 +447,7 @@ func (p *Peer) newSession(ctx context.Context, conn net.Conn, from origin) (*Ses
 		return nil, err
 	}
 	p.register()
-	if p.draining() && !from.accepted {
+	if p.draining() && from.handshake == nil {
 		_ = s.shut(ErrPeerClosed)
 		return nil, ErrPeerClosed
 	}
@@ -444,11 +455,17 @@ func (p *Peer) newSession(ctx context.Context, conn net.Conn, from origin) (*Ses
 		l.limitReading(p.cfg.handshakeLimits())
 	}
 	err := l.greet(ctx, from.hooks)
+	if err == nil && from.handshake != nil && !from.handshake.pass() {
+		err = context.Cause(from.handshake.ctx)
+	}
+	if err == nil {
+		err = p.hub.open(s)
+	}
 	if err == nil && from.stranger {
 		l.limitReading(p.limits)
 	}
 	if err == nil && !s.open() {
-		err = errors.New("closed during the handshake")
+		err = errClosedInHandshake
 	}
 	if err != nil {
 		l.linger()
@@ -487,13 +504,17 @@ func (p *Peer) CountSession() int {
 // Addrs returns the addresses that the peer listens on now, in no set order, for
 // ports that the system has chosen.
 func (p *Peer) Addrs() []net.Addr {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	var addrs []net.Addr
-	for ln := range p.listeners {
+	for _, ln := range p.allListeners() {
 		addrs = append(addrs, ln.Addr())
 	}
 	return addrs
+}
+
+func (p *Peer) allListeners() []net.Listener {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Collect(maps.Keys(p.listeners))
 }
 
 // Close ends the peer at once: listeners and sessions are closed, pulls in
@@ -502,6 +523,7 @@ func (p *Peer) Addrs() []net.Addr {
 func (p *Peer) Close() error {
 	err := p.stopAccepting()
 	p.setState(peerClosed)
+	p.handshakes.close()
 	sessions := p.hub.close()
 	errs := make(chan error, len(sessions))
 	for _, s := range sessions { // each may take a second
@@ -513,9 +535,6 @@ func (p *Peer) Close() error {
 		}
 	}
 	p.mu.Lock()
-	for conn := range p.accepting {
-		_ = conn.Close()
-	}
 	select {
 	case <-p.closed:
 	default:
@@ -537,7 +556,6 @@ func (p *Peer) addListener(ln net.Listener) bool {
 		p.listeners = make(map[net.Listener]struct{})
 	}
 	p.listeners[ln] = struct{}{}
-	p.register()
 	return true
 }
 
@@ -547,37 +565,18 @@ func (p *Peer) removeListener(ln net.Listener) {
 	delete(p.listeners, ln)
 }
 
-func (p *Peer) trackAccepting(conn net.Conn) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.state == peerClosed {
-		return false
-	}
-	if p.accepting == nil {
-		p.accepting = make(map[net.Conn]struct{})
-	}
-	p.accepting[conn] = struct{}{}
-	return true
-}
-
-func (p *Peer) untrackAccepting(conn net.Conn) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.accepting, conn)
-}
-
 // stopAccepting closes the listeners.
 func (p *Peer) stopAccepting() error {
 	p.setState(peerDraining)
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	select {
 	case <-p.closing:
 	default:
 		close(p.closing)
 	}
+	p.mu.Unlock()
 	var err error
-	for ln := range p.listeners {
+	for _, ln := range p.allListeners() { // no others are added any more
 		if e := ln.Close(); e != nil && !errors.Is(e, net.ErrClosed) && !errors.Is(e, os.ErrClosed) && err == nil {
 			err = e
 		}

@@ -279,7 +279,7 @@ func (r *redialer) dial(ctx context.Context, addr string) error {
 	if err = l.greet(dialCtx, p.chain.postDial); err == nil {
 		r.awaitHooks(ctx) // of a link that has ended meanwhile
 		if !r.adopt(l) {
-			err = errors.New("closed during the handshake")
+			err = errClosedInHandshake
 		}
 	}
 	if err != nil {

@@ -49,8 +49,7 @@ func (n *net0) dial(_ context.Context, _, addr string) (net.Conn, error) {
 	n.mu.Lock()
 	n.links = append(n.links, here)
 	n.mu.Unlock()
-	p.handshaking.Add(1)
-	go p.accept(there, nil)
+	p.admit(there, nil)
 	return here, nil
 }
 

@@ -21,8 +21,10 @@ import (
 // concurrent use.
 type Session struct {
 	peer *Peer
-	// id is written under the hub's mutex.
-	id atomic.Pointer[string]
+	// id is written under the hub's mutex, which guards counted: the session is one of
+	// PeerConfig.MaxSessions.
+	id      atomic.Pointer[string]
+	counted bool
 	// link is the connection, or the last one while there is none; first is where it
 	// is to begin with.
 	link   atomic.Pointer[link]
@@ -44,8 +46,11 @@ const (
 	stateClosed
 )
 
-// errClosedHere is the cause of an end that this side wanted.
-var errClosedHere = errors.New("closed by this side")
+var (
+	// errClosedHere is the cause of an end that this side wanted.
+	errClosedHere        = errors.New("closed by this side")
+	errClosedInHandshake = errors.New("closed during the handshake")
+)
 
 // Peer returns the local peer.
 func (s *Session) Peer() *Peer { return s.peer }
