@@ -64,8 +64,8 @@ func (c *packetCtx) Context() context.Context {
 	own := newOwnCtx(c.deadlineLocked())
 	v.ctx, v.own = own, own
 	switch {
-	case c.gone != nil:
-		own.end(c.gone)
+	case v.gone != nil:
+		own.end(v.gone)
 	case !c.link.calls.enterLocked(c):
 		own.end(ErrSessionEnded)
 	}
@@ -101,7 +101,7 @@ func (c *packetCtx) enter() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.over && !c.link.calls.enterLocked(c) {
-		c.gone = ErrSessionEnded
+		c.valuesLocked().gone = ErrSessionEnded
 	}
 }
 
@@ -110,12 +110,11 @@ func (c *packetCtx) end(cause error) {
 	c.mu.Lock()
 	var own *ownCtx
 	if !c.over {
-		if c.gone == nil {
-			c.gone = cause
+		v := c.valuesLocked()
+		if v.gone == nil {
+			v.gone = cause
 		}
-		if c.values != nil {
-			own = c.values.own
-		}
+		own = v.own
 	}
 	c.mu.Unlock()
 	if own != nil {

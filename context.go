@@ -110,21 +110,17 @@ type packetCtx struct {
 	handler *Handler
 	uri     string // of what was received
 
-	mu     sync.Mutex // guards the fields below
-	sealed bool       // the handler has returned, settings come too late
-	over   bool       // the call is, and so is its context
-	kept   bool       // a packet was asked for
-	values *values    // made when asked for
-	gone   error      // why nobody waits for the call any more; nil if somebody may
-
-	// These are the call table's of the link.
-	entered bool
-	hashed  uint64
-	next    *packetCtx
+	mu      sync.Mutex // guards the fields below
+	sealed  bool       // the handler has returned, settings come too late
+	over    bool       // the call is, and so is its context
+	kept    bool       // a packet was asked for
+	entered bool       // in the link's call table
+	values  *values    // made when asked for
 }
 
-// values is what few handlers ask for.
+// values is what few handlers ask for, or callers cause.
 type values struct {
+	gone   error // why nobody waits for the call any more; nil if somebody may
 	public goutil.Map
 	query  url.Values
 	ctx    context.Context
@@ -147,6 +143,10 @@ const smallPacket = 256
 type transit struct {
 	in, out       packet.Packet
 	inHdr, outHdr packet.Header
+
+	// These are the call table's of the link, while the call is in it.
+	hashed uint64
+	next   *packetCtx
 
 	// id is the input's as it came: hooks cannot change whom the reply goes to. A
 	// pull of this side's has the same in both packets.
@@ -183,7 +183,8 @@ func (x *exchange) readBody(sock *socket.Socket, length int64, keep bool) (err e
 	if keep || length > smallPacket {
 		mem = nil
 	}
-	if x.raw, err = sock.ReadBody(mem); err == nil && keep {
+	x.raw.B = mem
+	if err = sock.ReadBody(&x.raw); err == nil && keep {
 		x.raw.Detach()
 		x.body = x.raw.B
 	}

@@ -59,6 +59,20 @@ func (b *Body) move(to *bufpool.Buffer, announced int64) error {
 	return nil
 }
 
+// copyBody is readBody for a body that has come and fits into what b has.
+func (r *reader) copyBody(b *Body) bool {
+	n := r.w - r.r
+	if r.body > int64(n) || r.body > int64(cap(b.B)) {
+		return false
+	}
+	if n = int(r.body); n > 0 { // otherwise there may be no buffer
+		b.B = append(b.B, r.buf.B[r.r:r.r+n]...)
+		r.r += n
+		r.body = 0
+	}
+	return true
+}
+
 // readBody reads the current body into b, which is empty, and may have memory. It takes
 // memory for what has come, and for as much again, unless the pools have some.
 func (r *reader) readBody(b *Body) (err error) {

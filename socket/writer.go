@@ -24,6 +24,9 @@ const (
 	ownFrame = 16 << 10
 	// maxQueued is how many bytes may wait before writers have to wait too.
 	maxQueued = 8 << 20
+	// unpaid is how many bytes may wait that are not taken from the budget: what a
+	// connection has little of is not worth counting.
+	unpaid = 4 << 10
 	// From minTaken to maxTaken bytes are taken from the budget at a time.
 	minTaken = 4 << 10
 	maxTaken = 64 << 10
@@ -159,8 +162,12 @@ func (w *writer) reserve(mode flushMode) int64 {
 // takes them from the budget if not. When nothing waits they may, whatever the budget says:
 // so every connection goes on.
 func (w *writer) roomLocked(n int64, paid bool, reserve int64) bool {
+	more := w.queued + n - w.taken - unpaid
+	if paid {
+		more = 0
+	}
 	if w.queued == 0 {
-		if more := max(n, minTaken) - w.taken; !paid && more > 0 && w.budget.Take(more) {
+		if more > 0 && w.budget.Take(more) {
 			w.taken += more
 		}
 		return true
@@ -168,8 +175,7 @@ func (w *writer) roomLocked(n int64, paid bool, reserve int64) bool {
 	if w.queued-reserve >= w.fullAt {
 		return false
 	}
-	more := w.queued + n - w.taken
-	if paid || more <= 0 {
+	if more <= 0 {
 		return true
 	}
 	more = max(more, min(max(w.taken, minTaken), maxTaken))
