@@ -89,7 +89,9 @@ func (c *packetCtx) leave() {
 // leaveLocked returns the context that the caller is to end, nil if there is none.
 func (c *packetCtx) leaveLocked() *ownCtx {
 	c.over = true
-	c.link.calls.leaveLocked(c)
+	if c.entered {
+		c.link.calls.leaveLocked(c)
+	}
 	if c.values == nil {
 		return nil
 	}

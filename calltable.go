@@ -67,11 +67,8 @@ func (t *callTable) growLocked() {
 	}
 }
 
-// leaveLocked takes a call out, whose mu is held.
+// leaveLocked takes a call out that is entered, and whose mu is held.
 func (t *callTable) leaveLocked(c *packetCtx) {
-	if !c.entered {
-		return
-	}
 	c.entered = false
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -243,8 +243,10 @@ func (c *packetCtx) cost() int64 { return c.held + c.raw.Cost() }
 // settle gives back what was taken for the call, but for what Unmarshal has taken.
 func (c *packetCtx) settle() {
 	c.raw.Release()
-	c.link.inBudget.Give(c.held)
-	c.held = 0
+	if c.held > 0 {
+		c.link.inBudget.Give(c.held)
+		c.held = 0
+	}
 }
 
 // closeLocked is the end of what Unmarshal may charge to the call; what it has is to be
@@ -271,7 +273,9 @@ func (c *packetCtx) release() {
 		c.exchange = nil
 	}
 	c.mu.Unlock()
-	c.link.inBudget.Give(charged)
+	if charged > 0 {
+		c.link.inBudget.Give(charged)
+	}
 	if own != nil {
 		own.end(errHandlerReturned)
 	}

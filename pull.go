@@ -404,11 +404,13 @@ func (cmd *PullCmd) readReply(f *flight) Xerror {
 
 // decode decodes the reply's body; no body leaves the reply as it is.
 func (cmd *PullCmd) decode(f *flight, gzip int32) Xerror {
-	limits := cmd.link.sock.Limits()
+	var err error
 	if len(f.raw.B) <= smallPacket && gzip == 0 { // too little to be counted
-		limits = cmd.link.peer.freeLimits
+		_, err = packet.DecodeBody(f.raw.B, 0, cmd.reply, cmd.link.peer.freeLimits)
+	} else {
+		_, err = packet.DecodeBody(f.raw.B, gzip, cmd.reply, cmd.link.sock.Limits())
 	}
-	if _, err := packet.DecodeBody(f.raw.B, gzip, cmd.reply, limits); err != nil {
+	if err != nil {
 		return replyXerror(err)
 	}
 	return nil

@@ -14,7 +14,7 @@ import (
 
 // outputFull reports whether the output is full and pulls of so many bytes wait for it.
 func (l *link) outputFull(waiting int64) bool {
-	return l.sock.OutputFull() && l.queues.pullBytes.Load() >= waiting
+	return l.queues.pullBytes.Load() >= waiting && l.sock.OutputFull()
 }
 
 // restWhileFull holds the reader while it is of no use to read on.

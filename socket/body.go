@@ -21,6 +21,13 @@ type Body struct {
 
 // Release ends the use of the body. It may be called more than once.
 func (b *Body) Release() {
+	if b.buf != nil || b.cost > 0 {
+		b.giveBack()
+	}
+	b.B = nil
+}
+
+func (b *Body) giveBack() {
 	b.budget.Give(b.cost)
 	bufpool.Put(b.buf)
 	*b = Body{}
