@@ -123,6 +123,7 @@ func TestHeldUpReaderIsReplaced(t *testing.T) {
 					require.LessOrEqual(t, took, 2*watchTick)
 					require.Equal(t, i == 0, took > 0, "the first waits, the others do not: %v", took)
 				}
+				synctest.Wait()
 				if point == "PostWriteReply" { // the reply has been sent by then
 					require.Len(t, slow.Done(), 1)
 				} else {

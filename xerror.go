@@ -5,8 +5,6 @@ import (
 	"errors"
 	"strconv"
 
-	jsoniter "github.com/json-iterator/go"
-
 	"github.com/henrylee2cn/teleport/packet"
 )
 
@@ -149,12 +147,12 @@ var (
 )
 
 func (x *xerror) MarshalJSON() ([]byte, error) {
-	return jsoniter.Marshal(xerrorJSON{x.code, x.text})
+	return json.Marshal(xerrorJSON{x.code, x.text})
 }
 
 func (x *xerror) UnmarshalJSON(b []byte) error {
 	var v xerrorJSON
-	if err := jsoniter.Unmarshal(b, &v); err != nil {
+	if err := json.Unmarshal(b, &v); err != nil {
 		return err
 	}
 	*x = xerror{code: v.Code, text: v.Text}

@@ -2,7 +2,11 @@ package codec
 
 import (
 	"bytes"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"reflect"
+	"unicode/utf8"
 
 	jsoniter "github.com/json-iterator/go"
 )
@@ -13,40 +17,100 @@ const (
 	IdJSON   = 'j'
 )
 
-// jsonAPI follows encoding/json but for what only costs time on a wire: HTML
-// characters are not escaped, map keys are not sorted, and invalid UTF-8 in
-// strings goes out as it is. An invalid json.RawMessage is sent as null.
-var jsonAPI = jsoniter.Config{ValidateJsonRawMessage: true}.Froze()
-
+// jsonCodec means what encoding/json means: the same values, and an error where that has
+// one. It differs in what only costs time on a wire: HTML characters are not escaped, and
+// map keys need not be sorted.
+//
+// jsoniter does the work where it does the same, in less time: for the types and texts that
+// are plain, see [jsonShape] and plainText. encoding/json does the rest.
 type jsonCodec struct{}
+
+// fastJSON is jsoniter without HTML escaping and without sorted keys.
+var fastJSON = jsoniter.Config{}.Froze()
 
 func (jsonCodec) Id() byte     { return IdJSON }
 func (jsonCodec) Name() string { return NameJSON }
 
-func (jsonCodec) Marshal(v interface{}) ([]byte, error) {
-	return jsonAPI.Marshal(v)
+func (c jsonCodec) Marshal(v interface{}) ([]byte, error) {
+	return c.AppendMarshal(nil, v)
 }
 
-// AppendMarshal writes into dst itself: the stream is lent dst as its buffer
-// and gives it back, so that the pool never sees the caller's memory.
 func (jsonCodec) AppendMarshal(dst []byte, v interface{}) ([]byte, error) {
-	s := jsonAPI.BorrowStream(nil)
+	shape := jsonShapeOf(reflect.TypeOf(v))
+	if shape.encode == plain {
+		// What fails here fails there too, and there with an error that is known.
+		if b, err := appendFast(dst, v); err == nil && utf8.Valid(b[len(dst):]) {
+			return b, nil
+		}
+	}
+	if shape.deep {
+		if err := checkNesting(reflect.ValueOf(v), maxNesting); err != nil {
+			return dst, err
+		}
+	}
+	return appendStandard(dst, v)
+}
+
+// appendStandard encodes v in an array with a last element that says that all of v was
+// encoded: encoding/json takes a panic with nil for a success.
+func appendStandard(dst []byte, v interface{}) ([]byte, error) {
+	w := appender{b: dst}
+	e := json.NewEncoder(&w)
+	e.SetEscapeHTML(false)
+	if err := e.Encode([2]interface{}{v, &w}); err != nil {
+		return dst, jsonEncodingError(err)
+	}
+	if !w.all {
+		return dst, errors.New("a method of it has panicked with nil")
+	}
+	return w.b, nil
+}
+
+type appender struct {
+	b   []byte
+	all bool
+}
+
+// MarshalJSON is that of the last element.
+func (a *appender) MarshalJSON() ([]byte, error) {
+	a.all = true
+	return []byte("0"), nil
+}
+
+// Write is called once, with the array and a newline.
+func (a *appender) Write(b []byte) (int, error) {
+	if a.all {
+		a.b = append(a.b, b[len("["):len(b)-len(",0]\n")]...)
+	}
+	return len(b), nil
+}
+
+// appendFast writes into dst itself: the stream is lent dst as its buffer and gives it back,
+// so that the pool never sees the caller's memory.
+func appendFast(dst []byte, v interface{}) ([]byte, error) {
+	s := fastJSON.BorrowStream(nil)
 	own := s.Buffer()
 	s.SetBuffer(dst)
 	defer func() {
 		s.SetBuffer(own[:0])
 		s.Error = nil
-		jsonAPI.ReturnStream(s)
+		fastJSON.ReturnStream(s)
 	}()
 	s.WriteVal(v)
-	if s.Error != nil {
-		return dst, s.Error
-	}
-	return s.Buffer(), nil
+	return s.Buffer(), s.Error
 }
 
 func (jsonCodec) Unmarshal(data []byte, v interface{}) error {
-	return jsonAPI.Unmarshal(data, v)
+	if shape := jsonShapeOf(reflect.TypeOf(v)); shape.decode == plain && plainText(data) {
+		if fastJSON.Unmarshal(data, v) == nil {
+			return nil
+		}
+		// It is encoding/json that says whether that is an error, and which.
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return jsonDecodingError(err)
+	}
+	return nil
 }
 
 func (c jsonCodec) UnmarshalDepth(data []byte, v interface{}, depth int) error {
@@ -54,6 +118,62 @@ func (c jsonCodec) UnmarshalDepth(data []byte, v interface{}, depth int) error {
 		return fmt.Errorf("nested deeper than %d", depth)
 	}
 	return c.Unmarshal(data, v)
+}
+
+// plainText reports whether jsoniter reads the text as encoding/json does. Each of the
+// exceptions is one where it does not. They are looked for in strings too, where they are
+// none: that only costs time.
+func plainText(data []byte) bool {
+	switch {
+	case !utf8.Valid(data): // which is replaced
+	case bytes.IndexByte(data, 0) >= 0: // taken for the end
+	case bytes.Contains(data, null): // sets what it should leave alone
+	case escapedText(data): // \u of half a surrogate, or of a letter that folds into another
+	case oddNumber(data):
+	default:
+		return !foldsIntoASCII(data)
+	}
+	return false
+}
+
+var null = []byte("null")
+
+func escapedText(data []byte) bool {
+	for {
+		i := bytes.IndexByte(data, '\\')
+		if i < 0 || i+1 >= len(data) {
+			return false
+		}
+		if data[i+1] == 'u' {
+			return true
+		}
+		data = data[i+2:]
+	}
+}
+
+// oddNumber looks for numbers that begin with a plus or a point, which are none.
+func oddNumber(data []byte) bool {
+	if bytes.IndexByte(data, '+') >= 0 {
+		return true
+	}
+	for i := 0; ; i++ {
+		n := bytes.IndexByte(data[i:], '.')
+		if n < 0 {
+			return false
+		}
+		i += n
+		if i == 0 || data[i-1] < '0' || data[i-1] > '9' {
+			if i+1 < len(data) && '0' <= data[i+1] && data[i+1] <= '9' {
+				return true
+			}
+		}
+	}
+}
+
+// foldsIntoASCII looks for the two letters beyond ASCII that are the same as one of ASCII
+// when case is ignored, as it is in field names.
+func foldsIntoASCII(data []byte) bool {
+	return bytes.Contains(data, []byte("\u017f")) || bytes.Contains(data, []byte("\u212a"))
 }
 
 // tooDeep reports whether more than depth arrays and objects in data are open at
