@@ -101,7 +101,7 @@ func appendFast(dst []byte, v interface{}) ([]byte, error) {
 }
 
 func (jsonCodec) Unmarshal(data []byte, v interface{}) error {
-	if shape := jsonShapeOf(reflect.TypeOf(v)); shape.decode == plain && plainText(data) {
+	if shape := jsonShapeOf(reflect.TypeOf(v)); shape.decode == plain && plainText(data, shape.digits) {
 		if fastJSON.Unmarshal(data, v) == nil {
 			return nil
 		}
@@ -122,14 +122,15 @@ func (c jsonCodec) UnmarshalDepth(data []byte, v interface{}, depth int) error {
 
 // plainText reports whether jsoniter reads the text as encoding/json does. Each of the
 // exceptions is one where it does not. They are looked for in strings too, where they are
-// none: that only costs time.
-func plainText(data []byte) bool {
+// none: that only costs time. The numbers of digits in a row is from where on an integer
+// may be out of its range.
+func plainText(data []byte, digits int) bool {
 	switch {
 	case !utf8.Valid(data): // which is replaced
 	case bytes.IndexByte(data, 0) >= 0: // taken for the end
 	case bytes.Contains(data, null): // sets what it should leave alone
 	case escapedText(data): // \u of half a surrogate, or of a letter that folds into another
-	case oddNumber(data):
+	case oddNumber(data) || hasDigits(data, digits): // out of range is not always seen
 	default:
 		return !foldsIntoASCII(data)
 	}
@@ -162,13 +163,37 @@ func oddNumber(data []byte) bool {
 			return false
 		}
 		i += n
-		if i == 0 || data[i-1] < '0' || data[i-1] > '9' {
-			if i+1 < len(data) && '0' <= data[i+1] && data[i+1] <= '9' {
-				return true
-			}
+		if (i == 0 || !isDigit(data[i-1])) && i+1 < len(data) && isDigit(data[i+1]) {
+			return true
 		}
 	}
 }
+
+// hasDigits reports whether n digits are in a row somewhere; none are if n is 0. Of so many
+// one is at a multiple of n.
+func hasDigits(data []byte, n int) bool {
+	if n == 0 {
+		return false
+	}
+	for at := n - 1; at < len(data); at += n {
+		if !isDigit(data[at]) {
+			continue
+		}
+		first, last := at, at
+		for first > 0 && isDigit(data[first-1]) {
+			first--
+		}
+		for last+1 < len(data) && isDigit(data[last+1]) {
+			last++
+		}
+		if last-first+1 >= n {
+			return true
+		}
+	}
+	return false
+}
+
+func isDigit(b byte) bool { return '0' <= b && b <= '9' }
 
 // foldsIntoASCII looks for the two letters beyond ASCII that are the same as one of ASCII
 // when case is ignored, as it is in field names.

@@ -13,6 +13,7 @@ import (
 // jsonShape is what the json codec has to know about a type. It is found out once.
 type jsonShape struct {
 	encode, decode jsonWay
+	digits         int  // so many in a row may be too many for an integer of it; 0 if it has none
 	deep           bool // there is no bound to how deep a value of it may be nested
 }
 
@@ -80,10 +81,14 @@ func (f *shapeFinder) visit(t reflect.Type) {
 		return
 	}
 	switch t.Kind() {
-	case reflect.Bool, reflect.String,
-		reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,
-		reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64,
-		reflect.Float32, reflect.Float64:
+	case reflect.Bool, reflect.String, reflect.Float32, reflect.Float64:
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,
+		reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		if t.Bits() < 64 {
+			f.shape.digits = len("4294967295")
+		} else if f.shape.digits == 0 {
+			f.shape.digits = len("9223372036854775807")
+		}
 	case reflect.Interface:
 		// Whatever is in one may be of any type.
 		f.shape.encode, f.shape.deep = standard, true
