@@ -88,9 +88,9 @@ type PeerConfig struct {
 	// wire (16 MiB) and MaxInflatedBytes its body when decompressed (16 MiB), each in
 	// both directions. At most 4 GiB can be sent at all.
 	MaxHeaderBytes, MaxBodyBytes, MaxInflatedBytes int64
-	// MaxHandshakeBytes bounds the bodies, on the wire, decompressed and decoded, that
-	// PostAccept hooks receive, from somebody who may be a stranger still (64 KiB); it is
-	// never more than the limits above.
+	// MaxHandshakeBytes bounds the bodies, on the wire and decompressed, that PostAccept
+	// hooks receive, from somebody who may be a stranger still (64 KiB). Decoded they may
+	// take four times as much. It is never more than the limits above.
 	MaxHandshakeBytes int64
 	// MaxDecodedBytes bounds the memory that a body takes when it is decoded (64 MiB), where
 	// its codec can tell: json, protobuf and string can. A body beyond it fails with
@@ -252,11 +252,14 @@ func (c *PeerConfig) handshakeLimits() packet.Limits {
 	if most < 0 {
 		return l
 	}
-	for _, n := range []*int64{&l.Body, &l.Inflated, &l.Decoded} {
+	atMost := func(n *int64, most int64) {
 		if *n <= 0 || *n > most {
 			*n = most
 		}
 	}
+	atMost(&l.Body, most)
+	atMost(&l.Inflated, most)
+	atMost(&l.Decoded, 4*most)
 	return l
 }
 

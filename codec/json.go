@@ -2,6 +2,7 @@ package codec
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -125,16 +126,36 @@ func (c jsonCodec) UnmarshalDepth(data []byte, v interface{}, depth int) error {
 // none: that only costs time. The numbers of digits in a row is from where on an integer
 // may be out of its range.
 func plainText(data []byte, digits int) bool {
+	control, ascii := classes(bytes.TrimRight(data, " \t\r\n"))
 	switch {
-	case !utf8.Valid(data): // which is replaced
-	case bytes.IndexByte(data, 0) >= 0: // taken for the end
+	case control: // allowed between values only, and not refused in some strings
 	case bytes.Contains(data, null): // sets what it should leave alone
 	case escapedText(data): // \u of half a surrogate, or of a letter that folds into another
 	case oddNumber(data) || hasDigits(data, digits): // out of range is not always seen
+	case ascii:
+		return true
 	default:
-		return !foldsIntoASCII(data)
+		return utf8.Valid(data) && !foldsIntoASCII(data) // otherwise it is replaced
 	}
 	return false
+}
+
+// classes reports whether there are control characters in data, and whether all is ASCII.
+func classes(data []byte) (control, ascii bool) {
+	const each = 0x0101010101010101
+	var below, above uint64
+	for ; len(data) >= 8; data = data[8:] {
+		x := binary.LittleEndian.Uint64(data)
+		above |= x
+		below |= (x - each*' ') & ^x // has the high bit of each byte below ' ', and perhaps of others behind one
+	}
+	for _, b := range data {
+		above |= uint64(b)
+		if b < ' ' {
+			below |= 0x80
+		}
+	}
+	return below&(each*0x80) != 0, above&(each*0x80) == 0
 }
 
 var null = []byte("null")

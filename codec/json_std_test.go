@@ -239,7 +239,7 @@ func TestJSONDecodesAsTheStandardLibrary(t *testing.T) {
 	}
 	var all []string
 	for _, v := range values {
-		all = append(all, v, " "+v+"\n", v+"x", v+"\x00", "\ufeff"+v, `{"unknown":`+v+`}`, `{"a":`+v+`}`, `{"A":`+v+`,"b":`+v+`}`, `[`+v+`]`, `[`+v+`,`+v+`]`, `{"k":{"k":`+v+`}}`)
+		all = append(all, v, " "+v+"\n", v+"x", v+"\x00", "\ufeff"+v, `{"unknown":`+v+`}`, "{\"A\x01\":"+v+"}", "{\"A\n\":"+v+"}", "{\n\t\"A\":\r\n "+v+"}", `{"a":`+v+`}`, `{"A":`+v+`,"b":`+v+`}`, `[`+v+`]`, `[`+v+`,`+v+`]`, `{"k":{"k":`+v+`}}`)
 	}
 	for i := range jsonTypes {
 		fields := []string{"V", "P"}

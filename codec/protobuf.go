@@ -5,6 +5,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/protoadapt"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/henrylee2cn/teleport/internal/bufpool"
 )
@@ -41,6 +42,11 @@ func (protobufCodec) AppendMarshal(dst []byte, v interface{}) ([]byte, error) {
 	if err != nil {
 		return dst, err
 	}
+	if s := protoSizeOf(v); s != nil && s.selfNested {
+		if err := checkProtoNesting(m.ProtoReflect(), maxNesting); err != nil {
+			return dst, err
+		}
+	}
 	dst = bufpool.Grow(dst, proto.Size(m))
 	return proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(dst, m)
 }
@@ -57,4 +63,31 @@ func (protobufCodec) UnmarshalDepth(data []byte, v interface{}, depth int) error
 	// As proto.Unmarshal does, by a shorter way.
 	proto.Reset(m)
 	return proto.UnmarshalOptions{Merge: true, RecursionLimit: depth}.Unmarshal(data, m)
+}
+
+// checkProtoNesting is checkNesting for messages.
+func checkProtoNesting(m protoreflect.Message, left int) (err error) {
+	if left < 0 {
+		return fmt.Errorf("nested deeper than %d: does it contain itself?", maxNesting)
+	}
+	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		switch {
+		case fd.IsMap():
+			if fd.MapValue().Message() != nil {
+				v.Map().Range(func(_ protoreflect.MapKey, of protoreflect.Value) bool {
+					err = checkProtoNesting(of.Message(), left-1)
+					return err == nil
+				})
+			}
+		case fd.Message() == nil:
+		case fd.IsList():
+			for i := 0; i < v.List().Len() && err == nil; i++ {
+				err = checkProtoNesting(v.List().Get(i).Message(), left-1)
+			}
+		default:
+			err = checkProtoNesting(v.Message(), left-1)
+		}
+		return err == nil
+	})
+	return err
 }

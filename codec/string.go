@@ -86,3 +86,9 @@ func (stringCodec) Unmarshal(data []byte, v interface{}) error {
 func isBytes(v reflect.Value) bool {
 	return v.Kind() == reflect.Slice && v.Type().Elem().Kind() == reflect.Uint8
 }
+
+func (stringCodec) DecodedBound(data []byte, _ interface{}) int64 { return allocated(int64(len(data))) }
+
+func (stringCodec) DecodedSize(data []byte, _ interface{}, _ int64) int64 {
+	return allocated(int64(len(data)))
+}
