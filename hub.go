@@ -131,6 +131,15 @@ func (h *hub) remove(s *Session) {
 	if id := *s.id.Load(); h.byId[id] == s {
 		delete(h.byId, id)
 	}
+}
+
+// leave gives back the place of a session that is closed and has no socket any more.
+func (h *hub) leave(s *Session) {
+	if s.isOpen() {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	if s.counted {
 		s.counted = false
 		h.opened--
@@ -168,6 +177,18 @@ func (h *hub) live() []*link {
 	list := make([]*link, 0, len(h.links))
 	for l := range h.links {
 		if !l.ended.Load() {
+			list = append(list, l)
+		}
+	}
+	return list
+}
+
+// lingering returns the links that have ended and whose sockets are not closed.
+func (h *hub) lingering() (list []*link) {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	for l := range h.links {
+		if l.lingers.Load() {
 			list = append(list, l)
 		}
 	}

@@ -26,6 +26,9 @@ type link struct {
 	// ready is set when the handshake is over, gone when the other side takes nothing
 	// any more, though something of it may still be to be read, and ended by end.
 	ready, gone, ended atomic.Bool
+	// lingers is set when the link has ended and its socket is still to be closed, and
+	// finishing when that has begun; see halfclose.go.
+	lingers, finishing atomic.Bool
 	// away is set when the other side shuts down: nothing more is to be sent that it
 	// would have to handle. answered is set when it has answered all pulls that it
 	// will.
@@ -101,12 +104,14 @@ func (l *link) takePull(id uint64) *PullCmd {
 
 // handlerDone counts a handler that has replied.
 func (l *link) handlerDone() {
-	if l.running.Add(-1) == 0 {
+	running := l.running.Add(-1)
+	if running == 0 {
 		if l.ended.Load() {
 			l.peer.hub.detach(l)
 		}
 		l.peer.activity()
 	}
+	l.finishIfIdle(running)
 }
 
 // start begins to read, after the handshake.
@@ -222,6 +227,7 @@ func (l *link) end(cause error) error {
 		s.mu.Unlock()
 		return nil
 	}
+	lingers := l.lingerLocked(cause)
 	l.ended.Store(true)
 	if l.done != nil {
 		close(l.done)
@@ -245,10 +251,16 @@ func (l *link) end(cause error) error {
 		}
 		cmd.settle(x)
 	}
-	err := l.sock.Close()
-	l.peer.workers.dropPulls(l)
+	var err error
+	if !lingers {
+		err = l.sock.Close()
+		l.peer.workers.dropPulls(l)
+	}
 	if lost {
 		go l.disconnected(cause)
+	}
+	if lingers {
+		l.finishIfIdle(l.running.Load())
 	}
 	l.peer.activity()
 	return err

@@ -534,6 +534,9 @@ func (p *Peer) Close() error {
 			err = e
 		}
 	}
+	for _, l := range p.hub.lingering() {
+		l.abandon()
+	}
 	p.mu.Lock()
 	select {
 	case <-p.closed:

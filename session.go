@@ -253,10 +253,15 @@ func (s *Session) shut(cause error) error {
 	}
 	s.peer.hub.remove(s)
 	var err error
+	lingers := false
 	for _, l := range links {
 		if e := l.end(cause); err == nil {
 			err = e
 		}
+		lingers = lingers || l.lingers.Load()
+	}
+	if !lingers { // otherwise that is for who finishes it
+		s.peer.hub.leave(s)
 	}
 	return err
 }

@@ -101,6 +101,8 @@ func (l *link) flush() { _ = l.wrote(l.sock.Flush()) }
 func (l *link) wrote(err error) error {
 	switch {
 	case err == nil || !isWriteError(err):
+	case l.lingers.Load():
+		l.abandon()
 	case errors.Is(err, errSocketClosed):
 		// A socket that takes no more output because it is being drained must not be
 		// closed for it: what it has sent may not have been read yet.

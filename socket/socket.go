@@ -261,6 +261,9 @@ func (s *Socket) queue(ctx context.Context, f Frame, mode flushMode) (waiting in
 // OutputFull reports whether so much waits to be written that whoever writes more waits.
 func (s *Socket) OutputFull() bool { return s.w.full.Load() }
 
+// Unsent reports whether anything that was accepted waits to be written.
+func (s *Socket) Unsent() bool { return s.w.unsent() }
+
 // Flush writes what QueueFrame has left, unless somebody else is already at it.
 // Its error is a [*WriteError].
 func (s *Socket) Flush() error { return s.w.flushQueued() }

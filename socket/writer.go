@@ -245,6 +245,12 @@ func (w *writer) awaitMemory(ctx context.Context, n int64) error {
 	}
 }
 
+func (w *writer) unsent() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.queued > 0 && w.err == nil
+}
+
 func (w *writer) refusal() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
