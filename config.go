@@ -78,7 +78,12 @@ type PeerConfig struct {
 	FrameTimeout time.Duration
 	// KeepAlive is for how long nothing comes by a TCP connection before the kernel
 	// asks whether the other side is still there: three times, a third of this
-	// apart; then the session ends (15 s). A negative value turns it off.
+	// apart; then the session ends (15 s). On every connection, while this side waits for
+	// the reply to a pull, the peer asks as well, after the same time: the kernel answers
+	// for a process that is stopped. If nothing comes for as long again, not even an
+	// answer, the session ends. A handler may take as long as it likes; what must answer
+	// is the other side's reader, which begins when its PostAccept hooks have passed. A
+	// negative value turns both off.
 	KeepAlive time.Duration
 	// UserTimeout is for how long data that was sent by TCP may stay unacknowledged
 	// before the session ends, on Linux (30 s). Elsewhere the kernel decides.

@@ -1,6 +1,6 @@
 module github.com/henrylee2cn/teleport
 
-go 1.26
+go 1.26.0
 
 require (
 	github.com/golang/protobuf v1.5.4
@@ -8,6 +8,7 @@ require (
 	github.com/json-iterator/go v1.1.12
 	github.com/stretchr/testify v1.12.1
 	go.uber.org/goleak v1.3.0
+	golang.org/x/sys v0.49.0
 	google.golang.org/protobuf v1.36.12
 )
 

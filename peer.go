@@ -43,6 +43,7 @@ type Peer struct {
 	hub             hub
 	watch           watch
 	workers         workers
+	keeper          keeper
 	handshakes      handshakes
 	acceptors       atomic.Int64 // goroutines that accept connections
 	lines           rarely.Limiter[lineKind]
@@ -545,6 +546,7 @@ func (p *Peer) Close() error {
 	}
 	p.mu.Unlock()
 	p.workers.close()
+	p.keeper.stop()
 	p.unregister()
 	return err
 }

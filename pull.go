@@ -111,6 +111,7 @@ func (cmd *PullCmd) launch(ctx context.Context, settings []PacketSetting) {
 	l := cmd.link // which the command may leave when it is complete
 	cmd.id = l.pulls.newId()
 	l.wakeReader()
+	l.peer.expectReplies()
 	if !cmd.enter(ctx, settings) {
 		l.pulls.unsent.Add(1)
 	}

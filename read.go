@@ -124,6 +124,13 @@ func (r *reader) next(c *packetCtx) error {
 		l.sock.SkipBody()
 		l.calls.gaveUp(r.view.Id)
 		return nil
+	case packet.TypePing:
+		l.sock.SkipBody()
+		if len(r.view.Id) > 0 {
+			r.dirty = true
+			_ = l.answer(string(r.view.Id), r.view.Codec) // which ends the session if there is no room
+		}
+		return nil
 	case packet.TypeGoAway:
 		l.sock.SkipBody()
 		l.heardGoAway(r.view.StatusCode == StatusOK)

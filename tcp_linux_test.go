@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // The kernel is told when to give a connection up, on both ends.
@@ -33,7 +34,7 @@ func TestTCPOptions(t *testing.T) {
 			require.NoError(t, raw.Control(func(fd uintptr) {
 				for _, o := range [][2]int{
 					{syscall.SOL_SOCKET, syscall.SO_KEEPALIVE}, {syscall.IPPROTO_TCP, idle},
-					{syscall.IPPROTO_TCP, interval}, {syscall.IPPROTO_TCP, count}, {syscall.IPPROTO_TCP, tcpUserTimeout},
+					{syscall.IPPROTO_TCP, interval}, {syscall.IPPROTO_TCP, count}, {syscall.IPPROTO_TCP, unix.TCP_USER_TIMEOUT},
 				} {
 					n, err := syscall.GetsockoptInt(int(fd), o[0], o[1])
 					require.NoError(t, err)

@@ -84,6 +84,19 @@ func (l *link) press(h *packet.Header) {
 	}
 }
 
+// answer queues a reply that says nothing but that this side is there. It does not wait for
+// room.
+func (l *link) answer(id, headerCodec string) error {
+	frame, err := l.sock.Encode(&packet.Packet{
+		HeaderCodec: headerCodec,
+		Header:      &packet.Header{Id: id, Type: packet.TypeReply, StatusCode: StatusOK},
+	})
+	if err == nil {
+		err = l.sock.OfferFrame(frame)
+	}
+	return l.wrote(err)
+}
+
 // waited is wrote for what may have waited, and of which the end of ctx concerns nobody
 // else.
 func (l *link) waited(ctx context.Context, err error) error {

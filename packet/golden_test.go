@@ -33,6 +33,10 @@ func into[T any]() func() interface{} { return func() interface{} { return new(T
 
 var goldens = []golden{
 	{
+		name:   "ping",
+		packet: packet.Packet{HeaderCodec: "protobuf", Header: header(packet.Header{Id: "ping", Type: packet.TypePing})},
+	},
+	{
 		name: "pull-json-body",
 		packet: packet.Packet{HeaderCodec: "protobuf", BodyCodec: "json", Body: [2]int{1, 2},
 			Header: header(packet.Header{Id: "1", Type: packet.TypePull, Uri: "/group/home/test?peer_id=a"})},

@@ -25,6 +25,10 @@ const (
 	// run has been answered. It has no id and no body. Who does not know it ignores
 	// it.
 	TypeGoAway int32 = 5
+	// TypePing asks whether the other side is there: it is answered by a reply with its
+	// id, at once, and by nothing if it has none. It has no body. Who does not know it
+	// answers as well, with StatusUnsupportedType.
+	TypePing int32 = 6
 )
 
 // Packet is one message. Its fields may be read and set freely by whoever owns
@@ -53,7 +57,7 @@ type Header struct {
 	// Id tells the packets in flight of one sender on one session apart. A reply
 	// carries its pull's id.
 	Id string
-	// Type is TypePull, TypeReply, TypePush, TypeCancel or TypeGoAway.
+	// Type is TypePull, TypeReply, TypePush, TypeCancel, TypeGoAway or TypePing.
 	Type int32
 	// Uri is the path, and optionally ?query, that a pull or a push goes to.
 	Uri string

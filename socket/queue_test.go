@@ -212,7 +212,7 @@ func TestQueueThatNobodyFlushes(t *testing.T) {
 		}()
 		<-full
 		synctest.Wait() // the queuer waits for the pipe, in a write of its own
-		require.Equal(t, int32(1), c.writes.Load())
+		require.Positive(t, c.writes.Load())
 		require.Empty(t, done)
 		for i := range packets {
 			requireMessage(t, b, strconv.Itoa(i), body)

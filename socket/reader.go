@@ -58,6 +58,8 @@ type reader struct {
 	large bool            // the next buffer is a full one
 	spare int             // reads in a row that did not need it
 
+	reads atomic.Uint32 // how often something has come
+
 	body    int64 // bytes of the current packet's body still to be consumed
 	refused error // why the current body must not be read
 }
@@ -173,6 +175,9 @@ func (r *reader) explain(err error) error {
 func (r *reader) fill(p []byte) (int, error) {
 	for range 100 {
 		n, err := r.conn.Read(p)
+		if n > 0 {
+			r.reads.Add(1)
+		}
 		if n > 0 || err != nil {
 			return n, err
 		}
@@ -258,7 +263,9 @@ func (r *reader) more(n int) error {
 		}
 	}
 	if r.buf == nil && r.lazy != nil {
-		k, err = r.lazy.read(r)
+		if k, err = r.lazy.read(r); k > 0 {
+			r.reads.Add(1)
+		}
 	} else {
 		r.room(n)
 		k, err = r.fill(r.buf.B[r.w:])

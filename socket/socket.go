@@ -261,6 +261,21 @@ func (s *Socket) queue(ctx context.Context, f Frame, mode flushMode) (waiting in
 // OutputFull reports whether so much waits to be written that whoever writes more waits.
 func (s *Socket) OutputFull() bool { return s.w.full.Load() }
 
+// Reads returns how many reads of the connection have brought something, so far and counted
+// in 32 bits. It is safe for concurrent use.
+func (s *Socket) Reads() uint32 { return s.r.reads.Load() }
+
+// Writes returns how many writes to the connection have ended well, so far and counted in
+// 32 bits. What is long is written in pieces. It is safe for concurrent use.
+func (s *Socket) Writes() uint32 { return s.w.written.Load() }
+
+// TCP returns the TCP connection below, also below TLS, or nil if there is none.
+func (s *Socket) TCP() *net.TCPConn { return tcpOf(s.conn) }
+
+// Backlog returns how many bytes were accepted and wait to be written. It is safe for
+// concurrent use.
+func (s *Socket) Backlog() int64 { return s.w.backlog() }
+
 // Unsent reports whether anything that was accepted waits to be written.
 func (s *Socket) Unsent() bool { return s.w.unsent() }
 

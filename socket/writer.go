@@ -60,6 +60,8 @@ type writer struct {
 	fullAt   int64             // most, or less where the budget has refused more
 	waits    bool              // the budget has been told that the other side is waited for
 	drained  int64             // bytes written since then
+	step     int               // the most that is written at once of what is much longer
+	written  atomic.Uint32     // how many writes have ended well
 	flushing bool
 	turn     *sync.Cond // made when first waited on; signalled when a turn ends
 	refuse   error      // what new frames are refused with; queued ones are still written
@@ -67,7 +69,10 @@ type writer struct {
 }
 
 func (w *writer) init(conn net.Conn, o Options) {
-	w.conn = conn
+	w.conn, w.step = conn, writeStep
+	if tcpOf(conn) == nil {
+		w.step = blindStep
+	}
 	w.budget, w.room = o.Output, o.Room
 	switch w.most = o.MaxOutput; {
 	case w.most == 0:
@@ -213,8 +218,8 @@ const (
 	// something, as far as the budget is concerned.
 	drainStep = 256 << 10
 	// writeStep is the most that is written at once of what is much longer: so that one
-	// sees whether it goes on.
-	writeStep = 1 << 20
+	// sees whether it goes on. It is smaller where the kernel does not tell that.
+	writeStep, blindStep = 1 << 20, 64 << 10
 )
 
 var errNoMemory = fmt.Errorf("%w: there is no memory for a large packet", ErrOutputFull)
@@ -243,6 +248,21 @@ func (w *writer) awaitMemory(ctx context.Context, n int64) error {
 			return ctx.Err()
 		}
 	}
+}
+
+func (w *writer) backlog() int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.queued
+}
+
+// tcpOf returns the TCP connection that conn is, perhaps with TLS on it, or nil.
+func tcpOf(conn net.Conn) *net.TCPConn {
+	if over, ok := conn.(interface{ NetConn() net.Conn }); ok {
+		conn = over.NetConn()
+	}
+	tcp, _ := conn.(*net.TCPConn)
+	return tcp
 }
 
 func (w *writer) unsent() bool {
@@ -611,18 +631,20 @@ func (w *writer) round() (done bool, err error) {
 
 // put writes b to the connection, a long one in steps.
 func (w *writer) put(b []byte) error {
-	for len(b) > 4*writeStep {
+	for len(b) > 4*w.step {
 		w.arm()
-		if _, err := w.conn.Write(b[:writeStep]); err != nil {
+		if _, err := w.conn.Write(b[:w.step]); err != nil {
 			return err
 		}
-		b = b[writeStep:]
+		b = b[w.step:]
+		w.written.Add(1)
 		w.mu.Lock()
-		w.watchLocked(writeStep)
+		w.watchLocked(w.step)
 		w.mu.Unlock()
 	}
 	w.arm()
 	_, err := w.conn.Write(b)
+	w.written.Add(1)
 	return err
 }
 

@@ -82,6 +82,26 @@ func TestUnknownType(t *testing.T) {
 	})
 }
 
+// TestPing: whoever asks whether the peer is there is answered, with the id of the question,
+// while a handler runs and whatever body the question has.
+func TestPing(t *testing.T) {
+	for headerName, headerCodec := range headerCodecs() {
+		t.Run(headerName, func(t *testing.T) {
+			_, c := start(t)
+			for _, id := range []string{"ping", "1", strings.Repeat("x", 1000)} {
+				f := frame{headerCodec: headerCodec, header: header{ID: id, Type: 6}, body: []byte("sbody")}
+				got := c.ask(t, f)
+				require.Equal(t, id, got.header.ID)
+				require.EqualValues(t, 2, got.header.Type)
+				require.EqualValues(t, 200, got.header.StatusCode)
+				require.Empty(t, got.body)
+			}
+			c.write(t, frame{headerCodec: headerCodec, header: header{Type: 6}}.encode())
+			c.alive(t)
+		})
+	}
+}
+
 // TestUnknownFields: what a header has beside its nine fields is passed over.
 func TestUnknownFields(t *testing.T) {
 	var unknown []byte
