@@ -41,7 +41,13 @@ type link struct {
 	// set before a turn becomes odd and is read by who has made it even.
 	inline     *Handler
 	inlineCall *packetCtx // the same for its call
-	queues     queues     // of calls on workers; guarded by workers.mu
+	// pushed counts the pushes that were handed to the connection, and pushesRead those that
+	// have come; only the reader uses that. taken is how many of the former the other side
+	// says that it has taken.
+	pushed     atomic.Uint64
+	pushesRead uint64
+	taken      atomic.Pointer[uint64]
+	queues     queues // of calls on workers; guarded by workers.mu
 	calls      callTable
 	// The link's parts of the peer's memory: for what is received, and what waits to be
 	// written.
@@ -203,6 +209,7 @@ func (l *link) heardGoAway(answered bool) {
 
 // shut ends the link, and the session unless that redials.
 func (l *link) shut(cause error) error {
+	cause = l.why(cause)
 	r := l.sess.redial
 	if r == nil || !r.survives(l) {
 		return l.sess.shut(cause)

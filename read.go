@@ -51,6 +51,7 @@ func (l *link) read(replaces bool) {
 		if errors.Is(err, socket.ErrClosed) {
 			err = errClosedHere
 		}
+		l.farewell(err)
 		_ = l.shut(err)
 	}()
 	for {
@@ -119,6 +120,7 @@ func (r *reader) next(c *packetCtx) error {
 	case packet.TypePull:
 		return r.call(c, l.peer.PullRouter.routes.table.Load())
 	case packet.TypePush:
+		l.pushesRead++
 		return r.call(c, l.peer.PushRouter.routes.table.Load())
 	case packet.TypeCancel:
 		l.sock.SkipBody()
@@ -133,6 +135,7 @@ func (r *reader) next(c *packetCtx) error {
 		return nil
 	case packet.TypeGoAway:
 		l.sock.SkipBody()
+		l.heardFarewell(r.view.StatusCode, r.view.Meta)
 		l.heardGoAway(r.view.StatusCode == StatusOK)
 		return nil
 	}
@@ -295,7 +298,8 @@ func (r *reader) noMemory(c *packetCtx) error {
 // overflow is the end of a session that has pushed more than may wait; so many pushes are
 // lost beside those that wait.
 func (r *reader) overflow(lost int) error {
-	return fmt.Errorf("too many pushes wait to be handled, %d of them are dropped", lost+r.l.peer.workers.dropPushes(r.l))
+	dropped := uint64(lost + r.l.peer.workers.dropPushes(r.l))
+	return &overflow{taken: r.l.pushesRead - dropped, dropped: dropped}
 }
 
 // run runs a quick handler.

@@ -33,6 +33,7 @@ type Session struct {
 
 	mu     sync.Mutex // guards the fields below, and some of every link's
 	state  sessionState
+	cause  error // of the end
 	public goutil.Map
 	done   chan struct{} // made when asked for
 }
@@ -234,7 +235,7 @@ func (s *Session) shut(cause error) error {
 		return nil
 	}
 	was := s.state
-	s.state = stateClosed
+	s.state, s.cause = stateClosed, cause
 	if s.done != nil {
 		close(s.done)
 	}
