@@ -184,13 +184,23 @@ func (l *link) goAway(done bool) {
 	if done {
 		h.StatusCode = StatusOK
 	}
-	l.sess.mu.Lock() // who finds it told finds it queued
+	frame, err := l.encodeHeader(h) // before the lock, as the codec may be anybody's
+	if l.tell(done, frame, err == nil) {
+		go l.flush()
+	}
+}
+
+// tell queues the packet that says that this side goes away, if it is to be said, and
+// reports whether it has. Who finds it told finds it queued.
+func (l *link) tell(done bool, frame socket.Frame, encoded bool) bool {
+	l.sess.mu.Lock()
 	defer l.sess.mu.Unlock()
 	if !l.ready.Load() || l.ended.Load() || l.told && !done {
-		return
+		frame.Drop()
+		return false
 	}
 	l.told = true
-	l.press(h)
+	return encoded && l.sock.PressFrame(frame) == nil
 }
 
 // heardGoAway is called by the reader when the other side shuts down.

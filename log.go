@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -118,8 +117,7 @@ func Fatalf(format string, args ...interface{}) {
 // textLogger prints a line a message: time, level, the message as it was
 // written.
 type textLogger struct {
-	mu     sync.Mutex // one message at a time
-	out    io.Writer
+	out    io.Writer // a file, which writes one message at a time
 	colour bool
 }
 
@@ -148,8 +146,6 @@ func (l *textLogger) Handle(_ context.Context, r slog.Record) error {
 		return true
 	})
 	b.WriteByte('\n')
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	_, err := io.WriteString(l.out, b.String())
 	return err
 }

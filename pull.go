@@ -193,12 +193,23 @@ func (cmd *PullCmd) send(ctx context.Context, frame socket.Frame) (entered, sent
 	if cmd.again != nil {
 		cmd.again.entered = true
 	}
+	watched := ends && !cmd.waits
+	if watched {
+		cmd.watch(ctx)
+	}
 	// From here on a reply may come: whoever takes the entry out of the table
 	// settles the command.
-	if !l.pulls.add(ctx, cmd, cmd.timeLeft()) {
+	if !l.pulls.add(cmd, cmd.timeLeft()) {
 		frame.Drop()
 		cmd.settle(unrun(StatusConnClosed, "connection closed, the pull was not sent", nil))
 		return false, false
+	}
+	if watched && ctx.Err() != nil { // it may have been watched before there was a pull to give up
+		frame.Drop()
+		if l.takePull(id) != nil {
+			cmd.settle(notSent(ctx))
+		}
+		return true, false
 	}
 	if l.peer.refusesPulls() {
 		frame.Drop()

@@ -1,7 +1,6 @@
 package tp
 
 import (
-	"context"
 	"math"
 	"strconv"
 	"sync"
@@ -33,10 +32,9 @@ const (
 
 func (t *pullTable) newId() uint64 { return t.last.Add(1) }
 
-// add enters the command under its id, until ctx is done and for so long at most if
-// timeout is not zero;
-// false means that the connection has ended.
-func (t *pullTable) add(ctx context.Context, cmd *PullCmd, timeout time.Duration) bool {
+// add enters the command under its id, for so long at most if timeout is not zero; false
+// means that the connection has ended.
+func (t *pullTable) add(cmd *PullCmd, timeout time.Duration) bool {
 	t.mu.Lock()
 	open := !t.closed
 	if open {
@@ -47,9 +45,6 @@ func (t *pullTable) add(ctx context.Context, cmd *PullCmd, timeout time.Duration
 		t.placeLocked(cmd)
 		if timeout > 0 { // nobody can settle the pull before mu is free
 			cmd.startTimer(timeout)
-		}
-		if !cmd.waits && ctx.Done() != nil {
-			cmd.watch(ctx)
 		}
 	}
 	t.mu.Unlock()

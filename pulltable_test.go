@@ -1,7 +1,6 @@
 package tp
 
 import (
-	"context"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -54,7 +53,7 @@ func TestPullTableIsAMap(t *testing.T) {
 				}
 			case len(ids) < level && rnd.IntN(3) > 0 || len(ids) == 0:
 				cmd := &PullCmd{id: table.newId()}
-				require.True(t, table.add(context.Background(), cmd, 0))
+				require.True(t, table.add(cmd, 0))
 				require.Nil(t, model[cmd.id], "the id %d was used before", cmd.id)
 				model[cmd.id] = cmd
 				ids = append(ids, cmd.id)
@@ -88,7 +87,7 @@ func TestPullTableKeepsWhatCollides(t *testing.T) {
 	var table pullTable
 	add := func(id uint64) *PullCmd {
 		cmd := &PullCmd{id: id}
-		require.True(t, table.add(context.Background(), cmd, 0))
+		require.True(t, table.add(cmd, 0))
 		return cmd
 	}
 	old, second, third := add(1), add(1+minRing), add(1+2*minRing)
@@ -132,7 +131,7 @@ func TestPullTableTakesOnlyWhatIsThere(t *testing.T) {
 		require.Nil(t, table.take(id))
 	}
 	cmd := &PullCmd{id: 5}
-	require.True(t, table.add(context.Background(), cmd, 0))
+	require.True(t, table.add(cmd, 0))
 	for _, id := range append(ids, 5+minRing, 5+1<<32) {
 		require.Nil(t, table.take(id))
 	}
@@ -161,7 +160,7 @@ func TestPullTableDropsALongRing(t *testing.T) {
 			for round := range 2 { // the second finds a table that works
 				first := uint64(round*c.burst + 1)
 				for range c.burst {
-					require.True(t, table.add(context.Background(), &PullCmd{id: table.newId()}, 0))
+					require.True(t, table.add(&PullCmd{id: table.newId()}, 0))
 				}
 				require.GreaterOrEqual(t, len(table.ring), 2*c.burst)
 				for i := range c.burst {
@@ -182,7 +181,7 @@ func TestPullTableClose(t *testing.T) {
 	for _, id := range []uint64{1, 1 + minRing, 1 + 2*minRing, 2} {
 		cmd := &PullCmd{id: id}
 		want[cmd] = true
-		require.True(t, table.add(context.Background(), cmd, 0))
+		require.True(t, table.add(cmd, 0))
 	}
 	got := map[*PullCmd]bool{}
 	for _, cmd := range table.close() {
@@ -191,14 +190,14 @@ func TestPullTableClose(t *testing.T) {
 	}
 	require.Equal(t, want, got)
 	require.Zero(t, table.len())
-	require.False(t, table.add(context.Background(), &PullCmd{id: 100}, 0), "closed")
+	require.False(t, table.add(&PullCmd{id: 100}, 0), "closed")
 	require.Nil(t, table.take(1), "close has given it away")
 	require.Nil(t, table.take(100))
 	require.Empty(t, table.close())
 
 	var empty pullTable
 	require.Empty(t, empty.close())
-	require.False(t, empty.add(context.Background(), &PullCmd{id: 1}, 0))
+	require.False(t, empty.add(&PullCmd{id: 1}, 0))
 }
 
 // An id is read exactly if it is what appendPullId writes for a number above 0,

@@ -37,21 +37,26 @@ var ErrRebootUnsupported = errors.New("tp: reboot: not supported on this system"
 
 // reboots is the process's part in reboots, as successor and as predecessor.
 var reboots = struct {
+	// making has one place, for who makes a listener, and inherited and read are theirs.
+	// inherited are the listeners that this process was handed over and has not asked for
+	// yet.
+	making    chan struct{}
+	inherited []*sharedListener
+	read      bool
+
 	mu      sync.Mutex // guards the fields below
 	timeout time.Duration
 	under   bool // a reboot is under way
 	// own are the listeners of NewListener, to be handed over.
 	own []*sharedListener
-	// inherited are those that this process was handed over and has not asked for
-	// yet, and ready is where to say that there are none left; nil if nobody waits.
-	inherited []*sharedListener
-	ready     *os.File
-	waiting   int // inherited ones that nobody serves yet
-	read      bool
-	told      bool        // systemd, that this process serves
-	child     *os.Process // the successor, until it serves
-	ending    bool        // Shutdown has begun
-}{timeout: defaultRebootTimeout}
+	// ready is where to say that all that this process was handed over is served; nil if
+	// nobody waits for that.
+	ready   *os.File
+	waiting int         // inherited ones that nobody serves yet
+	told    bool        // systemd, that this process serves
+	child   *os.Process // the successor, until it serves
+	ending  bool        // Shutdown has begun
+}{timeout: defaultRebootTimeout, making: make(chan struct{}, 1)}
 
 // handed is what this process was started with. It is taken out of the environment,
 // and its files are kept from programs that this one starts.
@@ -108,16 +113,15 @@ func SetReboot(timeout time.Duration) {
 // removed. [Peer.Listen] uses it; a listener for [Peer.Serve] that
 // is to survive a reboot is made by it. It is safe for concurrent use.
 func NewListener(addr string) (net.Listener, error) {
-	reboots.mu.Lock()
-	defer reboots.mu.Unlock()
-	if !reboots.read {
-		reboots.read = true
-		if err := inheritLocked(); err != nil {
-			return nil, err
-		}
+	// Others that make listeners wait, as two must not take one address from each other.
+	// Nobody else does: what is done here may take time.
+	reboots.making <- struct{}{}
+	defer func() { <-reboots.making }()
+	if err := inherit(); err != nil {
+		return nil, err
 	}
 	network, address := splitAddr(addr)
-	l := takeInheritedLocked(network, addr, address)
+	l := takeInherited(network, addr, address)
 	if l == nil {
 		ln, err := net.Listen(network, address)
 		if errors.Is(err, syscall.EADDRINUSE) && removeLeftSocket(network, address) {
@@ -128,6 +132,8 @@ func NewListener(addr string) (net.Listener, error) {
 		}
 		l = &sharedListener{Listener: ln, addr: addr}
 	}
+	reboots.mu.Lock()
+	defer reboots.mu.Unlock()
 	reboots.own = append(reboots.own, l)
 	return l, nil
 }
@@ -146,8 +152,8 @@ func removeLeftSocket(network, path string) bool {
 	return errors.Is(err, syscall.ECONNREFUSED) && os.Remove(path) == nil
 }
 
-// takeInheritedLocked returns the listener that was handed over for the address.
-func takeInheritedLocked(network, addr, address string) *sharedListener {
+// takeInherited returns the listener that was handed over for the address.
+func takeInherited(network, addr, address string) *sharedListener {
 	for i, l := range reboots.inherited {
 		if l.addr == addr || l.addr == "" && sameAddr(l.Addr(), network, address) {
 			reboots.inherited = slices.Delete(reboots.inherited, i, i+1)
@@ -191,6 +197,20 @@ func (l *sharedListener) Accept() (net.Conn, error) {
 }
 
 func (l *sharedListener) nowServed() {
+	taken, ready := l.countServed()
+	for _, u := range taken {
+		u.SetUnlinkOnClose(true) // from now on it is this process's
+	}
+	if ready != nil {
+		_, _ = ready.Write([]byte{'R'})
+		_ = ready.Close()
+		logf(LevelInfo, "took over from the process before")
+	}
+}
+
+// countServed returns what is to be done when all listeners are served that a predecessor has
+// handed over: the unix sockets that are this process's now, and the pipe to say so on.
+func (l *sharedListener) countServed() (taken []*net.UnixListener, ready *os.File) {
 	reboots.mu.Lock()
 	defer reboots.mu.Unlock()
 	l.served = true
@@ -199,29 +219,28 @@ func (l *sharedListener) nowServed() {
 		go notifySystemd("READY=1")
 	}
 	if !l.isOurs {
-		return
+		return nil, nil
 	}
 	if reboots.waiting--; reboots.waiting > 0 || reboots.ready == nil {
-		return
+		return nil, nil
 	}
 	for _, l := range reboots.own {
 		if u, ok := l.Listener.(*net.UnixListener); ok && l.isOurs {
-			u.SetUnlinkOnClose(true) // from now on it is this process's
+			taken = append(taken, u)
 		}
 	}
-	_, _ = reboots.ready.Write([]byte{'R'})
-	_ = reboots.ready.Close()
-	reboots.ready = nil
-	logf(LevelInfo, "took over from the process before")
+	ready, reboots.ready = reboots.ready, nil
+	return taken, ready
 }
 
 // endSuccessor ends a successor that does not serve yet, and the time of reboots.
 func endSuccessor() {
 	reboots.mu.Lock()
-	defer reboots.mu.Unlock()
 	reboots.ending = true
-	if reboots.child != nil {
-		_ = reboots.child.Kill()
+	child := reboots.child
+	reboots.mu.Unlock()
+	if child != nil {
+		_ = child.Kill()
 	}
 }
 
@@ -275,30 +294,33 @@ func reboot() error {
 	return nil
 }
 
-// inheritLocked takes what the process was started with.
-func inheritLocked() error {
-	if handed.err != nil {
+// inherit takes what the process was started with, the first time.
+func inherit() error {
+	if handed.err != nil || reboots.read {
 		return handed.err
 	}
-	if handed.byReboot {
-		reboots.ready = os.NewFile(uintptr(handed.ready), "ready")
-		for i, addr := range strings.Split(handed.addrs, "\n") {
-			if err := inheritFileLocked(firstFile+i, addr); err != nil {
+	reboots.read = true
+	if !handed.byReboot {
+		for i := range handed.bySystem {
+			if err := inheritFile(firstFile+i, ""); err != nil {
 				return err
 			}
 		}
-		reboots.waiting = len(reboots.inherited)
 		return nil
 	}
-	for i := range handed.bySystem {
-		if err := inheritFileLocked(firstFile+i, ""); err != nil {
+	for i, addr := range strings.Split(handed.addrs, "\n") {
+		if err := inheritFile(firstFile+i, addr); err != nil {
 			return err
 		}
 	}
+	reboots.mu.Lock()
+	defer reboots.mu.Unlock()
+	reboots.ready = os.NewFile(uintptr(handed.ready), "ready")
+	reboots.waiting = len(reboots.inherited)
 	return nil
 }
 
-func inheritFileLocked(fd int, addr string) error {
+func inheritFile(fd int, addr string) error {
 	f := os.NewFile(uintptr(fd), "listener")
 	ln, err := net.FileListener(f)
 	_ = f.Close()

@@ -47,9 +47,10 @@ func closeOnExec(fd int) { syscall.CloseOnExec(fd) }
 // ended.
 func follow(child *os.Process) {
 	reboots.mu.Lock()
-	defer reboots.mu.Unlock()
 	reboots.child = child
-	if child != nil && reboots.ending {
+	ending := reboots.ending
+	reboots.mu.Unlock()
+	if child != nil && ending {
 		_ = child.Kill()
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -116,10 +117,24 @@ func (s *Session) ReadTimeout() time.Duration { return s.Socket().ReadTimeout() 
 // SetReadTimeout changes how long the session waits for the next packet,
 // counted from now for the wait under way.
 func (s *Session) SetReadTimeout(d time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, l := range s.linksLocked() { // one may be in its handshake
-		l.sock.SetReadTimeout(d)
+	s.onLinks(func(l *link) { l.sock.SetReadTimeout(d) })
+}
+
+// onLinks calls f for the session's links, without its lock: one may be in its handshake,
+// and others may come meanwhile.
+func (s *Session) onLinks(f func(l *link)) {
+	var done []*link
+	for {
+		s.mu.Lock()
+		links := slices.DeleteFunc(slices.Clone(s.linksLocked()), func(l *link) bool { return slices.Contains(done, l) })
+		s.mu.Unlock()
+		if len(links) == 0 {
+			return
+		}
+		for _, l := range links {
+			f(l)
+		}
+		done = append(done, links...)
 	}
 }
 
@@ -129,11 +144,7 @@ func (s *Session) WriteTimeout() time.Duration { return s.Socket().WriteTimeout(
 
 // SetWriteTimeout changes how long one write may take, from the next one on.
 func (s *Session) SetWriteTimeout(d time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, l := range s.linksLocked() {
-		l.sock.SetWriteTimeout(d)
-	}
+	s.onLinks(func(l *link) { l.sock.SetWriteTimeout(d) })
 }
 
 // Pull sends a request to the URI and waits for the reply, which is decoded into

@@ -81,10 +81,14 @@ func (l *link) encodeInTurn(ctx context.Context, x *exchange, pull *PullCmd) (so
 // press sends one of the small packets that keep the connection in order. It does not
 // wait for the connection.
 func (l *link) press(h *packet.Header) {
-	frame, err := l.sock.Encode(&packet.Packet{HeaderCodec: l.peer.cfg.DefaultHeaderCodec, Header: h})
+	frame, err := l.encodeHeader(h)
 	if err == nil && l.sock.PressFrame(frame) == nil {
 		go l.flush()
 	}
+}
+
+func (l *link) encodeHeader(h *packet.Header) (socket.Frame, error) {
+	return l.sock.Encode(&packet.Packet{HeaderCodec: l.peer.cfg.DefaultHeaderCodec, Header: h})
 }
 
 // answer queues a reply that says nothing but that this side is there. It does not wait for

@@ -53,8 +53,9 @@ type DepthLimiter interface {
 var ErrUnknown = errors.New("unknown codec")
 
 var registry struct {
-	mu     sync.Mutex // serializes writers
-	byId   [256]atomic.Pointer[Codec]
+	mu     sync.Mutex // serializes writers, and guards all
+	all    []*named
+	byId   [256]atomic.Pointer[named]
 	byName atomic.Pointer[map[string]Codec]
 }
 
@@ -71,29 +72,48 @@ func Reg(c Codec) {
 	if c == nil {
 		panic("codec: Reg of a nil Codec.")
 	}
-	if c.Id() == 0 {
-		panic(fmt.Sprintf("codec: Reg of %q with id 0; 0 is never a codec.", c.Name()))
+	id, name := c.Id(), c.Name()
+	if id == 0 {
+		panic(fmt.Sprintf("codec: Reg of %q with id 0; 0 is never a codec.", name))
 	}
-	if c.Name() == "" {
-		panic(fmt.Sprintf("codec: Reg of a codec with id %d and no name.", c.Id()))
+	if name == "" {
+		panic(fmt.Sprintf("codec: Reg of a codec with id %d and no name.", id))
 	}
+	if other := register(named{c, id, name}); other != nil {
+		if other.id == id {
+			panic(fmt.Sprintf("codec: Reg of %q: id %d already belongs to codec %q.", name, id, other.name))
+		}
+		panic(fmt.Sprintf("codec: Reg of id %d: the name %q already belongs to the codec with id %d.", id, name, other.id))
+	}
+}
+
+// named is a codec with what it has said when it was registered: its methods are not called
+// under the lock.
+type named struct {
+	Codec
+	id   byte
+	name string
+}
+
+// register takes the codec in, or returns the one that has its id or its name.
+func register(c named) (other *named) {
 	registry.mu.Lock()
 	defer registry.mu.Unlock()
-	if other := registry.byId[c.Id()].Load(); other != nil {
-		panic(fmt.Sprintf("codec: Reg of %q: id %d already belongs to codec %q.", c.Name(), c.Id(), (*other).Name()))
+	if other := registry.byId[c.id].Load(); other != nil {
+		return other
 	}
 	names := make(map[string]Codec)
-	if old := registry.byName.Load(); old != nil {
-		for name, other := range *old {
-			if name == c.Name() {
-				panic(fmt.Sprintf("codec: Reg of id %d: the name %q already belongs to the codec with id %d.", c.Id(), name, other.Id()))
-			}
-			names[name] = other
+	for _, of := range registry.all {
+		if of.name == c.name {
+			return of
 		}
+		names[of.name] = of.Codec
 	}
-	names[c.Name()] = c
+	names[c.name] = c.Codec
+	registry.all = append(registry.all, &c)
 	registry.byName.Store(&names)
-	registry.byId[c.Id()].Store(&c)
+	registry.byId[c.id].Store(&c)
+	return nil
 }
 
 // GetById returns the codec with the wire id, or an error that wraps
@@ -106,7 +126,7 @@ func GetById(id byte) (Codec, error) {
 		return jsonCodec{}, nil
 	}
 	if c := registry.byId[id].Load(); c != nil {
-		return *c, nil
+		return c.Codec, nil
 	}
 	return nil, fmt.Errorf("%w: id %d (%q)", ErrUnknown, id, rune(id))
 }

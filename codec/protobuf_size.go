@@ -196,8 +196,11 @@ func sizeOfKind(k protoreflect.Kind) int64 {
 
 // perByte is the most that a byte becomes of what the message is made of.
 func (p *protoMaker) perByte() int64 {
-	most := int64(sizeExtension / 4)
+	most := int64(0)
 	for _, s := range p.made {
+		if s.extensible != "" {
+			most = max(most, sizeExtension/4)
+		}
 		for _, f := range s.fields {
 			switch {
 			case f.kind == protoreflect.StringKind, f.kind == protoreflect.BytesKind, f.message != nil:

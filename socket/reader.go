@@ -46,11 +46,15 @@ type reader struct {
 	frameBy  time.Time
 	frameFor time.Duration
 	armed    bool       // a read deadline is set on conn
-	setting  sync.Mutex // makes one step of changing timeout and due and setting conn's deadline
-	due      time.Time  // when timeout is over, if it was set during a read
-	set      time.Time  // conn's deadline; zero if none is known
-	quiet    bool       // it is that of await
-	heard    bool       // something was read since
+	setting  sync.Mutex // makes one step of changing timeout and due and deciding on conn's deadline
+	// decided counts the decisions and applied is the last one that conn has been told,
+	// which is being told another while applying is true.
+	decided, applied uint32
+	applying         bool
+	due              time.Time // when timeout is over, if it was set during a read
+	set              time.Time // what conn's deadline is to be; zero if none is known
+	quiet            bool      // it is that of await
+	heard            bool      // something was read since
 
 	buf   *bufpool.Buffer // nil, or its whole capacity is in use
 	r, w  int             // buf.B[r:w] has been read and not consumed
@@ -76,15 +80,14 @@ func (r *reader) init(conn net.Conn, o Options) {
 func (r *reader) setTimeout(d time.Duration) {
 	d = max(d, 0)
 	r.setting.Lock()
-	defer r.setting.Unlock()
 	r.timeout.Store(int64(d))
 	r.due = earlier(deadline(d), r.frameBy)
 	now := r.due
 	if d == 0 && r.quiet { // await has set a deadline that goes with it
 		now = time.Now()
 	}
-	r.set = now
-	r.conn.SetReadDeadline(now) // wakes the read under way, if any
+	r.decideLocked(now)
+	r.apply() // wakes the read under way, if any
 }
 
 func deadline(d time.Duration) time.Time {
@@ -111,7 +114,7 @@ func (r *reader) arm() {
 		return
 	}
 	r.setting.Lock()
-	defer r.setting.Unlock()
+	defer r.apply()
 	d := time.Duration(r.timeout.Load())
 	if begun && r.frameBy.IsZero() {
 		r.frameFor = r.frame
@@ -127,10 +130,30 @@ func (r *reader) arm() {
 	r.setLocked(earlier(deadline(d), r.frameBy))
 }
 
-// setLocked sets conn's deadline.
+// setLocked decides what conn's deadline is to be.
 func (r *reader) setLocked(by time.Time) {
-	r.quiet, r.set = false, by
-	r.conn.SetReadDeadline(by)
+	r.quiet = false
+	r.decideLocked(by)
+}
+
+func (r *reader) decideLocked(by time.Time) {
+	r.set = by
+	r.decided++
+}
+
+// apply unlocks setting, and sets conn's deadline if another one has been decided on. Of
+// several goroutines one does it, for the last decision: it is a call of the connection's,
+// which may call back.
+func (r *reader) apply() {
+	for !r.applying && r.applied != r.decided {
+		by, n := r.set, r.decided
+		r.applying = true
+		r.setting.Unlock()
+		r.conn.SetReadDeadline(by)
+		r.setting.Lock()
+		r.applying, r.applied = false, n
+	}
+	r.setting.Unlock()
 }
 
 // again reports whether a read that failed is to be tried again, because the
@@ -140,7 +163,7 @@ func (r *reader) again(err error) bool {
 		return false
 	}
 	r.setting.Lock()
-	defer r.setting.Unlock()
+	defer r.apply()
 	if r.timeout.Load() > 0 || r.overdue() {
 		return false
 	}
@@ -207,7 +230,7 @@ func (r *reader) await(quiet time.Duration) error {
 				r.setLocked(deadline(quiet))
 				r.quiet, r.heard = true, false
 			}
-			r.setting.Unlock()
+			r.apply()
 		}
 		err := r.more(packet.LengthSize)
 		if r.w > r.r {
@@ -226,7 +249,7 @@ func (r *reader) await(quiet time.Duration) error {
 		if !late {
 			r.setLocked(r.due)
 		}
-		r.setting.Unlock()
+		r.apply()
 		if late {
 			return readError(err, true)
 		}

@@ -112,7 +112,11 @@ func (w *writer) write(ctx context.Context, f Frame, mode flushMode) (waiting in
 	w.mu.Lock()
 	if !w.roomLocked(int64(len(f.b)), f.cost > 0, w.reserve(mode)) && mode != flushPressed {
 		if err = ErrOutputFull; mode < flushOffered {
-			err = w.waitForRoomLocked(ctx, int64(len(f.b)), f.cost > 0)
+			w.mu.Unlock()
+			wait := w.waitFor(ctx)
+			defer wait.end()
+			w.mu.Lock()
+			err = w.waitForRoomLocked(wait, int64(len(f.b)), f.cost > 0)
 		}
 	}
 	if w.refuse != nil {
@@ -301,10 +305,7 @@ var ErrOutputFull = errors.New("socket: the output is full")
 
 // waitForRoomLocked waits, for the write timeout and no longer than ctx lasts, until
 // there is room for n bytes.
-func (w *writer) waitForRoomLocked(ctx context.Context, n int64, paid bool) error {
-	if ctx.Done() != nil {
-		defer context.AfterFunc(ctx, w.wakeAll)()
-	}
+func (w *writer) waitForRoomLocked(wait *wait, n int64, paid bool) error {
 	late := false
 	if d := time.Duration(w.timeout.Load()); d > 0 {
 		timer := time.AfterFunc(d, func() {
@@ -329,8 +330,8 @@ func (w *writer) waitForRoomLocked(ctx context.Context, n int64, paid bool) erro
 				poll.Reset(memoryPoll)
 			}
 		}
-		if err := ctx.Err(); err != nil {
-			return err
+		if wait.over {
+			return wait.err
 		}
 		if late {
 			return fmt.Errorf("%w for longer than %v", ErrOutputFull, time.Duration(w.timeout.Load()))
@@ -340,7 +341,7 @@ func (w *writer) waitForRoomLocked(ctx context.Context, n int64, paid bool) erro
 			continue
 		}
 		w.flushing = true
-		if ctx.Done() != nil { // who may give up must not be held up by the connection
+		if wait.ends { // who may give up must not be held up by the connection
 			go w.flushRest()
 			continue
 		}
@@ -351,24 +352,62 @@ func (w *writer) waitForRoomLocked(ctx context.Context, n int64, paid bool) erro
 	return nil
 }
 
+// wait is that of one who may give up. The context is another's: it is asked without mu.
+type wait struct {
+	ends bool // it may be over before its time
+	over bool // guarded by writer.mu, as is err
+	err  error
+	stop func() bool
+}
+
+// waitFor begins the wait for as long as ctx lasts; end ends it, without mu.
+func (w *writer) waitFor(ctx context.Context) *wait {
+	if ctx.Done() == nil {
+		return &forEver
+	}
+	x := &wait{ends: true}
+	x.stop = context.AfterFunc(ctx, func() {
+		err := ctx.Err()
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		x.over, x.err = true, err
+		w.wakeLocked()
+		if w.turn != nil {
+			w.turn.Broadcast()
+		}
+	})
+	if err := ctx.Err(); err != nil { // nobody has it yet
+		x.stop()
+		x = &wait{ends: true, over: true, err: err}
+	}
+	return x
+}
+
+var forEver wait
+
+func (x *wait) end() {
+	if x.stop != nil {
+		x.stop()
+	}
+}
+
 // takeTurn waits for a turn to encode, then for room. Its error is a WriteError.
 func (w *writer) takeTurn(ctx context.Context) error {
 	if !w.full.Load() && w.tryTurn() {
 		return nil
 	}
+	wait := w.waitFor(ctx)
+	defer wait.end()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	// Who ends a turn looks for those who wait after that, and they look for a turn
 	// after they have said so.
 	w.awaiting.Add(1)
-	if ctx.Done() != nil {
-		defer context.AfterFunc(ctx, w.wakeAll)()
-	}
 	for w.refuse == nil && !w.tryTurn() {
-		if err := ctx.Err(); err != nil {
+		if wait.over {
 			w.awaiting.Add(-1)
 			w.turnLocked() // which may have been signalled to this one
-			return &WriteError{Err: err, Unsent: true}
+			return &WriteError{Err: wait.err, Unsent: true}
 		}
 		if w.turn == nil {
 			w.turn = sync.NewCond(&w.mu)
@@ -381,7 +420,7 @@ func (w *writer) takeTurn(ctx context.Context) error {
 	}
 	var err error
 	if w.queued >= w.fullAt {
-		err = w.waitForRoomLocked(ctx, 1, false)
+		err = w.waitForRoomLocked(wait, 1, false)
 	}
 	if w.refuse != nil {
 		err = w.refuse
@@ -427,16 +466,6 @@ func (w *writer) endTurnLocked() {
 func (w *writer) turnLocked() {
 	if w.awaiting.Load() > 0 && w.turn != nil {
 		w.turn.Signal()
-	}
-}
-
-// wakeAll lets everybody who waits look again.
-func (w *writer) wakeAll() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.wakeLocked()
-	if w.turn != nil {
-		w.turn.Broadcast()
 	}
 }
 

@@ -1,0 +1,298 @@
+package tp
+
+import (
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// No code of others runs under a lock of the library's: no codec, hook, handler, logger,
+// context, connection or listener. Whatever that does, it cannot wait for a lock that its own
+// caller holds. And locks are taken in one order, so that no two goroutines wait for each
+// other. Both are checked here, in the sources, without a run: what is called while a lock is
+// held must be in the tables below, with the locks that it takes itself.
+
+// lockRanks are the locks in the order in which they may be taken, in the words of
+// docs/architecture.md. One that is held may be joined by those behind it only.
+var lockRanks = []string{
+	"reboots.mu", "grace.mu", "Peer.mu", "routes.mu", "handshakes.mu", "Session.mu", "hub.mu", "packetCtx.mu", "callTable.mu", "workers.mu",
+	"pullTable.mu", "keeper.mu", "pace.mu", "socket.writer.mu", "socket.reader.setting", "packet.Budget.mu", "packet.Pool.mu",
+	"log.mu", "rarely.Lines.mu", "codec.registry.mu", "alias.Alias.mu",
+}
+
+// mayCall is what may be called under a lock, by its last name, and the lock it takes, if any.
+var mayCall = map[string]string{}
+
+// lockedCall is a call in the sources while locks are held.
+type lockedCall struct {
+	at    token.Position
+	held  []string
+	name  string // as it stands there
+	takes string // the lock, if it is one that is taken
+}
+
+// lockWalker goes through a function.
+type lockWalker struct {
+	fset  *token.FileSet
+	pkg   string
+	types map[string]string // of variables, as far as they are known
+	held  []string
+	calls *[]lockedCall
+}
+
+func (w *lockWalker) lockName(x ast.Expr) string {
+	sel, ok := x.(*ast.SelectorExpr)
+	if !ok {
+		return exprText(x)
+	}
+	of := exprText(sel.X)
+	if i := strings.LastIndex(of, "."); i >= 0 {
+		of = of[i+1:]
+	}
+	if t, ok := w.types[of]; ok {
+		of = t
+	}
+	name := of + "." + sel.Sel.Name
+	if w.pkg != "tp" {
+		name = w.pkg + "." + name
+	}
+	return name
+}
+
+func exprText(x ast.Expr) string {
+	switch x := x.(type) {
+	case *ast.Ident:
+		return x.Name
+	case *ast.SelectorExpr:
+		return exprText(x.X) + "." + x.Sel.Name
+	case *ast.CallExpr:
+		return exprText(x.Fun) + "()"
+	case *ast.IndexExpr:
+		return exprText(x.X) + "[]"
+	case *ast.StarExpr:
+		return exprText(x.X)
+	case *ast.ParenExpr:
+		return exprText(x.X)
+	case *ast.UnaryExpr:
+		return exprText(x.X)
+	}
+	return fmt.Sprintf("%T", x)
+}
+
+// block goes through statements in their order. What a branch that ends in a return has
+// unlocked is held again behind it.
+func (w *lockWalker) block(list []ast.Stmt) (ends bool) {
+	for _, s := range list {
+		if w.stmt(s) {
+			return true
+		}
+	}
+	return false
+}
+
+func (w *lockWalker) branch(body func() bool) {
+	before := slices.Clone(w.held)
+	if body() {
+		w.held = before
+	}
+}
+
+func (w *lockWalker) stmt(s ast.Stmt) (ends bool) {
+	switch s := s.(type) {
+	case *ast.BlockStmt:
+		return w.block(s.List)
+	case *ast.IfStmt:
+		if s.Init != nil {
+			w.stmt(s.Init)
+		}
+		w.expr(s.Cond)
+		w.branch(func() bool { return w.block(s.Body.List) })
+		if s.Else != nil {
+			w.branch(func() bool { return w.stmt(s.Else) })
+		}
+	case *ast.ForStmt:
+		for _, part := range []ast.Stmt{s.Init, s.Post} {
+			if part != nil {
+				w.stmt(part)
+			}
+		}
+		w.expr(s.Cond)
+		w.branch(func() bool { return w.block(s.Body.List) })
+	case *ast.RangeStmt:
+		w.expr(s.X)
+		w.branch(func() bool { return w.block(s.Body.List) })
+	case *ast.SwitchStmt:
+		if s.Init != nil {
+			w.stmt(s.Init)
+		}
+		w.expr(s.Tag)
+		w.clauses(s.Body)
+	case *ast.TypeSwitchStmt:
+		w.clauses(s.Body)
+	case *ast.SelectStmt:
+		w.clauses(s.Body)
+	case *ast.ReturnStmt:
+		for _, x := range s.Results {
+			w.expr(x)
+		}
+		return true
+	case *ast.BranchStmt:
+		return s.Tok != token.FALLTHROUGH
+	case *ast.DeferStmt:
+		if sel, ok := s.Call.Fun.(*ast.SelectorExpr); ok && strings.HasSuffix(sel.Sel.Name, "Unlock") {
+			return false // held to the end
+		}
+		w.expr(s.Call)
+	case *ast.GoStmt:
+		for _, x := range s.Call.Args {
+			w.expr(x)
+		}
+	case nil:
+	default:
+		ast.Inspect(s, w.visit)
+	}
+	return false
+}
+
+func (w *lockWalker) clauses(body *ast.BlockStmt) {
+	for _, c := range body.List {
+		var list []ast.Stmt
+		switch c := c.(type) {
+		case *ast.CaseClause:
+			for _, x := range c.List {
+				w.expr(x)
+			}
+			list = c.Body
+		case *ast.CommClause:
+			list = c.Body
+		}
+		w.branch(func() bool { return w.block(list) })
+	}
+}
+
+func (w *lockWalker) expr(x ast.Expr) {
+	if x != nil {
+		ast.Inspect(x, w.visit)
+	}
+}
+
+func (w *lockWalker) visit(n ast.Node) bool {
+	switch n := n.(type) {
+	case *ast.FuncLit: // it runs elsewhere
+		inner := *w
+		inner.held = nil
+		inner.block(n.Body.List)
+		return false
+	case *ast.CallExpr:
+		for _, arg := range n.Args {
+			w.expr(arg)
+		}
+		w.call(n)
+		return false
+	}
+	return true
+}
+
+func (w *lockWalker) call(n *ast.CallExpr) {
+	name := exprText(n.Fun)
+	sel, _ := n.Fun.(*ast.SelectorExpr)
+	switch {
+	case sel != nil && (sel.Sel.Name == "Lock" || sel.Sel.Name == "RLock") && len(n.Args) == 0:
+		lock := w.lockName(sel.X)
+		if len(w.held) > 0 {
+			*w.calls = append(*w.calls, lockedCall{w.fset.Position(n.Pos()), slices.Clone(w.held), name, lock})
+		}
+		w.held = append(w.held, lock)
+	case sel != nil && (sel.Sel.Name == "Unlock" || sel.Sel.Name == "RUnlock") && len(n.Args) == 0:
+		if i := slices.Index(w.held, w.lockName(sel.X)); i >= 0 {
+			w.held = slices.Delete(slices.Clone(w.held), i, i+1)
+		}
+	case len(w.held) > 0:
+		*w.calls = append(*w.calls, lockedCall{at: w.fset.Position(n.Pos()), held: slices.Clone(w.held), name: name})
+	}
+}
+
+// lockedCalls returns the calls under locks of all that is in the package's files. A function
+// whose name ends with Locked is called with its receiver's lock held.
+func lockedCalls(t *testing.T, dir string) (calls []lockedCall) {
+	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
+	require.NoError(t, err)
+	fset := token.NewFileSet()
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		src, err := os.ReadFile(name)
+		require.NoError(t, err)
+		f, err := parser.ParseFile(fset, name, src, 0)
+		require.NoError(t, err)
+		for _, d := range f.Decls {
+			fn, ok := d.(*ast.FuncDecl)
+			if !ok || fn.Body == nil {
+				continue
+			}
+			w := &lockWalker{fset: fset, pkg: f.Name.Name, types: maps.Clone(usualTypes[f.Name.Name]), calls: &calls}
+			if w.types == nil {
+				w.types = map[string]string{}
+			}
+			receiver := ""
+			for _, list := range []*ast.FieldList{fn.Recv, fn.Type.Params} {
+				if list == nil {
+					continue
+				}
+				for _, field := range list.List {
+					for _, id := range field.Names {
+						typ := exprText(field.Type)
+						w.types[id.Name] = typ[strings.LastIndex(typ, ".")+1:]
+						if list == fn.Recv {
+							receiver = w.types[id.Name]
+						}
+					}
+				}
+			}
+			if strings.HasSuffix(fn.Name.Name, "Locked") {
+				w.held = []string{heldBy(f.Name.Name, receiver)}
+			}
+			w.block(fn.Body.List)
+		}
+	}
+	return calls
+}
+
+func TestDumpLocked(t *testing.T) {
+	seen := map[string]bool{}
+	for _, dir := range []string{".", "codec", "packet", "socket", "plugin/alias", "plugin/proxy", "internal/rarely", "internal/bufpool", "internal/printable"} {
+		for _, c := range lockedCalls(t, dir) {
+			line := fmt.Sprintf("%v %s %s", c.held, c.name, c.takes)
+			if !seen[line] {
+				seen[line] = true
+				t.Log(c.at, line)
+			}
+		}
+	}
+}
+
+var usualTypes = map[string]map[string]string{
+	"tp":     {"s": "Session", "sess": "Session", "l": "link", "p": "Peer", "first": "link", "all": "handshakes"},
+	"socket": {"w": "writer", "r": "reader"},
+}
+
+func heldBy(pkg, receiver string) string {
+	name := map[string]string{"link": "Session.mu", "redialer": "Session.mu", "reader": "reader.setting"}[receiver]
+	if name == "" {
+		name = receiver + ".mu"
+	}
+	if pkg != "tp" {
+		name = pkg + "." + name
+	}
+	return name
+}
