@@ -19,14 +19,14 @@ func TestBuiltInCodecsAreTheRegisteredOnes(t *testing.T) {
 	} {
 		registered := registry.byId[tc.id].Load()
 		require.NotNil(t, registered, tc.name)
-		require.Equal(t, tc.want, *registered)
+		require.Equal(t, tc.want, registered.Codec)
 		require.Equal(t, tc.want, (*registry.byName.Load())[tc.name])
 		byId, err := GetById(tc.id)
 		require.NoError(t, err)
-		require.Equal(t, *registered, byId)
+		require.Equal(t, registered.Codec, byId)
 		byName, err := GetByName(tc.name)
 		require.NoError(t, err)
-		require.Equal(t, *registered, byName)
+		require.Equal(t, registered.Codec, byName)
 		require.Equal(t, tc.id, byName.Id())
 		require.Equal(t, tc.name, byId.Name())
 	}

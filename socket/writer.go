@@ -571,8 +571,6 @@ func (w *writer) tryFlush() {
 
 	w.mu.Lock()
 	again := w.wroteLocked(n)
-	defer w.hasRoom(again)
-	defer w.mu.Unlock()
 	if n == len(buf.B) {
 		bufpool.Put(buf)
 		queue[0] = nil
@@ -587,6 +585,8 @@ func (w *writer) tryFlush() {
 		go w.flushRest()
 	}
 	w.wakeLocked()
+	w.mu.Unlock()
+	w.hasRoom(again)
 }
 
 // wroteLocked counts bytes out. It reports whether there is room again: then hasRoom is to
