@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"strings"
 	"time"
 
@@ -55,6 +56,11 @@ type PeerConfig struct {
 	// ListenAddrs are the addresses that Listen serves: "host:port", or
 	// "unix:/path" for a unix socket.
 	ListenAddrs []string
+	// UnixMode is the mode of the unix sockets that Listen makes, of which only the
+	// permissions count, 0600 for example: who may not write to a socket cannot connect to
+	// it. They have it before anybody can connect. Zero leaves it to the process's umask.
+	// It is not for Windows, where Listen fails, nor for sockets that were handed over.
+	UnixMode os.FileMode
 	// Redial makes the sessions that this peer dials outlive their connections; nil
 	// means that they end with them. It is copied.
 	Redial *Redial
@@ -174,6 +180,9 @@ func (c *PeerConfig) check() {
 	}
 	if packet.CheckGzip(c.DefaultBodyGzipLevel) != nil {
 		bad("DefaultBodyGzipLevel", "%d is outside -2..9", c.DefaultBodyGzipLevel)
+	}
+	if c.UnixMode&^os.ModePerm != 0 {
+		bad("UnixMode", "%v is more than permissions", c.UnixMode)
 	}
 	if r := c.Redial; r != nil {
 		if r.MinBackoff < 0 {
@@ -326,6 +335,9 @@ func (c *PeerConfig) tlsConfigs() (server, client *tls.Config, err error) {
 			}
 			client.RootCAs.AddCert(pair.Leaf)
 		}
+	}
+	if client.ClientSessionCache == nil { // so that redialling need not begin anew
+		client.ClientSessionCache = tls.NewLRUClientSessionCache(0)
 	}
 	if client.InsecureSkipVerify && client.VerifyConnection == nil {
 		return nil, nil, errors.New("tp: PeerConfig.TLSConfig.InsecureSkipVerify is set without VerifyConnection: a client always verifies the server")

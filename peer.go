@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/henrylee2cn/teleport/internal/rarely"
 	"github.com/henrylee2cn/teleport/packet"
+	"github.com/henrylee2cn/teleport/socket"
 )
 
 // ErrPeerClosed is what errors.Is finds when a peer that is closed, or shutting
@@ -143,7 +145,7 @@ func (p *Peer) listen() error {
 		}
 	}
 	for _, addr := range p.cfg.ListenAddrs {
-		ln, err := NewListener(addr)
+		ln, err := newListener(addr, p.cfg.UnixMode)
 		if err != nil {
 			closeAll()
 			return err
@@ -282,7 +284,7 @@ func (p *Peer) shake(h *handshake, cfg *tls.Config) (net.Conn, error) {
 		ctx, cancel := bounded(h.ctx, p.cfg.HandshakeTimeout)
 		defer cancel()
 		if err := tc.HandshakeContext(ctx); err != nil {
-			return conn, fmt.Errorf("TLS handshake: %w", err)
+			return conn, refuseTLS(err)
 		}
 		conn = tc
 	}
@@ -407,9 +409,41 @@ func clientTLS(ctx context.Context, conn net.Conn, cfg *tls.Config, address stri
 	tc := tls.Client(conn, cfg)
 	if err := tc.HandshakeContext(ctx); err != nil {
 		_ = conn.Close()
-		return nil, err
+		return nil, tlsError(err)
 	}
 	return tc, nil
+}
+
+// tlsError says what has come instead of TLS, as far as that can be told.
+func tlsError(err error) error {
+	err = fmt.Errorf("TLS handshake: %w", err)
+	var record tls.RecordHeaderError
+	switch {
+	case errors.As(err, &record):
+		if guess := packet.LooksLike(record.RecordHeader[:]); guess != "" {
+			return fmt.Errorf("%w: %s", err, guess)
+		}
+	case errors.Is(err, io.EOF) || socket.Gone(err):
+		return fmt.Errorf("%w: the other side has ended the connection; perhaps it speaks no TLS", err)
+	}
+	return err
+}
+
+// alertNoTLS is a record of TLS that says that a handshake has failed, as in RFC 8446: who
+// has sent something else, and reads a packet, sees by it that TLS is spoken here.
+var alertNoTLS = []byte{21, 3, 1, 0, 2, 2, 40}
+
+// refuseTLS is tlsError on the side that has accepted the connection, which it tells.
+func refuseTLS(err error) error {
+	var record tls.RecordHeaderError
+	if errors.As(err, &record) && record.Conn != nil {
+		_ = record.Conn.SetWriteDeadline(time.Now().Add(time.Second))
+		_, _ = record.Conn.Write(alertNoTLS)
+		if half, ok := record.Conn.(interface{ CloseWrite() error }); ok {
+			_ = half.CloseWrite()
+		}
+	}
+	return tlsError(err)
 }
 
 // ServeConn makes a session of a connection that was accepted elsewhere, as it

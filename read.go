@@ -51,6 +51,9 @@ func (l *link) read(replaces bool) {
 		if errors.Is(err, socket.ErrClosed) {
 			err = errClosedHere
 		}
+		if errors.Is(err, packet.ErrTLS) { // who waits for a handshake then sees what comes instead
+			l.press(&packet.Header{Type: packet.TypeGoAway})
+		}
 		l.farewell(err)
 		_ = l.shut(err)
 	}()

@@ -112,7 +112,10 @@ func SetReboot(timeout time.Duration) {
 // address, it takes that. A unix socket that a process has left that was killed is
 // removed. [Peer.Listen] uses it; a listener for [Peer.Serve] that
 // is to survive a reboot is made by it. It is safe for concurrent use.
-func NewListener(addr string) (net.Listener, error) {
+func NewListener(addr string) (net.Listener, error) { return newListener(addr, 0) }
+
+// newListener is NewListener for unix sockets with a mode, if it is not zero.
+func newListener(addr string, mode os.FileMode) (net.Listener, error) {
 	// Others that make listeners wait, as two must not take one address from each other.
 	// Nobody else does: what is done here may take time.
 	reboots.making <- struct{}{}
@@ -123,9 +126,9 @@ func NewListener(addr string) (net.Listener, error) {
 	network, address := splitAddr(addr)
 	l := takeInherited(network, addr, address)
 	if l == nil {
-		ln, err := net.Listen(network, address)
+		ln, err := listen(network, address, mode)
 		if errors.Is(err, syscall.EADDRINUSE) && removeLeftSocket(network, address) {
-			ln, err = net.Listen(network, address)
+			ln, err = listen(network, address, mode)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("tp: %w", err)
@@ -136,6 +139,13 @@ func NewListener(addr string) (net.Listener, error) {
 	defer reboots.mu.Unlock()
 	reboots.own = append(reboots.own, l)
 	return l, nil
+}
+
+func listen(network, address string, mode os.FileMode) (net.Listener, error) {
+	if network != "unix" || mode == 0 {
+		return net.Listen(network, address)
+	}
+	return listenUnix(address, mode)
 }
 
 // removeLeftSocket removes a unix socket that nobody listens on: whoever made it has

@@ -33,7 +33,7 @@ var (
 
 // Limits bounds what is accepted from the other side, and what is sent to it.
 // In each field 0 means the default and a negative number no limit but the
-// format's own of 4 GiB.
+// format's own of 4 GiB, or the 2 GiB that an int holds where it has 32 bits.
 type Limits struct {
 	// Header bounds HeaderLength.
 	Header int64
@@ -52,12 +52,16 @@ type Limits struct {
 	Budget *Budget
 }
 
+// largest is what a length can be: what its four bytes hold, or what an int does, with some
+// room for what is around it.
+const largest = min(math.MaxUint32, math.MaxInt-1<<10)
+
 func limit(n, def int64) int64 {
 	switch {
 	case n == 0:
 		return def
-	case n < 0 || n > math.MaxUint32:
-		return math.MaxUint32
+	case n < 0 || n > largest:
+		return largest
 	}
 	return n
 }
@@ -94,10 +98,18 @@ func (l Limits) HeaderLength(b []byte) (int64, error) {
 	if n == 0 {
 		return 0, fmt.Errorf("packet: %w: header length 0, the least is 1", ErrHeader)
 	}
-	if n > l.header() {
-		return 0, fmt.Errorf("packet: %w: %w: header length %d exceeds limit %d", ErrHeader, ErrTooLarge, n, l.header())
+	if n <= l.header() {
+		return n, nil
 	}
-	return n, nil
+	err := fmt.Errorf("packet: %w: %w: header length %d exceeds limit %d", ErrHeader, ErrTooLarge, n, l.header())
+	switch guess := LooksLike(b[:LengthSize]); guess {
+	case "":
+	case ErrTLS.Error():
+		err = fmt.Errorf("%w: %w", err, ErrTLS)
+	default:
+		err = fmt.Errorf("%w: %s", err, guess)
+	}
+	return 0, err
 }
 
 // BodyLength reads the four bytes that follow the header. It returns how many
