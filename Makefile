@@ -4,7 +4,7 @@ GOBIN   := $(CURDIR)/bin
 STATICCHECK := $(GOBIN)/staticcheck
 FUZZTIME ?= 60s
 
-.PHONY: help test race lint bench bench-short bench-micro fuzz stress partition reboot cross cover
+.PHONY: help test race lint bench bench-short bench-micro fuzz stress partition reboot cross test-386 steady cover
 
 help:   ## print the targets
 	@grep -E '^[a-z-]+: ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/'
@@ -48,9 +48,20 @@ reboot:   ## 50 reboots, and 50 new starts, under 500 pulls a second of 20 clien
 	@go test . -run 'TestReboot$$|TestTerminate$$' -v -count=1 -reboots 50 -reboot-clients 20 -reboot-pause 40ms
 	@go test . -run 'TestKilledAndStartedAgain$$' -v -count=1 -killed-clients 1000 -killed-for 12s -killed-check
 
-cross:   ## build for the other platforms
-	@for m in $(MODULES); do for p in windows/amd64 darwin/arm64 linux/386; do \
+# Nested modules are vetted for CROSS_ALL only.
+CROSS_ALL := windows/amd64 darwin/arm64 linux/386
+CROSS     := $(CROSS_ALL) js/wasm wasip1/wasm plan9/amd64 freebsd/amd64
+
+cross:   ## vet for the other platforms
+	@for p in $(CROSS); do GOOS=$${p%/*} GOARCH=$${p#*/} go vet ./... || exit 1; done
+	@for m in $(filter-out ./,$(MODULES)); do for p in $(CROSS_ALL); do \
 	  (cd $$m && GOOS=$${p%/*} GOARCH=$${p#*/} go vet ./...) || exit 1; done; done
+
+test-386:   ## run the tests where an int has 32 bits
+	@internal/bits32/run
+
+steady:   ## run the tests 50 times beside two busy loops, every second time with GOMAXPROCS=1 (hours)
+	@internal/steady/run 50
 
 cover:   ## print each package's coverage
 	@go test -cover . ./codec ./packet ./socket ./plugin/...

@@ -9,8 +9,9 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
+
+	"github.com/henrylee2cn/teleport/internal/errno"
 )
 
 // A process that reboots starts a successor, the same program with the same
@@ -90,6 +91,9 @@ var handed = func() (h struct {
 	return h
 }()
 
+// unlinker is a net.UnixListener, where there are any.
+type unlinker interface{ SetUnlinkOnClose(unlink bool) }
+
 // sharedListener is a listener that outlives the process.
 type sharedListener struct {
 	net.Listener
@@ -127,7 +131,7 @@ func newListener(addr string, mode os.FileMode) (net.Listener, error) {
 	l := takeInherited(network, addr, address)
 	if l == nil {
 		ln, err := listen(network, address, mode)
-		if errors.Is(err, syscall.EADDRINUSE) && removeLeftSocket(network, address) {
+		if errors.Is(err, errno.InUse) && removeLeftSocket(network, address) {
 			ln, err = listen(network, address, mode)
 		}
 		if err != nil {
@@ -159,7 +163,7 @@ func removeLeftSocket(network, path string) bool {
 	if err == nil {
 		_ = conn.Close()
 	}
-	return errors.Is(err, syscall.ECONNREFUSED) && os.Remove(path) == nil
+	return errors.Is(err, errno.Refused) && os.Remove(path) == nil
 }
 
 // takeInherited returns the listener that was handed over for the address.
@@ -220,7 +224,7 @@ func (l *sharedListener) nowServed() {
 
 // countServed returns what is to be done when all listeners are served that a predecessor has
 // handed over: the unix sockets that are this process's now, and the pipe to say so on.
-func (l *sharedListener) countServed() (taken []*net.UnixListener, ready *os.File) {
+func (l *sharedListener) countServed() (taken []unlinker, ready *os.File) {
 	reboots.mu.Lock()
 	defer reboots.mu.Unlock()
 	l.served = true
@@ -235,7 +239,7 @@ func (l *sharedListener) countServed() (taken []*net.UnixListener, ready *os.Fil
 		return nil, nil
 	}
 	for _, l := range reboots.own {
-		if u, ok := l.Listener.(*net.UnixListener); ok && l.isOurs {
+		if u, ok := l.Listener.(unlinker); ok && l.isOurs {
 			taken = append(taken, u)
 		}
 	}
@@ -296,7 +300,7 @@ func reboot() error {
 	}
 	logf(LevelInfo, "process %d has taken over", pid)
 	for _, l := range own {
-		if u, ok := l.Listener.(*net.UnixListener); ok {
+		if u, ok := l.Listener.(unlinker); ok {
 			u.SetUnlinkOnClose(false) // it is the successor's now
 		}
 	}
@@ -337,7 +341,7 @@ func inheritFile(fd int, addr string) error {
 	if err != nil {
 		return fmt.Errorf("tp: file %d, which should be a listening socket: %w", fd, err)
 	}
-	if u, ok := ln.(*net.UnixListener); ok {
+	if u, ok := ln.(unlinker); ok {
 		u.SetUnlinkOnClose(false) // it is another's, at least for now
 	}
 	reboots.inherited = append(reboots.inherited, &sharedListener{Listener: ln, addr: addr, isOurs: addr != ""})

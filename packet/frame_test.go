@@ -315,6 +315,7 @@ func TestDecodeBody(t *testing.T) {
 
 func TestLimits(t *testing.T) {
 	length := func(n uint32) []byte { return binary.BigEndian.AppendUint32(nil, n) }
+	const largest = min(math.MaxUint32, math.MaxInt-1<<10) // where an int has 32 bits
 	for _, tc := range []struct {
 		name         string
 		limits       packet.Limits
@@ -323,8 +324,8 @@ func TestLimits(t *testing.T) {
 		{"default", packet.Limits{}, packet.DefaultMaxHeader, packet.DefaultMaxBody},
 		{"set", packet.Limits{Header: 10, Body: 20}, 10, 20},
 		{"least", packet.Limits{Header: 1, Body: 1}, 1, 1},
-		{"none", packet.Limits{Header: -1, Body: math.MinInt64}, math.MaxUint32, math.MaxUint32},
-		{"past the format's own", packet.Limits{Header: math.MaxInt64, Body: math.MaxUint32 + 1}, math.MaxUint32, math.MaxUint32},
+		{"none", packet.Limits{Header: -1, Body: math.MinInt64}, largest, largest},
+		{"past the format's own", packet.Limits{Header: math.MaxInt64, Body: math.MaxUint32 + 1}, largest, largest},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			n, err := tc.limits.HeaderLength(length(tc.header))

@@ -22,10 +22,10 @@ import (
 	"io"
 	"net"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/henrylee2cn/teleport/internal/bufpool"
+	"github.com/henrylee2cn/teleport/internal/errno"
 	"github.com/henrylee2cn/teleport/packet"
 )
 
@@ -300,7 +300,7 @@ func (e *WriteError) Unwrap() error { return e.Err }
 // connection. What it had sent before that can still be read, where the system keeps
 // it; then reading fails too.
 func Gone(err error) bool {
-	return errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
+	return errors.Is(err, errno.Pipe) || errors.Is(err, errno.Reset)
 }
 
 // ReadPacket reads one packet into p, the body into what newBody returns for

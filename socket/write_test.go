@@ -10,11 +10,11 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/henrylee2cn/teleport/internal/errno"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -310,11 +310,11 @@ func TestWriteToAPeerThatHasGone(t *testing.T) {
 	}
 	require.NoError(t, b.Close())
 	err := a.WritePacket(message("1", "fails"))
-	requireWriteError(t, err, syscall.EPIPE)
+	requireWriteError(t, err, errno.Pipe)
 	require.True(t, socket.Gone(err))
 	require.False(t, err.(*socket.WriteError).Unsent, "some of it may have been")
 	err = a.WritePacket(message("2", "is not even tried"))
-	requireWriteError(t, err, syscall.EPIPE)
+	requireWriteError(t, err, errno.Pipe)
 	require.True(t, err.(*socket.WriteError).Unsent)
 	requireMessage(t, a, "1", "sent before")
 	requireMessage(t, a, "2", "sent before")

@@ -10,8 +10,9 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
+
+	"github.com/henrylee2cn/teleport/internal/errno"
 )
 
 // Options says how a connection misbehaves. The zero value does not.
@@ -146,7 +147,7 @@ func (s *stream) write(p []byte) (n int, err error) {
 		case s.ended:
 			return n, io.ErrClosedPipe
 		case s.dead:
-			return n, syscall.EPIPE
+			return n, errno.Pipe
 		case s.wd.past:
 			return n, os.ErrDeadlineExceeded
 		case len(p) == 0:

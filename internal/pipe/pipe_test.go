@@ -7,11 +7,11 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/henrylee2cn/teleport/internal/errno"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -159,7 +159,7 @@ func TestClose(t *testing.T) {
 	_, err = a.Write([]byte("x"))
 	require.ErrorIs(t, err, io.ErrClosedPipe)
 	_, err = b.Write([]byte("x"))
-	require.ErrorIs(t, err, syscall.EPIPE)
+	require.ErrorIs(t, err, errno.Pipe)
 	got, err := io.ReadAll(b)
 	require.NoError(t, err)
 	require.Equal(t, "last", string(got), "what was written before still arrives")
@@ -173,8 +173,8 @@ func TestCloseWakes(t *testing.T) {
 		ownRead, ownErr error
 		itsRead, itsErr error
 	}{
-		{"this end", 0, net.ErrClosed, io.ErrClosedPipe, io.EOF, syscall.EPIPE},
-		{"the other end", 1, io.EOF, syscall.EPIPE, net.ErrClosed, io.ErrClosedPipe},
+		{"this end", 0, net.ErrClosed, io.ErrClosedPipe, io.EOF, errno.Pipe},
+		{"the other end", 1, io.EOF, errno.Pipe, net.ErrClosed, io.ErrClosedPipe},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -331,7 +331,7 @@ func TestCutAfter(t *testing.T) {
 		require.ErrorIs(t, err, net.ErrClosed)
 		// The other end reads what had come, and its own output is lost.
 		_, err = b.Write([]byte("x"))
-		require.ErrorIs(t, err, syscall.EPIPE)
+		require.ErrorIs(t, err, errno.Pipe)
 		got, err := io.ReadAll(b)
 		require.NoError(t, err)
 		require.Equal(t, text[:cut], string(got))

@@ -1,0 +1,12 @@
+// Package errno has errors of the system that not every system has by these names.
+package errno
+
+import "syscall"
+
+// Plan 9 has texts for errors.
+var (
+	Pipe    error = syscall.NewError("write to hungup stream")
+	Reset   error = syscall.NewError("connection reset")
+	InUse   error = syscall.NewError("address in use")
+	Refused error = syscall.NewError("connection refused")
+)
