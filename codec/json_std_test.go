@@ -1,3 +1,5 @@
+//lint:file-ignore SA5008 The tags are what is tested.
+
 package codec_test
 
 import (
