@@ -277,15 +277,15 @@ func (c *PeerConfig) handshakeLimits() packet.Limits {
 	return l
 }
 
-// pools divide MaxBufferedBytes: a half is for what is received, a quarter for what waits
-// to be written, and the rest pays for the shares that each session has beside that, of
-// 256 sessions that use all of theirs.
+// pools divide MaxBufferedBytes: three sixteenths are for what is received and an eighth for what
+// waits to be written. As much again is what the collector has not freed yet, and the rest
+// pays for the shares that each session has beside that, of 256 that use all of theirs.
 func (c *PeerConfig) pools() (received, waiting *packet.Pool) {
 	most := c.MaxBufferedBytes
 	if most < 0 {
 		return nil, nil
 	}
-	return packet.NewPool(most/2, min(inputShare, most/8)), packet.NewPool(most/4, min(outputShare, most/16))
+	return packet.NewPool(most/16*3, min(inputShare, most/8)), packet.NewPool(most/8, min(outputShare, most/16))
 }
 
 const (

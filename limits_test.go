@@ -275,7 +275,7 @@ func TestRefusalsThatNobodyReads(t *testing.T) {
 // Every way in which a body takes from the budget gives it back, and one that
 // finds nothing left fails alone.
 func TestBudgetOfBodies(t *testing.T) {
-	const budget = 4 << 20
+	const budget = 12 << 20
 	large := strings.Repeat("x", 300<<10)
 	synctest.Test(t, func(t *testing.T) {
 		srv, release, ran := blockedPeer(t, PeerConfig{MaxBufferedBytes: budget, DefaultBodyCodec: "string"})
@@ -411,8 +411,8 @@ func TestBudgetOfOutput(t *testing.T) {
 			}
 		}()
 		synctest.Wait()
-		require.LessOrEqual(t, srv.memory(), int64(320<<10), "a quarter, and its share")
-		require.Greater(t, srv.memory(), int64(200<<10))
+		require.LessOrEqual(t, srv.memory(), int64(192<<10), "an eighth, and its share")
+		require.Greater(t, srv.memory(), int64(100<<10))
 		for range 10 {
 			requireAlive(t, good)
 		}

@@ -57,7 +57,7 @@ func TestWhoDoesNotReadIsNotRead(t *testing.T) {
 	}{
 		"echo":          {60_000, 60_000, 3 << 20},
 		"small to much": {10, 200_000, 3 << 20},
-		"slow echo":     {60_000, 60_000, 300 * 65_000}, // they all begin before there is a reply
+		"slow echo":     {60_000, 60_000, 300 * 70_000}, // they all begin before there is a reply
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -5,7 +5,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"unsafe"
 
 	"github.com/henrylee2cn/teleport/packet"
 )
@@ -49,15 +48,15 @@ type worker struct{ next chan *packetCtx } // with room for one; nil ends it
 const (
 	maxIdleWorkers = 1 << 10
 	sweepWorkers   = time.Second
-	// callCost is what a call takes beside its header and its body: its contexts, and
-	// about as much for the goroutine.
-	callCost = 2 * int64(unsafe.Sizeof(packetCtx{})+unsafe.Sizeof(exchange{}))
+	// callCost is what a call takes beside its header and its body: its contexts, 1.2 KB,
+	// and about as much for the goroutine, of which most have a small stack.
+	callCost = 5 << 9
 	// blockedTries is how many sessions are looked at for the next push.
 	blockedTries = 16
 	// A session whose output is full may have pulls of restBytes waiting before its reader
 	// rests, and of maxPullBytes before they are refused.
 	restBytes    = 256 << 10
-	maxPullBytes = 1 << 20
+	maxPullBytes = 8 << 20
 )
 
 // verdict is what becomes of a call.

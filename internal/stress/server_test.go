@@ -54,6 +54,12 @@ type service struct {
 // memory for it.
 var largeText = strings.Repeat("x", 4*mib)
 
+// row is a struct that `{}` stands for in JSON.
+type row struct {
+	Numbers [31]int64
+	Text    string
+}
+
 // flood is what /flood is asked for.
 type flood struct{ Pushes, Size int }
 
@@ -107,6 +113,7 @@ func (s *service) routes() {
 		}
 		return largeText[:*n], nil
 	})
+	tp.HandlePull(pulls, "/rows", func(_ tp.PullCtx, rows *[]row) (int, tp.Xerror) { return len(*rows), nil })
 	tp.HandlePull(pulls, "/wait", func(_ tp.PullCtx, v *int) (int, tp.Xerror) {
 		now := s.waiting.Add(1)
 		for most := s.most.Load(); now > most && !s.most.CompareAndSwap(most, now); most = s.most.Load() {
