@@ -216,6 +216,7 @@ func (w *workers) countLocked(l *link, n int) {
 
 // ended counts a call of the session's out, and starts one that has waited.
 func (w *workers) ended(l *link) {
+	defer l.wakeReader()
 	w.mu.Lock()
 	if c := w.nextLocked(l); c != nil {
 		w.startLocked(c)
@@ -322,6 +323,7 @@ func (w *workers) work(c *packetCtx) {
 // rest counts the session's call out and returns the next one for the worker, or
 // whether it may wait for one.
 func (w *workers) rest(k *worker, l *link) (c *packetCtx, wait bool) {
+	defer l.wakeReader() // which rests while too many replies wait to be encoded
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if c := w.nextLocked(l); c != nil {
