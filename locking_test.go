@@ -36,7 +36,7 @@ var takeLocks = map[string]string{
 	"pulls.len": "pullTable.mu", "peer.expectReplies": "keeper.mu",
 	"sock.Unsent": "socket.writer.mu", "sock.PressFrame": "socket.writer.mu",
 	"budget.Take": "packet.Budget.mu", "budget.Give": "packet.Budget.mu", "inBudget.Give": "packet.Budget.mu",
-	"inBudget.End": "packet.Budget.mu", "outBudget.End": "packet.Budget.mu", "pool.enter": "packet.Pool.mu", "pool.leave": "packet.Pool.mu",
+	"inBudget.End": "packet.Budget.mu", "outBudget.End": "packet.Budget.mu", "pool.enter": "packet.Pool.mu", "p.promised": "packet.Pool.mu", "pool.leave": "packet.Pool.mu",
 }
 
 // takeNone are those that take none and call nobody else's code: of the language and the
@@ -52,7 +52,7 @@ var takeNone = strings.Fields(`
 	maps.Clone maps.Keys slices.Clone slices.Collect slices.Contains slices.ContainsFunc slices.Delete slices.DeleteFunc slices.Index slices.Insert
 	slices.SortFunc sync.NewCond list.New pending.PushBack pending.Front pending.Len pending.Remove same.Len same.Front same.Remove byAddr[].PushBack
 	addr.IsValid os.NewFile goutil.RwMap bufpool.GetSize bufpool.Put *ast.FuncLit
-	c.cost cfg.bound usable peer.draining p.draining cmd.startTimer frame.Drop sock.OutputFull within hurried splitURI deadline deadlineOf earlier
+	sinceStart c.cost cfg.bound usable peer.draining p.draining cmd.startTimer frame.Drop sock.OutputBusy within hurried splitURI deadline deadlineOf earlier
 	r.overdue w.reserve w.tryTurn p.lend budget.Waits newOwnCtx own.end postReadHeader.merge change
 `)
 

@@ -259,7 +259,7 @@ func (r *reader) call(c *packetCtx, table *routeTable) error {
 	}
 	c.timed = oneIn(sampleSlow)
 	c.enter()
-	if c.typ == packet.TypePull && l.outputFull(maxPullBytes) {
+	if c.typ == packet.TypePull && l.unread() {
 		r.refuse(c, newXerror(StatusOverloaded, "the replies are not read, the pull was not run", nil))
 		l.handlerDone()
 		return nil

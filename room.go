@@ -12,9 +12,10 @@ import (
 // It does not rest while this side waits for replies of the other: those may be what the
 // handlers wait for that make the output full, on both sides at once.
 
-// outputFull reports whether the output is full and pulls of so many bytes wait for it.
-func (l *link) outputFull(waiting int64) bool {
-	return l.queues.pullBytes.Load() >= waiting && l.sock.OutputFull()
+// unread reports whether the output is full, as the other side does not read, and pulls of
+// too many bytes wait for it.
+func (l *link) unread() bool {
+	return l.queues.pullBytes.Load() >= maxPullBytes && l.sock.OutputFull()
 }
 
 // restWhileFull holds the reader while it is of no use to read on.
@@ -32,7 +33,7 @@ func (l *link) restWhileFull() {
 }
 
 func (l *link) rests() bool {
-	return l.outputFull(restBytes) && !l.ended.Load() && !l.pulls.awaited()
+	return l.queues.pullBytes.Load() >= restBytes && l.sock.OutputBusy() && !l.ended.Load() && !l.pulls.awaited()
 }
 
 // wakeReader lets the reader look again whether to rest.

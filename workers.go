@@ -110,7 +110,7 @@ func (w *workers) roomLocked(own *queues) bool {
 // whether it does. Too many of them are not kept, but refused when they are to be run.
 func (w *workers) hold(c *packetCtx) bool {
 	l := c.link
-	if c.typ != packet.TypePull || c.refusal != nil || !l.sock.OutputFull() {
+	if c.typ != packet.TypePull || c.refusal != nil || !l.sock.OutputBusy() {
 		return false
 	}
 	own := &l.queues
@@ -118,7 +118,7 @@ func (w *workers) hold(c *packetCtx) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	// Who makes room says so before resume looks for those that wait.
-	if !l.sock.OutputFull() {
+	if !l.sock.OutputBusy() {
 		return false
 	}
 	own.pulls = append(own.pulls, c)
@@ -131,7 +131,7 @@ func (w *workers) hold(c *packetCtx) bool {
 func (w *workers) resume(l *link) {
 	for range runtime.GOMAXPROCS(0) {
 		w.mu.Lock()
-		if l.sock.OutputFull() || !w.roomLocked(&l.queues) {
+		if l.sock.OutputBusy() || !w.roomLocked(&l.queues) {
 			w.mu.Unlock()
 			return
 		}
@@ -229,7 +229,7 @@ func (w *workers) ended(l *link) {
 // and may run now, if there is one.
 func (w *workers) nextLocked(l *link) *packetCtx {
 	w.countLocked(l, -1)
-	if len(l.queues.pulls) > 0 && !l.sock.OutputFull() && w.roomLocked(&l.queues) {
+	if len(l.queues.pulls) > 0 && !l.sock.OutputBusy() && w.roomLocked(&l.queues) {
 		return w.takePullLocked(l)
 	}
 	w.blockLocked(l) // behind the others

@@ -23,6 +23,7 @@ type Budget struct {
 	// has been waiting for the other side, as nanoseconds from the start of the process,
 	// 0 if it is not. They are written under mu and by Waits, and read without.
 	borrowed, since atomic.Int64
+	asked           int64 // how much it was asked for, which it has not given back; guarded by the pool's mu
 }
 
 // An Owner of a [Budget] is told when it is to give all of that back, because others
@@ -49,7 +50,12 @@ type Pool struct {
 
 	mu      sync.Mutex // guards the fields below
 	members map[*Budget]struct{}
-	again   int64 // when overdue looks again, as nanoseconds from the start
+	// again is when overdue looks again for more than it has found, which was scarce, as
+	// nanoseconds from the start.
+	again, scarce int64
+	// coming is what owners were asked for that end now, and give it back in a moment; it
+	// counts until comingBy.
+	coming, comingBy int64
 }
 
 const (
@@ -109,11 +115,34 @@ func (b *Budget) Take(n int64) bool {
 	if b.try(n) {
 		return true
 	}
-	if b.pool.reclaim(b, n) {
+	if b.pool.reclaim(b, b.missing(n)) {
 		b.Force(n)
 		return true
 	}
 	return false
+}
+
+// missing is how much others would have to give back for n more bytes to be lent.
+func (b *Budget) missing(n int64) int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p, held := b.pool, b.borrowed.Load()
+	need := b.used + n - p.share - held
+	if held+need > p.most {
+		return math.MaxInt64
+	}
+	return p.used.Load() - p.promised() + need + (held+need)/p.sharing - p.most
+}
+
+// promised is how much is about to be given back.
+func (p *Pool) promised() int64 {
+	now := sinceStart()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.comingBy == 0 || now > p.comingBy {
+		p.coming = 0
+	}
+	return p.coming
 }
 
 // try is Take that asks nobody to give anything back.
@@ -279,12 +308,17 @@ func (p *Pool) leave(b *Budget) {
 	defer p.mu.Unlock()
 	if b.borrowed.Load() == 0 { // it may have borrowed again
 		delete(p.members, b)
+		p.coming = max(p.coming-b.asked, 0)
+		b.asked = 0
 	}
 }
 
 // reclaim asks owners for n bytes and reports whether those hold so many. They will give
 // them back in a moment, and each is asked once.
 func (p *Pool) reclaim(b *Budget, n int64) bool {
+	if n <= 0 { // what is coming is enough
+		return true
+	}
 	victims := p.overdue(b, n)
 	for _, v := range victims {
 		v.budget.owner.Reclaim(v.budget, v.held)
@@ -308,7 +342,7 @@ func (p *Pool) overdue(b *Budget, n int64) []overdue {
 	now := sinceStart()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if n > p.most || p.again != 0 && now < p.again {
+	if n > p.most || p.again != 0 && now < p.again && n > p.scarce {
 		return nil
 	}
 	var found []overdue
@@ -322,15 +356,19 @@ func (p *Pool) overdue(b *Budget, n int64) []overdue {
 		all += held
 	}
 	if all < n {
-		p.again = now + int64(rescan)
+		p.again, p.scarce = now+int64(rescan), all
 		return nil
 	}
 	slices.SortFunc(found, func(a, b overdue) int { return cmp.Compare(b.score, a.score) })
 	enough := 0
 	for n > 0 {
-		n -= found[enough].held
-		delete(p.members, found[enough].budget)
+		of := found[enough]
+		n -= of.held
+		delete(p.members, of.budget)
+		of.budget.asked = of.held
+		p.coming += of.held
 		enough++
 	}
+	p.comingBy = now + int64(Patience)
 	return found[:enough]
 }

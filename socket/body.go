@@ -46,14 +46,22 @@ func (b *Body) room(n int, announced int64) error {
 	if cap(b.B)-len(b.B) >= n {
 		return nil
 	}
-	return b.move(bufpool.GetSize(len(b.B)+n), announced)
+	return b.move(bufpool.GetSize(len(b.B)+n), len(b.B)+n, announced)
 }
 
-// move goes on in another buffer, which it gives back if the budget has not so much.
-func (b *Body) move(to *bufpool.Buffer, announced int64) error {
+// move goes on in another buffer, of which need bytes are needed. If the budget has not as
+// much as the buffer is large, that may be much larger than it need be: then another is made.
+func (b *Body) move(to *bufpool.Buffer, need int, announced int64) error {
 	cost := int64(cap(to.B))
-	if !b.budget.Take(cost - b.cost) {
+	ok := b.budget.Take(cost - b.cost)
+	if !ok {
 		bufpool.Put(to)
+		if cost > int64(need) {
+			to, cost = &bufpool.Buffer{B: make([]byte, 0, need)}, int64(need)
+			ok = b.budget.Take(cost - b.cost)
+		}
+	}
+	if !ok {
 		return fmt.Errorf("socket: a body of %d bytes: %w", announced, packet.ErrBudget)
 	}
 	if cost < b.cost {
@@ -96,7 +104,7 @@ func (r *reader) readBody(b *Body) (err error) {
 	}()
 	if int64(cap(b.B)) < length {
 		if other := bufpool.Pooled(int(length)); other != nil {
-			if err := b.move(other, length); err != nil {
+			if err := b.move(other, int(length), length); err != nil {
 				return err
 			}
 		}

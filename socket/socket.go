@@ -261,10 +261,13 @@ func (s *Socket) queue(ctx context.Context, f Frame, mode flushMode) (waiting in
 // manyAwaiting is how many packets may wait to be encoded before more of them are of no use.
 const manyAwaiting = 64
 
-// OutputFull reports whether a packet that is not urgent has to wait: there is no room for it,
-// or too many others wait to be encoded. The end of the former is told to [Options.Room]. It
-// is safe for concurrent use.
-func (s *Socket) OutputFull() bool { return s.w.full.Load() || s.w.awaiting.Load() >= manyAwaiting }
+// OutputFull reports whether so much waits to be written that whoever writes more waits. The
+// end of that is told to [Options.Room]. It is safe for concurrent use.
+func (s *Socket) OutputFull() bool { return s.w.full.Load() }
+
+// OutputBusy reports whether the output is full, or so many packets wait to be encoded that
+// making more of them is of no use. It is safe for concurrent use.
+func (s *Socket) OutputBusy() bool { return s.OutputFull() || s.w.awaiting.Load() >= manyAwaiting }
 
 // Reads returns how many reads of the connection have brought something, so far and counted
 // in 32 bits. It is safe for concurrent use.
