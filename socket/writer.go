@@ -378,7 +378,7 @@ func (w *writer) waitFor(ctx context.Context) *wait {
 	})
 	if err := ctx.Err(); err != nil { // nobody has it yet
 		x.stop()
-		x = &wait{ends: true, over: true, err: err}
+		return &wait{ends: true, over: true, err: err}
 	}
 	return x
 }
