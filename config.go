@@ -109,11 +109,12 @@ type PeerConfig struct {
 	MaxDecodedBytes int64
 	// MaxBodyDepth bounds how deep JSON and protobuf bodies may be nested (1,000).
 	MaxBodyDepth int
-	// MaxBufferedBytes bounds what all sessions take together (256 MiB): a half of it what is
-	// received, from the first byte of a body until the call is over, decompressed and
-	// decoded too; a quarter what waits to be written. What one session may have of them
-	// depends on how much is left, so that some always is; and each has 192 KiB and 64 KiB
-	// beside that, which nobody can take from it. When the memory is used up the sessions
+	// MaxBufferedBytes bounds the memory that all sessions make the process take (256 MiB):
+	// three sixteenths of it are for what is received, from the first byte of a body until the
+	// call is over, decompressed and decoded too, with its goroutine; an eighth for what waits
+	// to be written; the rest for what the collector has not freed yet. What one session may
+	// have of them depends on how much is left, so that some always is; and each has 192 KiB
+	// and 64 KiB beside that, which nobody can take from it. When the memory is used up the sessions
 	// end that have held most of it for longest while their other sides did not send, or
 	// read, on. A pull for which there is no memory is answered with StatusOverloaded.
 	MaxBufferedBytes int64
