@@ -55,7 +55,7 @@ const (
 	blockedTries = 16
 	// A session whose output is full may have pulls of restBytes waiting before its reader
 	// rests, and of maxPullBytes before they are refused.
-	restBytes    = 256 << 10
+	restBytes    = 64 << 10
 	maxPullBytes = 8 << 20
 )
 
