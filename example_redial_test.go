@@ -29,13 +29,14 @@ func (Hello) PostReconnect(sess *tp.Session) error {
 
 // A server is replaced while a client is connected. The client's session goes on.
 func ExampleRedial() {
+	subscribed := make(chan string, 2)
 	serve := func(version, addr string) (*tp.Peer, string) {
 		srv := tp.NewPeer(nil)
 		tp.HandlePull(srv.PullRouter, "/version", func(tp.PullCtx, *string) (string, tp.Xerror) {
 			return version, nil
 		})
 		tp.HandlePull(srv.PullRouter, "/subscribe", func(_ tp.PullCtx, what *string) (string, tp.Xerror) {
-			fmt.Println(version, "is subscribed to for", *what)
+			subscribed <- version + " is subscribed to for " + *what
 			return "", nil
 		})
 		ln, err := net.Listen("tcp", addr)
@@ -62,6 +63,7 @@ func ExampleRedial() {
 		fmt.Println(err)
 	}
 	fmt.Println(sess.Pull("/version", "", &version).Xerror, version)
+	fmt.Println(<-subscribed)
 	// Unordered output:
 	// connected
 	// <nil> version 1
