@@ -309,6 +309,9 @@ func startProgram(t *testing.T, name string, env ...string) *program {
 func prepareProgram(t *testing.T, name string, env ...string) *program {
 	t.Helper()
 	p := &program{t: t, cmd: exec.Command(os.Args[0])}
+	if emulator := os.Getenv("TP_TEST_EMULATOR"); emulator != "" { // this one runs in it
+		p.cmd = exec.Command(emulator, os.Args[0])
+	}
 	p.cmd.Env = append(append(os.Environ(), "TP_TEST_PROGRAM="+name), env...)
 	var err error
 	p.in, err = p.cmd.StdinPipe()
