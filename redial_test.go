@@ -644,6 +644,7 @@ func TestRedialGivesUp(t *testing.T) {
 		synctest.Wait()
 		n.serve("a", nil)
 		go srv.Shutdown(t.Context())
+		synctest.Wait() // the client has been told to go
 		x := sess.Pull("/name", "", nil).Xerror
 		require.True(t, NotRun(x))
 		require.Nil(t, (<-slow.Done()).Xerror)
