@@ -301,7 +301,7 @@ func TestContextsAskedForAnywhere(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ask := func(c interface{}) error { c.(Ctx).Context(); return nil }
 		refuse := errors.New("refused")
-		srv := newTestPeer(t, nil, &testPlugin{"p", map[string]func(interface{}) error{
+		srv := newTestPeer(t, nil, newTestPlugin("p", map[string]func(interface{}) error{
 			"PreReadHeader": ask,
 			"PostReadHeader": func(c interface{}) error {
 				_ = ask(c)
@@ -311,7 +311,7 @@ func TestContextsAskedForAnywhere(t *testing.T) {
 				return nil
 			},
 			"PreWriteReply": ask, "PostWriteReply": ask,
-		}})
+		}))
 		var held []Ctx
 		var mu sync.Mutex
 		HandlePull(srv.PullRouter, "/pull", func(ctx PullCtx, _ *string) (string, Xerror) {
@@ -392,7 +392,7 @@ func TestContextInHooks(t *testing.T) {
 		}
 	}
 	hooks := func(side string, points ...string) *testPlugin {
-		p := &testPlugin{side, map[string]func(interface{}) error{}}
+		p := newTestPlugin(side, map[string]func(interface{}) error{})
 		for _, point := range points {
 			p.on[point] = note(side, point)
 		}

@@ -67,7 +67,7 @@ func TestHandlePluginsRunInOrder(t *testing.T) {
 		for _, point := range []string{"PreReadBody", "PostReadBody"} {
 			on[point] = func(interface{}) error { seen = append(seen, name+" "+point); return nil }
 		}
-		return &testPlugin{name, on}
+		return &routePlugin{name, on}
 	}
 	srv, cli := newTestPeer(t, nil, note("peer")), newTestPeer(t, nil)
 	pulls := srv.PullRouter.Group("a", note("a")).Group("b", note("b"))

@@ -54,7 +54,7 @@ func (gatedReply) MarshalJSON() ([]byte, error) { passGate("encode"); return []b
 // gatedPeer serves /slow, which passes the gate wherever users' code may be, and
 // /quick. Both are taken for quick.
 func gatedPeer(t testing.TB) *Peer {
-	points := &testPlugin{"points", map[string]func(interface{}) error{}}
+	points := &routePlugin{"points", map[string]func(interface{}) error{}}
 	for _, point := range []string{"PreReadBody", "PostReadBody", "PreWriteReply", "PostWriteReply"} {
 		points.on[point] = func(interface{}) error { passGate(point); return nil }
 	}

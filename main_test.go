@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -122,41 +123,54 @@ func connect(t testing.TB, a, b *Peer, o pipe.Options) (*Session, *Session) {
 	return sa, r.sess
 }
 
-// testPlugin is a plugin with any of the hooks.
-type testPlugin struct {
+// routePlugin is a plugin with any of the hooks that a route may have.
+type routePlugin struct {
 	name string
 	on   map[string]func(ctx interface{}) error
 }
 
-func hookPlugin(name, point string, f func(ctx interface{}) error) *testPlugin {
-	return &testPlugin{name, map[string]func(interface{}) error{point: f}}
+// testPlugin is a peer's plugin with any of the hooks.
+type testPlugin struct{ routePlugin }
+
+func newTestPlugin(name string, on map[string]func(ctx interface{}) error) *testPlugin {
+	return &testPlugin{routePlugin{name, on}}
 }
 
-func (p *testPlugin) call(point string, ctx interface{}) error {
+// hookPlugin has one hook.
+func hookPlugin(name, point string, f func(ctx interface{}) error) Plugin {
+	on := map[string]func(interface{}) error{point: f}
+	if strings.Contains(hookNames(ofRoute), point) {
+		return &routePlugin{name, on}
+	}
+	return newTestPlugin(name, on)
+}
+
+func (p *routePlugin) call(point string, ctx interface{}) error {
 	if f := p.on[point]; f != nil {
 		return f(ctx)
 	}
 	return nil
 }
 
-func (p *testPlugin) Name() string                   { return p.name }
-func (p *testPlugin) PostReg(h *Handler) error       { return p.call("PostReg", h) }
+func (p *routePlugin) Name() string                  { return p.name }
+func (p *routePlugin) PostReg(h *Handler) error      { return p.call("PostReg", h) }
 func (p *testPlugin) PostDial(s ForeSession) error   { return p.call("PostDial", s) }
 func (p *testPlugin) PostAccept(s ForeSession) error { return p.call("PostAccept", s) }
+func (p *testPlugin) PostConnect(s *Session) error   { return p.call("PostConnect", s) }
 func (p *testPlugin) PostReconnect(s *Session) error { return p.call("PostReconnect", s) }
 func (p *testPlugin) PostDisconnect(s *Session, _ error) error {
 	return p.call("PostDisconnect", s)
 }
-func (p *testPlugin) PreWritePull(c WriteCtx) error   { return p.call("PreWritePull", c) }
-func (p *testPlugin) PostWritePull(c WriteCtx) error  { return p.call("PostWritePull", c) }
-func (p *testPlugin) PreWritePush(c WriteCtx) error   { return p.call("PreWritePush", c) }
-func (p *testPlugin) PostWritePush(c WriteCtx) error  { return p.call("PostWritePush", c) }
-func (p *testPlugin) PreWriteReply(c WriteCtx) error  { return p.call("PreWriteReply", c) }
-func (p *testPlugin) PostWriteReply(c WriteCtx) error { return p.call("PostWriteReply", c) }
-func (p *testPlugin) PreReadHeader(c ReadCtx) error   { return p.call("PreReadHeader", c) }
-func (p *testPlugin) PostReadHeader(c ReadCtx) error  { return p.call("PostReadHeader", c) }
-func (p *testPlugin) PreReadBody(c ReadCtx) error     { return p.call("PreReadBody", c) }
-func (p *testPlugin) PostReadBody(c ReadCtx) error    { return p.call("PostReadBody", c) }
+func (p *testPlugin) PreWritePull(c WriteCtx) error    { return p.call("PreWritePull", c) }
+func (p *testPlugin) PostWritePull(c WriteCtx) error   { return p.call("PostWritePull", c) }
+func (p *testPlugin) PreWritePush(c WriteCtx) error    { return p.call("PreWritePush", c) }
+func (p *testPlugin) PostWritePush(c WriteCtx) error   { return p.call("PostWritePush", c) }
+func (p *routePlugin) PreWriteReply(c WriteCtx) error  { return p.call("PreWriteReply", c) }
+func (p *routePlugin) PostWriteReply(c WriteCtx) error { return p.call("PostWriteReply", c) }
+func (p *testPlugin) PreReadHeader(c ReadCtx) error    { return p.call("PreReadHeader", c) }
+func (p *routePlugin) PostReadHeader(c ReadCtx) error  { return p.call("PostReadHeader", c) }
+func (p *routePlugin) PreReadBody(c ReadCtx) error     { return p.call("PreReadBody", c) }
+func (p *routePlugin) PostReadBody(c ReadCtx) error    { return p.call("PostReadBody", c) }
 
 // fn is a controller whose one method is a function of the test's.
 type Fn struct {

@@ -41,7 +41,7 @@ func newPackedServer(t *testing.T) *Peer {
 // the second does not, for it has hooks, which do nothing.
 func newPackedPair(t *testing.T, srv *Peer) (bare, hooked *Session) {
 	_, bare = connect(t, srv, newTestPeer(t, nil), pipe.Options{})
-	_, hooked = connect(t, srv, newTestPeer(t, nil, &testPlugin{name: "nothing"}), pipe.Options{})
+	_, hooked = connect(t, srv, newTestPeer(t, nil, newTestPlugin("nothing", nil)), pipe.Options{})
 	return bare, hooked
 }
 
@@ -244,7 +244,7 @@ func TestPackedPullsOfBadReplies(t *testing.T) {
 		_, _ = sess.Close(), far.Close()
 		return cmd
 	}
-	bare, hooked := newTestPeer(t, nil), newTestPeer(t, nil, &testPlugin{name: "nothing"})
+	bare, hooked := newTestPeer(t, nil), newTestPeer(t, nil, newTestPlugin("nothing", nil))
 	for name, c := range map[string]struct {
 		body   []byte
 		length int

@@ -91,7 +91,7 @@ func NewPeer(cfg *PeerConfig, plugins ...Plugin) *Peer {
 	}
 	p := &Peer{
 		cfg:         cfg.withDefaults(),
-		chain:       new(pluginChain).with(plugins),
+		chain:       new(pluginChain).with(place{caller: "NewPeer", peer: true}, plugins),
 		packetLevel: LevelDebug,
 		dialConn:    new(net.Dialer).DialContext,
 		closing:     make(chan struct{}),

@@ -3,12 +3,19 @@ package tp
 import (
 	"errors"
 	"fmt"
+	"reflect"
+	"slices"
+	"strings"
 )
 
-// A Plugin is a named set of hooks. Beside Name it implements any of the hook
+// A Plugin is a named set of hooks. Beside Name it implements at least one of the hook
 // interfaces below; which ones is looked at once, when the plugin is added. A
 // plugin is added to a peer, a group, a registration or an unknown handler, and
-// within that chain its name is unique.
+// within that chain its name is unique. Hooks that are about connections, and about what
+// this side sends first, are called for a peer's plugins only. A plugin that is never
+// called is a mistake that nobody would notice, so it panics where it is added: one
+// without a hook, with a method that has the name of a hook and another type, with hooks
+// that only its pointer has, or with a peer's hook in a group or a registration.
 //
 // Hooks run in the order: the peer's plugins, the groups' from outside in, the
 // registration's, each in the order given. The first error ends the chain, and a
@@ -44,9 +51,18 @@ type PostAcceptPlugin interface {
 	PostAccept(ForeSession) error
 }
 
-// PostReconnectPlugin is called when a session has a new connection, see [Redial],
-// once it is in use: the hook may pull and push, while others do so too. It has 10 s.
-// After an error the connection is closed, which counts as a failed attempt.
+// PostConnectPlugin is called when a session that this peer dials has a connection: the
+// first, and with [Redial] each one that comes after it. The connection is in use then, so
+// that the hook may pull and push, while others do so too: it is the place to subscribe to
+// something. It has 10 s, for which Dial waits. After an error the connection is closed; the
+// first time Dial returns the error, and later it counts as a failed attempt to redial.
+type PostConnectPlugin interface {
+	Plugin
+	PostConnect(sess *Session) error
+}
+
+// PostReconnectPlugin is PostConnectPlugin without the first time, see [Redial]. Of one
+// plugin PostConnect is called before it.
 type PostReconnectPlugin interface {
 	Plugin
 	PostReconnect(sess *Session) error
@@ -252,7 +268,8 @@ type pluginChain struct {
 	postReg        hooks[*Handler]
 	postDial       hooks[ForeSession]
 	postAccept     hooks[ForeSession]
-	postReconnect  hooks[*Session]
+	postConnect    hooks[*Session] // of the first connection
+	postReconnect  hooks[*Session] // of each one after it: PostConnect, PostReconnect
 	postDisconnect hooks[lostConn]
 	preWritePull   hooks[WriteCtx]
 	postWritePull  hooks[WriteCtx]
@@ -266,77 +283,154 @@ type pluginChain struct {
 	postReadBody   hooks[ReadCtx]
 }
 
-// with returns the chain with further plugins at its end. It panics on a nil
-// plugin and on a name that the chain has already.
-func (c *pluginChain) with(plugins []Plugin) *pluginChain {
+// place is where plugins are added: the function's name as the caller knows it, and whether
+// the plugins are a peer's.
+type place struct {
+	caller string
+	peer   bool
+}
+
+// with returns the chain with further plugins at its end. It panics on a plugin that would
+// not be called, and on a name that the chain has already.
+func (c *pluginChain) with(at place, plugins []Plugin) *pluginChain {
 	if len(plugins) == 0 {
 		return c
 	}
 	next := new(pluginChain)
-	for _, p := range append(c.all[:len(c.all):len(c.all)], plugins...) {
+	for i, p := range append(c.all[:len(c.all):len(c.all)], plugins...) {
 		if p == nil {
-			panic("tp: a plugin is nil.")
+			panic(fmt.Sprintf("tp: %s: a plugin is nil, number %d of %d.", at.caller, i-len(c.all)+1, len(plugins)))
 		}
 		for _, other := range next.all {
 			if other.Name() == p.Name() {
 				panic(fmt.Sprintf("tp: plugin %q is there twice in one chain of plugins (%T and %T).", p.Name(), other, p))
 			}
 		}
+		if i >= len(c.all) {
+			checkPlugin(at, p)
+		}
 		next.add(p)
 	}
 	return next
 }
 
+// hookPoint is one of the hooks.
+type hookPoint struct {
+	name string
+	typ  reflect.Type // the interface
+	// peer says that only a peer's plugins are called.
+	peer bool
+	add  func(c *pluginChain, p Plugin, name string)
+}
+
+// hookAt makes a hookPoint of the interface I, whose method is called with a C.
+func hookAt[I Plugin, C any](name string, peer bool, in func(*pluginChain) *hooks[C], call func(I) func(C) error) hookPoint {
+	return hookPoint{name, reflect.TypeFor[I](), peer, func(c *pluginChain, p Plugin, owner string) {
+		if h, ok := p.(I); ok {
+			list := in(c)
+			*list = append(*list, hook[C]{p, owner, name, call(h)})
+		}
+	}}
+}
+
+const ofPeer, ofRoute = true, false
+
+// hookPoints are all hooks, in the order of a call's way.
+var hookPoints = []hookPoint{
+	hookAt("PostReg", ofRoute, func(c *pluginChain) *hooks[*Handler] { return &c.postReg }, func(p PostRegPlugin) func(*Handler) error { return p.PostReg }),
+	hookAt("PostDial", ofPeer, func(c *pluginChain) *hooks[ForeSession] { return &c.postDial }, func(p PostDialPlugin) func(ForeSession) error { return p.PostDial }),
+	hookAt("PostAccept", ofPeer, func(c *pluginChain) *hooks[ForeSession] { return &c.postAccept }, func(p PostAcceptPlugin) func(ForeSession) error { return p.PostAccept }),
+	hookAt("PostConnect", ofPeer, func(c *pluginChain) *hooks[*Session] { return &c.postConnect }, func(p PostConnectPlugin) func(*Session) error { return p.PostConnect }),
+	hookAt("PostConnect", ofPeer, func(c *pluginChain) *hooks[*Session] { return &c.postReconnect }, func(p PostConnectPlugin) func(*Session) error { return p.PostConnect }),
+	hookAt("PostReconnect", ofPeer, func(c *pluginChain) *hooks[*Session] { return &c.postReconnect }, func(p PostReconnectPlugin) func(*Session) error { return p.PostReconnect }),
+	hookAt("PostDisconnect", ofPeer, func(c *pluginChain) *hooks[lostConn] { return &c.postDisconnect }, func(p PostDisconnectPlugin) func(lostConn) error {
+		return func(l lostConn) error { return p.PostDisconnect(l.sess, l.cause) }
+	}),
+	hookAt("PreWritePull", ofPeer, func(c *pluginChain) *hooks[WriteCtx] { return &c.preWritePull }, func(p PreWritePullPlugin) func(WriteCtx) error { return p.PreWritePull }),
+	hookAt("PostWritePull", ofPeer, func(c *pluginChain) *hooks[WriteCtx] { return &c.postWritePull }, func(p PostWritePullPlugin) func(WriteCtx) error { return p.PostWritePull }),
+	hookAt("PreWritePush", ofPeer, func(c *pluginChain) *hooks[WriteCtx] { return &c.preWritePush }, func(p PreWritePushPlugin) func(WriteCtx) error { return p.PreWritePush }),
+	hookAt("PostWritePush", ofPeer, func(c *pluginChain) *hooks[WriteCtx] { return &c.postWritePush }, func(p PostWritePushPlugin) func(WriteCtx) error { return p.PostWritePush }),
+	hookAt("PreReadHeader", ofPeer, func(c *pluginChain) *hooks[ReadCtx] { return &c.preReadHeader }, func(p PreReadHeaderPlugin) func(ReadCtx) error { return p.PreReadHeader }),
+	hookAt("PostReadHeader", ofRoute, func(c *pluginChain) *hooks[ReadCtx] { return &c.postReadHeader }, func(p PostReadHeaderPlugin) func(ReadCtx) error { return p.PostReadHeader }),
+	hookAt("PreReadBody", ofRoute, func(c *pluginChain) *hooks[ReadCtx] { return &c.preReadBody }, func(p PreReadBodyPlugin) func(ReadCtx) error { return p.PreReadBody }),
+	hookAt("PostReadBody", ofRoute, func(c *pluginChain) *hooks[ReadCtx] { return &c.postReadBody }, func(p PostReadBodyPlugin) func(ReadCtx) error { return p.PostReadBody }),
+	hookAt("PreWriteReply", ofRoute, func(c *pluginChain) *hooks[WriteCtx] { return &c.preWriteReply }, func(p PreWriteReplyPlugin) func(WriteCtx) error { return p.PreWriteReply }),
+	hookAt("PostWriteReply", ofRoute, func(c *pluginChain) *hooks[WriteCtx] { return &c.postWriteReply }, func(p PostWriteReplyPlugin) func(WriteCtx) error { return p.PostWriteReply }),
+}
+
 func (c *pluginChain) add(p Plugin) {
 	c.all = append(c.all, p)
 	name := p.Name()
-	if h, ok := p.(PostRegPlugin); ok {
-		c.postReg = append(c.postReg, hook[*Handler]{p, name, "PostReg", h.PostReg})
+	for _, h := range hookPoints {
+		h.add(c, p, name)
 	}
-	if h, ok := p.(PostDialPlugin); ok {
-		c.postDial = append(c.postDial, hook[ForeSession]{p, name, "PostDial", h.PostDial})
+}
+
+// signature is the hook as a program writes it.
+func (h *hookPoint) signature() string {
+	m, _ := h.typ.MethodByName(h.name)
+	return h.name + strings.TrimPrefix(m.Type.String(), "func")
+}
+
+// checkPlugin panics, with a sentence, on a plugin of which something would never be called.
+func checkPlugin(at place, p Plugin) {
+	t := reflect.TypeOf(p)
+	bad := func(format string, args ...interface{}) {
+		panic(fmt.Sprintf("tp: %s: plugin %q (%v) %s.", at.caller, p.Name(), t, fmt.Sprintf(format, args...)))
 	}
-	if h, ok := p.(PostAcceptPlugin); ok {
-		c.postAccept = append(c.postAccept, hook[ForeSession]{p, name, "PostAccept", h.PostAccept})
+	has := 0
+	for i := range hookPoints {
+		h := &hookPoints[i]
+		if t.Implements(h.typ) {
+			has++
+			if h.peer && !at.peer {
+				bad("has the hook %s, which is called for a peer's plugins only: give the plugin to NewPeer; a plugin of a group, a registration or an unknown handler may have the hooks %s", h.name, hookNames(ofRoute))
+			}
+			continue
+		}
+		for j := range t.NumMethod() {
+			if m := t.Method(j); strings.EqualFold(m.Name, h.name) {
+				bad("has a method %s, which is not the hook of that name: expected %s", methodSignature(m), h.signature())
+			}
+		}
+		if t.Kind() != reflect.Pointer && reflect.PointerTo(t).Implements(h.typ) {
+			bad("has the hook %s on its pointer: give &%v{...} instead of the value", h.name, t)
+		}
 	}
-	if h, ok := p.(PostReconnectPlugin); ok {
-		c.postReconnect = append(c.postReconnect, hook[*Session]{p, name, "PostReconnect", h.PostReconnect})
+	if has == 0 {
+		bad("has no hook, so that it would never be called; the hooks are %s and, for a peer, %s", hookNames(ofRoute), hookNames(ofPeer))
 	}
-	if h, ok := p.(PostDisconnectPlugin); ok {
-		c.postDisconnect = append(c.postDisconnect, hook[lostConn]{p, name, "PostDisconnect", func(l lostConn) error {
-			return h.PostDisconnect(l.sess, l.cause)
-		}})
+}
+
+// methodSignature is a method of a type as a program writes it.
+func methodSignature(m reflect.Method) string {
+	in := make([]string, m.Type.NumIn()-1) // without the receiver
+	for i := range in {
+		in[i] = m.Type.In(i + 1).String()
 	}
-	if h, ok := p.(PreWritePullPlugin); ok {
-		c.preWritePull = append(c.preWritePull, hook[WriteCtx]{p, name, "PreWritePull", h.PreWritePull})
+	out := make([]string, m.Type.NumOut())
+	for i := range out {
+		out[i] = m.Type.Out(i).String()
 	}
-	if h, ok := p.(PostWritePullPlugin); ok {
-		c.postWritePull = append(c.postWritePull, hook[WriteCtx]{p, name, "PostWritePull", h.PostWritePull})
+	s := m.Name + "(" + strings.Join(in, ", ") + ")"
+	switch len(out) {
+	case 0:
+		return s
+	case 1:
+		return s + " " + out[0]
 	}
-	if h, ok := p.(PreWritePushPlugin); ok {
-		c.preWritePush = append(c.preWritePush, hook[WriteCtx]{p, name, "PreWritePush", h.PreWritePush})
+	return s + " (" + strings.Join(out, ", ") + ")"
+}
+
+// hookNames lists the hooks of one kind.
+func hookNames(peer bool) string {
+	var names []string
+	for _, h := range hookPoints {
+		if h.peer == peer && !slices.Contains(names, h.name) {
+			names = append(names, h.name)
+		}
 	}
-	if h, ok := p.(PostWritePushPlugin); ok {
-		c.postWritePush = append(c.postWritePush, hook[WriteCtx]{p, name, "PostWritePush", h.PostWritePush})
-	}
-	if h, ok := p.(PreWriteReplyPlugin); ok {
-		c.preWriteReply = append(c.preWriteReply, hook[WriteCtx]{p, name, "PreWriteReply", h.PreWriteReply})
-	}
-	if h, ok := p.(PostWriteReplyPlugin); ok {
-		c.postWriteReply = append(c.postWriteReply, hook[WriteCtx]{p, name, "PostWriteReply", h.PostWriteReply})
-	}
-	if h, ok := p.(PreReadHeaderPlugin); ok {
-		c.preReadHeader = append(c.preReadHeader, hook[ReadCtx]{p, name, "PreReadHeader", h.PreReadHeader})
-	}
-	if h, ok := p.(PostReadHeaderPlugin); ok {
-		c.postReadHeader = append(c.postReadHeader, hook[ReadCtx]{p, name, "PostReadHeader", h.PostReadHeader})
-	}
-	if h, ok := p.(PreReadBodyPlugin); ok {
-		c.preReadBody = append(c.preReadBody, hook[ReadCtx]{p, name, "PreReadBody", h.PreReadBody})
-	}
-	if h, ok := p.(PostReadBodyPlugin); ok {
-		c.postReadBody = append(c.postReadBody, hook[ReadCtx]{p, name, "PostReadBody", h.PostReadBody})
-	}
+	return strings.Join(names, ", ")
 }
 
 // merge adds the hooks of more that are not among hs yet. Two hooks are the

@@ -128,7 +128,7 @@ func TestHooksRunInOrder(t *testing.T) {
 	points := []string{"PostReg", "PostDial", "PostAccept", "PreWritePull", "PostWritePull", "PreWritePush", "PostWritePush",
 		"PreWriteReply", "PostWriteReply", "PreReadHeader", "PostReadHeader", "PreReadBody", "PostReadBody"}
 	record := func(name string) Plugin {
-		p := &testPlugin{name, map[string]func(interface{}) error{}}
+		p := newTestPlugin(name, map[string]func(interface{}) error{})
 		for _, point := range points {
 			p.on[point] = func(interface{}) error {
 				mu.Lock()
@@ -136,6 +136,9 @@ func TestHooksRunInOrder(t *testing.T) {
 				log = append(log, point+" "+name)
 				return nil
 			}
+		}
+		if name != "peer" && name != "cli" {
+			return &p.routePlugin
 		}
 		return p
 	}
@@ -241,7 +244,7 @@ func TestHooksMayChangeWhatIsSent(t *testing.T) {
 
 func TestDuplicatePluginNamesPanic(t *testing.T) {
 	one, two := hookPlugin("same", "", nil), hookPlugin("same", "", nil)
-	require.PanicsWithValue(t, `tp: plugin "same" is there twice in one chain of plugins (*tp.testPlugin and *tp.testPlugin).`, func() {
+	require.PanicsWithValue(t, `tp: plugin "same" is there twice in one chain of plugins (*tp.routePlugin and *tp.routePlugin).`, func() {
 		NewPeer(nil, one, two)
 	})
 	p := newTestPeer(t, nil, one)
@@ -391,7 +394,7 @@ func TestContextsHeldByHooks(t *testing.T) {
 	var mu sync.Mutex
 	held, holding := map[string]interface{}{}, true
 	hold := func(side string) Plugin {
-		p := &testPlugin{side, map[string]func(interface{}) error{}}
+		p := newTestPlugin(side, map[string]func(interface{}) error{})
 		for _, point := range []string{
 			"PreWritePull", "PostWritePull", "PreWritePush", "PostWritePush", "PreReadHeader",
 			"PostReadHeader", "PreReadBody", "PostReadBody", "PreWriteReply", "PostWriteReply",

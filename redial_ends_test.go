@@ -21,7 +21,7 @@ func TestRedialWhileDisconnectHooksRun(t *testing.T) {
 		var running, most, ran atomic.Int32
 		var connected atomic.Bool
 		var sess *Session
-		cli := n.client(t, &PeerConfig{Redial: new(Redial)}, &testPlugin{"p", map[string]func(interface{}) error{
+		cli := n.client(t, &PeerConfig{Redial: new(Redial)}, newTestPlugin("p", map[string]func(interface{}) error{
 			"PostDial": func(interface{}) error { time.Sleep(time.Second); return nil },
 			"PostDisconnect": func(interface{}) error {
 				ran.Add(1)
@@ -33,7 +33,7 @@ func TestRedialWhileDisconnectHooksRun(t *testing.T) {
 				}
 				return nil
 			},
-		}})
+		}))
 		var err error
 		sess, err = cli.Dial("a")
 		require.NoError(t, err)

@@ -221,9 +221,9 @@ func TestRedialWhenTheOtherSideShutsDown(t *testing.T) {
 			return func(interface{}) error { hooks.add(name); return nil }
 		}
 		n.serve("x", a)
-		cli := n.client(t, &PeerConfig{Redial: &Redial{FailFast: true}}, &testPlugin{"p", map[string]func(interface{}) error{
+		cli := n.client(t, &PeerConfig{Redial: &Redial{FailFast: true}}, newTestPlugin("p", map[string]func(interface{}) error{
 			"PostDial": note("PostDial"), "PostReconnect": note("PostReconnect"), "PostDisconnect": note("PostDisconnect"),
-		}})
+		}))
 		sess, err := cli.Dial("x")
 		require.NoError(t, err)
 		old := sess.link.Load()
@@ -485,7 +485,7 @@ func TestRedialHooks(t *testing.T) {
 		var hooks notes
 		note := hooks.add
 		fail := map[string]int{}
-		cli := n.client(t, &PeerConfig{Redial: new(Redial)}, &testPlugin{"p", map[string]func(interface{}) error{
+		cli := n.client(t, &PeerConfig{Redial: new(Redial)}, newTestPlugin("p", map[string]func(interface{}) error{
 			"PostDial": func(s interface{}) error {
 				note("PostDial")
 				require.Equal(t, "me", s.(ForeSession).Id())
@@ -515,7 +515,7 @@ func TestRedialHooks(t *testing.T) {
 				note("PostDisconnect")
 				return nil
 			},
-		}})
+		}))
 		sess, err := cli.Dial("a", "me")
 		require.NoError(t, err)
 		time.Sleep(time.Minute)

@@ -47,7 +47,7 @@ func (r *PullRouter) Group(prefix string, plugins ...Plugin) *PullRouter {
 // by value, one of package sync or sync/atomic or whatever go vet says must not be copied;
 // and if an embedded pointer leads to a context, which all calls would share.
 func (r *PullRouter) Reg(ctrl interface{}, plugins ...Plugin) {
-	r.add(controllerHandlers(r.prefix, ctrl, true, r.chain.with(plugins)))
+	r.add(controllerHandlers(r.prefix, ctrl, true, r.chain.with(place{caller: fmt.Sprintf("Reg(%T)", ctrl)}, plugins)))
 }
 
 // SetUnknown sets what answers the pulls under this router's path that have no
@@ -76,7 +76,7 @@ func (r *PushRouter) Group(prefix string, plugins ...Plugin) *PushRouter {
 // struct that embeds [PushCtx]. Each method must be a func(*Args). For the rest
 // see [PullRouter.Reg].
 func (r *PushRouter) Reg(ctrl interface{}, plugins ...Plugin) {
-	r.add(controllerHandlers(r.prefix, ctrl, false, r.chain.with(plugins)))
+	r.add(controllerHandlers(r.prefix, ctrl, false, r.chain.with(place{caller: fmt.Sprintf("Reg(%T)", ctrl)}, plugins)))
 }
 
 // SetUnknown sets what takes the pushes under this router's path that have no
@@ -134,7 +134,7 @@ func (g *group) handle(caller, p string, plugins []Plugin, h *Handler) {
 		panic(fmt.Sprintf("tp: %s(%q): the path has no name in it.", caller, p))
 	}
 	h.path = joinPath(caller, g.prefix, p)
-	h.chain = g.chain.with(plugins)
+	h.chain = g.chain.with(place{caller: fmt.Sprintf("%s(%q)", caller, p)}, plugins)
 	g.add([]*Handler{h})
 }
 
@@ -165,7 +165,7 @@ func newGroup(chain *pluginChain) group {
 }
 
 func (g *group) sub(prefix string, plugins []Plugin) group {
-	return group{routes: g.routes, prefix: joinPath("Group", g.prefix, prefix), chain: g.chain.with(plugins)}
+	return group{routes: g.routes, prefix: joinPath("Group", g.prefix, prefix), chain: g.chain.with(place{caller: fmt.Sprintf("Group(%q)", prefix)}, plugins)}
 }
 
 func (g *group) add(handlers []*Handler) {
@@ -194,7 +194,7 @@ func (g *group) setUnknown(pull bool, plugins []Plugin, call func(*packetCtx, in
 		path:    path.Join(g.prefix, "*"),
 		pull:    pull,
 		unknown: true,
-		chain:   g.chain.with(plugins),
+		chain:   g.chain.with(place{caller: "SetUnknown"}, plugins),
 		call:    call,
 	}
 	under := strings.TrimSuffix(g.prefix, "/") + "/"

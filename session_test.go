@@ -548,7 +548,7 @@ func TestWriteTimeoutEndsASessionThatDoesNotRead(t *testing.T) {
 
 func TestPublicIsCopiedPerCall(t *testing.T) {
 	var fromReply interface{}
-	cliHooks := &testPlugin{"share", map[string]func(interface{}) error{
+	cliHooks := newTestPlugin("share", map[string]func(interface{}) error{
 		"PreWritePull": func(ctx interface{}) error {
 			ctx.(WriteCtx).Public().Store("sent", true)
 			return nil
@@ -561,7 +561,7 @@ func TestPublicIsCopiedPerCall(t *testing.T) {
 			fromReply, _ = ctx.(ReadCtx).Public().Load("sent")
 			return nil
 		},
-	}}
+	})
 	srv, cli := newTestPeer(t, nil), newTestPeer(t, nil, cliHooks)
 	pullFn(srv, func(ctx PullCtx, _ interface{}) (interface{}, Xerror) {
 		n, _ := ctx.Public().Load("n")
