@@ -1,6 +1,7 @@
 package tp
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -16,6 +17,9 @@ import (
 
 // PeerConfig configures a [Peer]. The zero value is ready to use for a peer that
 // dials; one that listens needs ListenAddrs, or [Peer.Serve].
+//
+// It can be in a file, JSON or YAML, with the names of the fields in snake case: see
+// [PeerConfig.UnmarshalJSON].
 type PeerConfig struct {
 	// TlsCertFile and TlsKeyFile are PEM files. With them a listener speaks only
 	// TLS with this certificate; a dialled connection speaks only TLS too,
@@ -61,6 +65,10 @@ type PeerConfig struct {
 	// it. They have it before anybody can connect. Zero leaves it to the process's umask.
 	// It is not for Windows, where Listen fails, nor for sockets that were handed over.
 	UnixMode os.FileMode
+	// DialContext makes the connections of Dial and of redialling, before any TLS: through a
+	// SOCKS proxy, by ssh, over vsock, in memory. It is given "tcp" or "unix" and the address
+	// without that, and must be safe for concurrent use. Nil means that of a net.Dialer.
+	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
 	// Redial makes the sessions that this peer dials outlive their connections; nil
 	// means that they end with them. It is copied.
 	Redial *Redial
@@ -167,41 +175,53 @@ const (
 
 // check panics with a sentence that names the field that is wrong.
 func (c *PeerConfig) check() {
-	bad := func(field string, format string, args ...interface{}) {
-		panic(fmt.Sprintf("tp: PeerConfig.%s: %s.", field, fmt.Sprintf(format, args...)))
+	if err := c.problem(); err != nil {
+		panic(err.Error() + ".")
+	}
+}
+
+// problem names the field that is wrong, nil if none is.
+func (c *PeerConfig) problem() error {
+	bad := func(field string, format string, args ...interface{}) error {
+		return fmt.Errorf("tp: PeerConfig.%s: %s", field, fmt.Sprintf(format, args...))
 	}
 	if c.SlowCometDuration < 0 {
-		bad("SlowCometDuration", "%v is negative; zero means never", c.SlowCometDuration)
+		return bad("SlowCometDuration", "%v is negative; zero means never", c.SlowCometDuration)
 	}
-	if err := packet.CheckHeaderCodec(c.DefaultHeaderCodec); err != nil {
-		bad("DefaultHeaderCodec", "%v", err)
+	if c.DefaultHeaderCodec != "" {
+		if err := packet.CheckHeaderCodec(c.DefaultHeaderCodec); err != nil {
+			return bad("DefaultHeaderCodec", "%v", err)
+		}
 	}
-	if _, err := codec.GetByName(c.DefaultBodyCodec); err != nil {
-		bad("DefaultBodyCodec", "%v", err)
+	if c.DefaultBodyCodec != "" {
+		if _, err := codec.GetByName(c.DefaultBodyCodec); err != nil {
+			return bad("DefaultBodyCodec", "%v", err)
+		}
 	}
 	if packet.CheckGzip(c.DefaultBodyGzipLevel) != nil {
-		bad("DefaultBodyGzipLevel", "%d is outside -2..9", c.DefaultBodyGzipLevel)
+		return bad("DefaultBodyGzipLevel", "%d is outside -2..9", c.DefaultBodyGzipLevel)
 	}
 	if c.UnixMode&^os.ModePerm != 0 {
-		bad("UnixMode", "%v is more than permissions", c.UnixMode)
+		return bad("UnixMode", "%v is more than permissions", c.UnixMode)
 	}
 	if r := c.Redial; r != nil {
 		if r.MinBackoff < 0 {
-			bad("Redial.MinBackoff", "%v is negative", r.MinBackoff)
+			return bad("Redial.MinBackoff", "%v is negative", r.MinBackoff)
 		}
 		if r.MaxBackoff < 0 || r.MaxBackoff > 0 && r.MaxBackoff < r.MinBackoff {
-			bad("Redial.MaxBackoff", "%v is less than MinBackoff, %v", r.MaxBackoff, r.MinBackoff)
+			return bad("Redial.MaxBackoff", "%v is less than MinBackoff, %v", r.MaxBackoff, r.MinBackoff)
 		}
 	}
 	for _, addr := range c.ListenAddrs {
 		if network, address := splitAddr(addr); address == "" {
-			bad("ListenAddrs", "%q has no address", addr)
+			return bad("ListenAddrs", "%q has no address", addr)
 		} else if network == "tcp" {
 			if _, _, err := net.SplitHostPort(address); err != nil {
-				bad("ListenAddrs", "%v", err)
+				return bad("ListenAddrs", "%v", err)
 			}
 		}
 	}
+	return nil
 }
 
 // withDefaults returns a copy in which names are filled in.

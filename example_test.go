@@ -131,46 +131,60 @@ func ExamplePullRouter_SetUnknown() {
 	// 404 not found
 }
 
-// Token is a plugin for both sides: the client shows a token, the server lets it
-// in or not, before anything is routed.
-type Token struct{ Secret string }
+// ShowToken is the client's plugin: it shows a token before anything else is sent, on each
+// new connection.
+type ShowToken struct{ Token string }
 
-func (t *Token) Name() string { return "token" }
+func (ShowToken) Name() string { return "token" }
 
-func (t *Token) PostDial(s tp.ForeSession) error {
-	return s.Send(&packet.Packet{Header: &packet.Header{Uri: "/token"}, Body: t.Secret})
+func (t ShowToken) PostDial(s tp.ForeSession) error {
+	return s.Send(&packet.Packet{Header: &packet.Header{Type: packet.TypePush}, Body: t.Token})
 }
 
-func (t *Token) PostAccept(s tp.ForeSession) error {
-	var shown string
-	if _, err := s.Receive(&shown); err != nil {
-		return err
+// CheckToken is the server's plugin: it lets in who shows a token that it knows, before
+// anything is routed.
+type CheckToken struct{ Users map[string]string }
+
+func (CheckToken) Name() string { return "token" }
+
+func (t CheckToken) PostAccept(s tp.ForeSession) error {
+	var token string
+	if _, err := s.Receive(&token); err != nil {
+		return err // the client is told: 401 if it has sent a pull instead, for example
 	}
-	if shown != t.Secret {
-		return errors.New("wrong token")
+	user, ok := t.Users[token]
+	if !ok {
+		return tp.NewXerror(tp.StatusUnauthorized, "wrong token")
 	}
+	s.Public().Store("user", user) // for handlers
 	return nil
 }
 
-// A plugin authenticates connections in the handshake.
+// Plugins authenticate connections in the handshake. Who is refused is told why by Dial, and
+// does not redial for it.
 func ExamplePlugin() {
-	server := tp.NewPeer(nil, &Token{"secret"})
+	server := tp.NewPeer(nil, CheckToken{map[string]string{"s3cret": "ann"}})
 	defer server.Close()
-	server.PullRouter.Reg(new(Calc))
+	tp.HandlePull(server.PullRouter, "/me", func(ctx tp.PullCtx, _ *struct{}) (string, tp.Xerror) {
+		user, _ := ctx.Public().Load("user")
+		return user.(string), nil
+	})
 	addr := serve(server)
-	for _, secret := range []string{"secret", "guess"} {
-		client := tp.NewPeer(nil, &Token{secret})
+	for _, token := range []string{"s3cret", "guess"} {
+		client := tp.NewPeer(&tp.PeerConfig{Redial: new(tp.Redial)}, ShowToken{token})
 		sess, err := client.Dial(addr)
-		if err != nil {
-			panic(err)
+		var refused tp.Xerror
+		if errors.As(err, &refused) {
+			fmt.Println("refused:", refused.Code(), refused.Text())
+		} else if err == nil {
+			me, err := tp.Call[string](context.Background(), sess, "/me", nil)
+			fmt.Println("connected as", me, err)
 		}
-		cmd := sess.Pull("/calc/add", [2]int{1, 2}, nil)
-		fmt.Println(secret, cmd.Xerror == nil)
 		client.Close()
 	}
 	// Output:
-	// secret true
-	// guess false
+	// connected as ann <nil>
+	// refused: 401 wrong token
 }
 
 func ExamplePeer_Shutdown() {

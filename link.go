@@ -2,6 +2,7 @@ package tp
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"sync/atomic"
@@ -120,30 +121,54 @@ func (l *link) handlerDone() {
 	l.finishIfIdle(running)
 }
 
-// start begins to read, after the handshake.
-func (l *link) start() {
+// start begins to read, after the handshake, with what has come already.
+func (l *link) start(r *reader) {
 	if l.peer.draining() { // and Shutdown may not have seen that the link is ready
 		l.goAway(false)
 	}
-	go l.read(false)
+	if r == nil {
+		go l.read(false)
+	} else {
+		go r.read()
+	}
 }
 
-// greet runs the hooks of the handshake, for at most HookTimeout. After an error the
-// link is to be ended.
-func (l *link) greet(ctx context.Context, hs hooks[ForeSession]) error {
-	if len(hs) == 0 {
-		return nil
+// greet runs the hooks of the handshake, for at most HookTimeout, and waits for its outcome
+// where it is to. After an error the link is to be ended. A reader is returned if a packet
+// has come that is not a part of the handshake.
+func (l *link) greet(ctx context.Context, from *origin) (*reader, error) {
+	if len(from.hooks) == 0 && !from.confirms {
+		return nil, nil
 	}
 	ctx, cancel := bounded(ctx, l.peer.cfg.HookTimeout)
 	defer cancel()
 	// On a goroutine of their own: a hook may wait for something that closing
 	// the connection does not end.
-	fore := &foreSession{Session: l.sess, link: l}
-	done := hs.start(fore)
+	fore := &foreSession{Session: l.sess, link: l, dialled: !from.stranger}
+	var first *reader
+	done := onItsOwn(func() error {
+		err := from.hooks.run(fore).orNil()
+		fore.over.Store(true)
+		if err == nil && from.confirms {
+			first, err = l.confirm()
+		}
+		return err
+	})
 	select {
 	case err := <-done:
-		fore.over.Store(true)
-		return err
+		fore.over.Store(true) // if a hook has ended its goroutine
+		var refused *refusedConn
+		switch {
+		case errors.As(err, &refused):
+			err = refused // whatever the hook has made of it
+		case err != nil && from.stranger:
+			l.refuse(err, fore.strays)
+		default:
+			for _, id := range fore.strays { // which the hooks have passed over
+				l.pressReply(id, newXerror(StatusUnauthorized, "it came before the handshake was over", nil))
+			}
+		}
+		return first, err
 	case <-ctx.Done():
 		fore.over.Store(true)
 		err := fmt.Errorf("the handshake took too long: %w", ctx.Err())
@@ -154,7 +179,7 @@ func (l *link) greet(ctx context.Context, hs hooks[ForeSession]) error {
 			l.peer.handshakes.count(-1)
 			l.peer.activity()
 		}()
-		return err
+		return nil, err
 	}
 }
 
@@ -231,6 +256,9 @@ func (l *link) shut(cause error) error {
 		}
 		l.peer.rarely(level, "session %s: the connection to %s ended: %v", l.sess.Id(), l.remoteIp(), cause)
 	}
+	if lasting(cause) {
+		r.forbid(cause)
+	}
 	err := l.end(cause)
 	r.start()
 	return err
@@ -262,11 +290,7 @@ func (l *link) end(cause error) error {
 	l.calls.linkEnded()
 	l.wakeReader()
 	for _, cmd := range l.pulls.close() {
-		x := newXerror(StatusConnClosed, "connection closed, the outcome of the pull is unknown: "+cause.Error(), cause)
-		if l.answered.Load() {
-			x = unrun(StatusConnClosed, "the other side has shut down, the pull was not run", cause)
-		}
-		cmd.settle(x)
+		cmd.settle(l.lostPull(cause))
 	}
 	var err error
 	if !lingers {
@@ -281,6 +305,20 @@ func (l *link) end(cause error) error {
 	}
 	l.peer.activity()
 	return err
+}
+
+// lostPull is what has happened to a pull that was in flight when the link ended.
+func (l *link) lostPull(cause error) *xerror {
+	var refused *refusedConn
+	switch {
+	case errors.As(cause, &refused):
+		return refused.unrun()
+	case aboutCertificate(cause):
+		return unrun(StatusConnClosed, "the other side does not want the connection, the pull was not run: "+cause.Error(), cause)
+	case l.answered.Load():
+		return unrun(StatusConnClosed, "the other side has shut down, the pull was not run", cause)
+	}
+	return newXerror(StatusConnClosed, "connection closed, the outcome of the pull is unknown: "+cause.Error(), cause)
 }
 
 // lose is called when the other side takes nothing any more. It may have sent much

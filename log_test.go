@@ -56,6 +56,20 @@ func (c *capture) next(t *testing.T, want ...string) string {
 	}
 }
 
+// take returns what has come and was not asked for.
+func (c *capture) take() []string {
+	for {
+		select {
+		case line := <-c.more:
+			c.kept = append(c.kept, line)
+		default:
+			kept := c.kept
+			c.kept = nil
+			return kept
+		}
+	}
+}
+
 func captureLog(t *testing.T, level slog.Level) *capture {
 	c := &capture{more: make(chan string, 10000)}
 	old := LogLevel()

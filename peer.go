@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"os"
 	"runtime"
@@ -49,7 +50,7 @@ type Peer struct {
 	handshakes      handshakes
 	acceptors       atomic.Int64 // goroutines that accept connections
 	lines           rarely.Limiter[lineKind]
-	// dialConn makes connections; tests put something else here.
+	// dialConn makes connections.
 	dialConn func(ctx context.Context, network, address string) (net.Conn, error)
 
 	// loadTLS reads the files once; both results are nil without TLS.
@@ -93,10 +94,13 @@ func NewPeer(cfg *PeerConfig, plugins ...Plugin) *Peer {
 		cfg:         cfg.withDefaults(),
 		chain:       new(pluginChain).with(place{caller: "NewPeer", peer: true}, plugins),
 		packetLevel: LevelDebug,
-		dialConn:    new(net.Dialer).DialContext,
+		dialConn:    cfg.DialContext,
 		closing:     make(chan struct{}),
 		closed:      make(chan struct{}),
 		quiet:       make(chan struct{}, 1),
+	}
+	if p.dialConn == nil {
+		p.dialConn = new(net.Dialer).DialContext
 	}
 	p.cfg.check()
 	p.limits = p.cfg.limits()
@@ -313,55 +317,125 @@ func bounded(ctx context.Context, d time.Duration) (context.Context, context.Can
 	return context.WithTimeout(ctx, d)
 }
 
-// Dial connects to "host:port", or "unix:/path", and returns the session once
-// the PostDial hooks have passed. Of several addresses, separated by commas, it takes
-// the first that can be connected to; the path of a unix socket has no comma in it. With PeerConfig.Redial the session outlives its
-// connection. Its id is the one given, which must be free,
-// or else the address of the other side, with "#" and a number behind it if that
-// is taken. The whole takes PeerConfig.DefaultDialTimeout at most.
+// Dial connects to "host:port", or "unix:/path", and returns the session once the
+// PostDial hooks, the other side's PostAccept hooks, if this side has PostDial hooks, and
+// the PostConnect hooks have passed. If the other side does not want the connection the
+// error wraps the [Xerror] that it gives for that. Of several addresses, separated by
+// commas, it takes the first that can be connected to; the path of a unix socket has no
+// comma in it. With PeerConfig.Redial the session outlives its connection. Its id is the
+// one given, which must be free, or else the address of the other side, with "#" and a
+// number behind it if that is taken. The whole takes PeerConfig.DefaultDialTimeout at
+// most, unless [Redial].First is set.
 func (p *Peer) Dial(addr string, id ...string) (*Session, error) {
+	if r := p.cfg.Redial; r != nil && r.First {
+		return p.DialContext(context.Background(), addr, id...)
+	}
 	ctx, cancel := bounded(context.Background(), p.cfg.DefaultDialTimeout)
 	defer cancel()
 	return p.DialContext(ctx, addr, id...)
 }
 
-// DialContext is Dial, bounded by ctx, and by PeerConfig.HookTimeout for the
-// PostDial hooks. Once the session has been returned ctx means nothing to it.
+// DialContext is Dial, bounded by ctx, and by PeerConfig.HookTimeout for the hooks of
+// either kind. Once the session has been returned ctx means nothing to it.
 func (p *Peer) DialContext(ctx context.Context, addr string, id ...string) (*Session, error) {
-	sess, err := p.dialAny(ctx, addr, id)
+	sess, err := p.dial(ctx, addr, id)
 	if err != nil {
 		return nil, fmt.Errorf("tp: dial %s: %w", addr, err)
 	}
 	return sess, nil
 }
 
-// dialAny tries the addresses in turn.
-func (p *Peer) dialAny(ctx context.Context, addr string, id []string) (*Session, error) {
-	var all error
+// DialConn makes a session of a connection that this side has made in its own way: through
+// a proxy, by ssh, or in memory. It is to the PostDial and PostConnect hooks what
+// [Peer.ServeConn] is to PostAccept hooks. The connection is used as it is, without TLS of
+// the peer's own; an error closes it. The session ends with the connection:
+// for sessions that redial see PeerConfig.DialContext. The id is as for [Peer.Dial]. The
+// hooks are bounded by ctx and by PeerConfig.HookTimeout; ctx means nothing to the session.
+func (p *Peer) DialConn(ctx context.Context, conn net.Conn, id ...string) (*Session, error) {
+	sess, err := p.newSession(ctx, conn, p.dialledFrom(id, false))
+	if err != nil {
+		return nil, fmt.Errorf("tp: dial %s: %w", conn.RemoteAddr(), err)
+	}
+	return sess, nil
+}
+
+// dialledFrom is the origin of a connection that this side has made.
+func (p *Peer) dialledFrom(id []string, asked bool) origin {
+	return origin{hooks: p.chain.postDial, id: id, confirms: asked || len(p.chain.postDial) > 0, connect: p.chain.postConnect}
+}
+
+func (p *Peer) dial(ctx context.Context, addr string, id []string) (*Session, error) {
 	addrs := strings.Split(addr, ",")
 	for i := range addrs {
 		if addrs[i] = strings.TrimSpace(addrs[i]); addrs[i] == "" {
-			return nil, errors.New("an address is empty")
+			return nil, errors.New("an address is empty; expected host:port or unix:/path, or several of them with commas between")
 		}
 	}
+	if _, err := p.loadTLS(); err != nil {
+		return nil, err
+	}
+	if r := p.cfg.Redial; r != nil && r.First {
+		return p.dialFirst(ctx, addrs, id)
+	}
+	sess, err, _ := p.dialAny(ctx, addrs, id)
+	return sess, err
+}
+
+// dialFirst dials again until there is a session, see Redial.First.
+func (p *Peer) dialFirst(ctx context.Context, addrs, id []string) (*Session, error) {
+	r, began := p.cfg.Redial, time.Now()
+	for tries := 1; ; tries++ {
+		attempt, cancel := bounded(ctx, p.cfg.DefaultDialTimeout)
+		sess, err, final := p.dialAny(attempt, addrs, id)
+		cancel()
+		switch {
+		case err == nil:
+			return sess, nil
+		case final || ctx.Err() != nil:
+			return nil, err
+		case r.Attempts > 0 && tries >= r.Attempts:
+			return nil, fmt.Errorf("%d attempts have failed: %w", tries, err)
+		}
+		p.rarely(LevelWarn, "dialling %s: %v; again soon", strings.Join(addrs, ","), err)
+		timer := time.NewTimer(rand.N(r.bound(time.Since(began))))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, fmt.Errorf("%w: %w", ctx.Err(), err)
+		case <-p.closing:
+			timer.Stop()
+			return nil, ErrPeerClosed
+		}
+	}
+}
+
+// dialAny tries the addresses in turn. It reports whether another attempt would fail too.
+func (p *Peer) dialAny(ctx context.Context, addrs, id []string) (_ *Session, all error, final bool) {
+	final = true
 	for i, addr := range addrs {
-		conn, err := p.connect(ctx, addr)
+		conn, asked, err := p.connect(ctx, addr)
 		if err == nil {
-			from := origin{hooks: p.chain.postDial, id: id}
+			from := p.dialledFrom(id, asked)
 			if p.cfg.Redial != nil {
 				from.redial = newRedialer(p.cfg.Redial, addrs, i)
 			}
 			var sess *Session
 			if sess, err = p.newSession(ctx, conn, from); err == nil {
-				return sess, nil
+				return sess, nil, false
 			}
 		}
 		all = joinDialErrors(all, addrs, i, err)
-		if errors.Is(err, ErrPeerClosed) || errors.Is(err, ErrIdTaken) || ctx.Err() != nil {
-			break
+		if errors.Is(err, ErrPeerClosed) || errors.Is(err, ErrIdTaken) || marked(err) {
+			return nil, all, true
+		}
+		var address *net.AddrError // that is no address
+		final = final && (lasting(err) || errors.As(err, &address))
+		if ctx.Err() != nil {
+			return nil, all, false
 		}
 	}
-	return nil, all
+	return nil, all, final
 }
 
 // joinDialErrors adds the error of an address to those of others.
@@ -375,32 +449,48 @@ func joinDialErrors(all error, addrs []string, i int, err error) error {
 	return fmt.Errorf("%w; %w", all, err)
 }
 
-// connect makes a connection to one address.
-func (p *Peer) connect(ctx context.Context, addr string) (net.Conn, error) {
+// connect makes a connection to one address. It reports whether the other side has asked
+// for a certificate, which it has not judged then.
+func (p *Peer) connect(ctx context.Context, addr string) (conn net.Conn, asked bool, err error) {
 	pair, err := p.loadTLS()
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if p.draining() {
-		return nil, ErrPeerClosed
+		return nil, false, ErrPeerClosed
 	}
 	network, address := splitAddr(addr)
-	conn, err := p.dialConn(ctx, network, address)
-	if err != nil {
-		return nil, err
+	if conn, err = p.dialConn(ctx, network, address); err != nil {
+		return nil, false, err
+	}
+	if conn == nil {
+		return nil, false, errors.New("PeerConfig.DialContext has returned neither a connection nor an error")
 	}
 	p.tune(conn)
 	if pair.client != nil {
-		return clientTLS(ctx, conn, pair.client, address)
+		conn, err = clientTLS(ctx, conn, pair.client, address, &asked)
 	}
-	return conn, nil
+	return conn, asked, err
 }
 
 // clientTLS makes a TLS client of conn, which it closes after an error. The name
 // to verify is the address's unless the configuration has one.
-func clientTLS(ctx context.Context, conn net.Conn, cfg *tls.Config, address string) (net.Conn, error) {
+func clientTLS(ctx context.Context, conn net.Conn, cfg *tls.Config, address string, asked *bool) (net.Conn, error) {
+	cfg = cfg.Clone()
+	choose, certificates := cfg.GetClientCertificate, cfg.Certificates
+	cfg.GetClientCertificate = func(info *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		*asked = true
+		if choose != nil {
+			return choose(info)
+		}
+		for i := range certificates {
+			if info.SupportsCertificate(&certificates[i]) == nil {
+				return &certificates[i], nil
+			}
+		}
+		return new(tls.Certificate), nil // none
+	}
 	if cfg.ServerName == "" {
-		cfg = cfg.Clone()
 		cfg.ServerName = address
 		if host, _, err := net.SplitHostPort(address); err == nil {
 			cfg.ServerName = host
@@ -457,10 +547,12 @@ func (p *Peer) ServeConn(conn net.Conn, id ...string) (*Session, error) {
 // origin is where a connection comes from.
 type origin struct {
 	hooks     hooks[ForeSession]
-	id        []string   // the session's, if it is given
-	handshake *handshake // if a listener of the peer's has accepted it
-	stranger  bool       // the other side is one, until the hooks have passed
-	redial    *redialer  // if the session outlives it
+	id        []string        // the session's, if it is given
+	handshake *handshake      // if a listener of the peer's has accepted it
+	stranger  bool            // the other side is one, until the hooks have passed
+	confirms  bool            // the other side is asked whether it wants the connection
+	redial    *redialer       // if the session outlives it
+	connect   hooks[*Session] // to be run when the connection is in use
 }
 
 // newSession runs the hooks and starts the session. One that was accepted while the
@@ -489,7 +581,7 @@ func (p *Peer) newSession(ctx context.Context, conn net.Conn, from origin) (*Ses
 	if from.stranger {
 		l.limitReading(p.cfg.handshakeLimits())
 	}
-	err := l.greet(ctx, from.hooks)
+	first, err := l.greet(ctx, &from)
 	if err == nil && from.handshake != nil && !from.handshake.pass() {
 		err = context.Cause(from.handshake.ctx)
 	}
@@ -503,12 +595,43 @@ func (p *Peer) newSession(ctx context.Context, conn net.Conn, from origin) (*Ses
 		err = errClosedInHandshake
 	}
 	if err != nil {
+		var hook *hookError
+		if from.stranger && !errors.As(err, &hook) { // or it has been told already
+			l.refuse(err, nil)
+		}
 		l.linger()
 		_ = s.shut(err)
 		return nil, err
 	}
-	l.start()
+	if err := s.connected(ctx, first, from.connect); err != nil {
+		_ = s.shut(err)
+		return nil, err
+	}
 	return s, nil
+}
+
+// connected starts the session, and runs the hooks of its first connection.
+func (s *Session) connected(ctx context.Context, first *reader, hs hooks[*Session]) error {
+	if len(hs) == 0 {
+		s.first.start(first)
+		return nil
+	}
+	over := make(chan error)
+	defer close(over)
+	if s.redial != nil {
+		s.redial.hooks = over
+	}
+	s.first.start(first)
+	ctx, cancel := bounded(ctx, s.peer.cfg.HookTimeout)
+	defer cancel()
+	select {
+	case err := <-hs.start(s):
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("PostConnect took too long: %w", ctx.Err())
+	case <-s.Done():
+		return s.Err()
+	}
 }
 
 // GetSession returns the live session with the id.

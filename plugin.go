@@ -176,11 +176,16 @@ func (hs hooks[C]) run(c C) *hookError {
 // start runs the hooks on a goroutine of their own, which they may end. The channel is
 // told how they end.
 func (hs hooks[C]) start(c C) <-chan error {
+	return onItsOwn(func() error { return hs.run(c).orNil() })
+}
+
+// onItsOwn runs f on a goroutine of its own, which hooks in it may end.
+func onItsOwn(f func() error) <-chan error {
 	done := make(chan error, 1)
 	go func() {
 		err := errHookGone
 		defer func() { done <- err }()
-		err = hs.run(c).orNil()
+		err = f()
 	}()
 	return done
 }
@@ -218,7 +223,8 @@ func (h *hook[C]) safely(c C) (err *hookError) {
 	// The error's own methods may panic too, so they are called here and never
 	// again.
 	err = &hookError{code: StatusFailedPlugin, err: e}
-	if x, ok := e.(Xerror); ok {
+	var x Xerror
+	if errors.As(e, &x) {
 		err.code, err.told = x.Code(), x.Text()
 	} else {
 		err.told = e.Error()

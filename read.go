@@ -15,19 +15,27 @@ import (
 // never waits for a handler for long: see inline.go. A session has one reader at
 // a time.
 type reader struct {
-	l      *link
-	turn   uint64            // s.turn
-	slot   int               // of the watch; -1 none
-	dirty  bool              // replies of quick handlers are queued
-	began  bool              // a packet has been read
-	view   packet.HeaderView // of the packet that is being read
-	length int64             // of its body
+	l     *link
+	turn  uint64 // s.turn
+	slot  int    // of the watch; -1 none
+	dirty bool   // replies of quick handlers are queued
+	began bool   // a packet has been read
+	// pending is set when the header of a packet has been read, and that is all.
+	pending bool
+	view    packet.HeaderView // of the packet that is being read
+	length  int64             // of its body
 }
 
 // read reads packets until the connection ends, or this reader is replaced by
 // another. The first one is started by the peer, after the handshake.
-func (l *link) read(replaces bool) {
-	r := reader{l: l, turn: l.turn.Load(), slot: -1, dirty: replaces}
+func (l *link) read(replaces bool) { newReader(l, replaces).read() }
+
+func newReader(l *link, replaces bool) *reader {
+	return &reader{l: l, turn: l.turn.Load(), slot: -1, dirty: replaces}
+}
+
+func (r *reader) read() {
+	l := r.l
 	var err error
 	defer func() {
 		p := recover()
@@ -80,7 +88,7 @@ const quietTime = time.Second
 // PreReadHeader hooks; nil if there are none.
 func (r *reader) await() (c *packetCtx, err error) {
 	l := r.l
-	buffered := l.sock.Buffered()
+	buffered := r.pending || l.sock.Buffered()
 	if !buffered {
 		if err := r.rest(); err != nil {
 			return nil, err
@@ -113,7 +121,9 @@ func (r *reader) await() (c *packetCtx, err error) {
 func (r *reader) next(c *packetCtx) error {
 	l := r.l
 	var err error
-	if r.length, err = l.sock.ReadHeaderView(&r.view); err != nil {
+	if r.pending {
+		r.pending = false
+	} else if r.length, err = l.sock.ReadHeaderView(&r.view); err != nil {
 		return err
 	}
 	r.began = true
@@ -396,6 +406,9 @@ func (r *reader) reply(c *packetCtx) error {
 		if late != nil {
 			late.raw.Release()
 			late.put()
+		}
+		if string(r.view.Id) == refusedId && l.pushesRead == 0 {
+			return r.refusal()
 		}
 		l.sock.SkipBody()
 		logf(LevelDebug, "session %s: reply %s to no pull in flight dropped", l.sess.Id(), string(r.view.Id))

@@ -17,12 +17,16 @@ import (
 // with its id and its Public values. A connection whose other side shuts down is kept
 // until it has answered what it was sent.
 //
+// An error that another attempt would meet again ends the session instead: what
+// [Permanent] says of an error, and where no address has failed in another way a refusal
+// with StatusUnauthorized or StatusForbidden and an alert about this side's certificate.
+//
 // A pull or a push that certainly has not run, see [NotRun], because its connection
 // has gone, is sent again by the next one, and its PreWrite and PostWrite hooks run
 // again. What may have run never is: it fails with StatusConnClosed.
 //
 // On the other side the new connection is a new session. What it has to know about
-// this one, who it is or what it subscribes to, is for PostDial and PostReconnect
+// this one, who it is or what it subscribes to, is for PostDial and PostConnect
 // hooks to tell.
 type Redial struct {
 	// Attempts is how many attempts in a row may fail before the session ends; zero
@@ -44,6 +48,12 @@ type Redial struct {
 	// is no connection. When the other side shuts down they wait all the same, for the
 	// first attempt to make a new one.
 	FailFast bool
+	// First makes [Peer.Dial] itself try again, as redialling does, when the server is not
+	// there yet: until it succeeds, Attempts have failed, the peer is closed, the context of
+	// DialContext ends, or the error is one that another attempt would meet again. Without
+	// an end of these kinds Dial waits for ever; PeerConfig.DefaultDialTimeout bounds each
+	// attempt. It is not for DialConn.
+	First bool
 }
 
 // maxOldLinks is how many links of a session may wait for their other sides to end them
@@ -80,7 +90,8 @@ type redialer struct {
 	sess  *Session
 	cfg   *Redial
 	addrs []string
-	at    int // the address that the session's link is to; run's
+	at    int          // the address that the session's link is to; run's
+	hooks <-chan error // of the session's first connection; nil if there are none
 
 	// The session's mu guards the fields below.
 	others  []*link   // besides the session's link: older ones, and one that is being made
@@ -147,13 +158,16 @@ func (r *redialer) run() {
 		}
 		cancel()
 	}()
-	var hooks <-chan error // PostReconnect hooks that have not ended
+	hooks := r.hooks // PostConnect and PostReconnect hooks that have not ended
 	for !r.rests() {
 		if err := r.pause(ctx); err != nil {
 			r.giveUp(err)
 			return
 		}
-		if err := r.attempt(ctx); err != nil {
+		if err, final := r.attempt(ctx); final {
+			r.giveUp(fmt.Errorf("redialling is given up: %w", err))
+			return
+		} else if err != nil {
 			s.peer.rarely(LevelWarn, "session %s: dialling again: %v", s.Id(), err)
 			continue
 		}
@@ -174,6 +188,11 @@ func (r *redialer) run() {
 			s.mu.Lock()
 			r.failed = true
 			s.mu.Unlock()
+			if lasting(err) {
+				_ = l.end(err)
+				r.giveUp(fmt.Errorf("redialling is given up: %w", err))
+				return
+			}
 			_ = l.shut(err)
 		}
 	}
@@ -194,6 +213,10 @@ func (r *redialer) rests() bool {
 func (r *redialer) pause(ctx context.Context) error {
 	s := r.sess
 	s.mu.Lock()
+	if r.gaveUp != nil {
+		defer s.mu.Unlock()
+		return r.gaveUp
+	}
 	away := s.link.Load().away.Load()
 	now := time.Now()
 	lasted := now.Sub(r.since)
@@ -234,17 +257,23 @@ func (r *redialer) awaitHooks(ctx context.Context) {
 	}
 }
 
-// attempt tries each address once.
-func (r *redialer) attempt(ctx context.Context) error {
+// attempt tries each address once. It reports whether there is to be no other.
+func (r *redialer) attempt(ctx context.Context) (_ error, final bool) {
 	var all error
+	final = true
 	for i := range r.addrs {
 		at := (r.at + 1 + i) % len(r.addrs)
 		err := r.dial(ctx, r.addrs[at])
 		if err == nil {
 			r.at = at
-			return nil
+			return nil, false
 		}
-		if all = joinDialErrors(all, r.addrs, at, err); ctx.Err() != nil {
+		final = final && lasting(err)
+		if all = joinDialErrors(all, r.addrs, at, err); marked(err) {
+			final = true
+			break
+		} else if ctx.Err() != nil {
+			final = false
 			break
 		}
 	}
@@ -253,7 +282,7 @@ func (r *redialer) attempt(ctx context.Context) error {
 	r.tries++
 	r.failed, r.err = true, all
 	r.wakeLocked()
-	return all
+	return all, final
 }
 
 // dial makes the session another link.
@@ -261,7 +290,7 @@ func (r *redialer) dial(ctx context.Context, addr string) error {
 	s, p := r.sess, r.sess.peer
 	dialCtx, cancel := bounded(ctx, p.cfg.DefaultDialTimeout)
 	defer cancel()
-	conn, err := p.connect(dialCtx, addr)
+	conn, asked, err := p.connect(dialCtx, addr)
 	if err != nil {
 		return err
 	}
@@ -276,7 +305,9 @@ func (r *redialer) dial(ctx context.Context, addr string) error {
 		_ = l.end(errClosedHere)
 		return errClosedHere
 	}
-	if err = l.greet(dialCtx, p.chain.postDial); err == nil {
+	from := p.dialledFrom(nil, asked)
+	first, err := l.greet(dialCtx, &from)
+	if err == nil {
 		r.awaitHooks(ctx) // of a link that has ended meanwhile
 		if !r.adopt(l) {
 			err = errClosedInHandshake
@@ -287,7 +318,7 @@ func (r *redialer) dial(ctx context.Context, addr string) error {
 		_ = l.end(err)
 		return err
 	}
-	l.start()
+	l.start(first)
 	return nil
 }
 
@@ -324,6 +355,15 @@ func (r *redialer) giveUp(cause error) {
 	r.gaveUp = cause
 	s.mu.Unlock()
 	r.start()
+}
+
+// forbid ends the redialling for a reason that another attempt would meet again.
+func (r *redialer) forbid(cause error) {
+	r.sess.mu.Lock()
+	defer r.sess.mu.Unlock()
+	if r.gaveUp == nil {
+		r.gaveUp = fmt.Errorf("redialling is given up: %w", cause)
+	}
 }
 
 // hooksEnd waits until hooks have ended, for HookTimeout at most, and returns their
@@ -489,6 +529,10 @@ func (r *redialer) await(ctx context.Context, p patience) (*link, Xerror) {
 			text := "no connection, nothing was sent"
 			if err != nil {
 				text += ": " + err.Error()
+			}
+			var refused *refusedConn
+			if errors.As(err, &refused) {
+				return l, refused.unrun()
 			}
 			return l, unrun(StatusConnClosed, text, err)
 		}

@@ -323,10 +323,14 @@ type ForeSession interface {
 	Socket() *socket.Socket
 	// Public is the session's values.
 	Public() goutil.Map
-	// Send sends a packet. Codecs that are not set are the peer's defaults.
+	// Send sends a packet. Codecs that are not set are the peer's defaults, and a push
+	// without an id is given one that says that it is a part of a handshake.
 	Send(p *packet.Packet) error
 	// Receive reads the next packet and decodes its body into body, a pointer; a
-	// nil body is skipped.
+	// nil body is skipped. If the other side does not want the connection the error is
+	// the Xerror that its PostAccept hook has returned. A packet that is none of a
+	// handshake, a pull of a client that has no PostDial hook for example, is an Xerror
+	// too, with StatusUnauthorized; the pull is answered with what the hook returns.
 	Receive(body interface{}) (*packet.Packet, error)
 	// ReadTimeout and the three methods below are those of Session.
 	ReadTimeout() time.Duration
@@ -339,8 +343,10 @@ type ForeSession interface {
 
 type foreSession struct {
 	*Session
-	link *link // the one whose handshake it is
-	over atomic.Bool
+	link    *link // the one whose handshake it is
+	dialled bool  // by this side
+	over    atomic.Bool
+	strays  []string // ids of pulls that were received instead; the hooks' goroutine's
 }
 
 var errHandshakeOver = errors.New("tp: the handshake is over: Send and Receive are for PostDial and PostAccept")
@@ -356,6 +362,9 @@ func (f *foreSession) Send(p *packet.Packet) error {
 	if p.BodyCodec == "" {
 		p.BodyCodec = cfg.DefaultBodyCodec
 	}
+	if h := p.Header; h != nil && h.Type == packet.TypePush && h.Id == "" {
+		h.Id = handshakeId
+	}
 	return f.link.sock.WritePacket(p)
 }
 
@@ -364,7 +373,28 @@ func (f *foreSession) Receive(body interface{}) (*packet.Packet, error) {
 		return nil, errHandshakeOver
 	}
 	p := new(packet.Packet)
-	return p, f.link.sock.ReadPacket(p, func(*packet.Header) interface{} { return body })
+	var stray Xerror
+	var refused packet.RawBody
+	err := f.link.sock.ReadPacket(p, func(h *packet.Header) interface{} {
+		if h.Type == packet.TypeReply && h.Id == refusedId {
+			return &refused
+		}
+		if stray = f.stray(h); stray != nil {
+			return nil
+		}
+		return body
+	})
+	switch h := p.Header; {
+	case err != nil && socket.Fatal(err):
+		return p, err
+	case h != nil && h.Type == packet.TypeReply && h.Id == refusedId:
+		return p, f.link.heardRefusal(h, refused)
+	case stray != nil:
+		return p, stray
+	case err != nil:
+		return p, bodyXerror(err)
+	}
+	return p, nil
 }
 
 func (f *foreSession) RemoteIp() string                { return f.link.remoteIp() }

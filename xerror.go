@@ -18,6 +18,7 @@ const (
 	StatusOK                  int32 = 200
 	StatusBadRequest          int32 = 400 // a URI or body that cannot be understood
 	StatusUnauthorized        int32 = 401
+	StatusForbidden           int32 = 403
 	StatusNotFound            int32 = 404 // no handler for the URI
 	StatusUnsupportedType     int32 = 410 // a packet type that the peer does not know
 	StatusTooLarge            int32 = 413 // a body over the receiver's limit
@@ -40,6 +41,7 @@ var statusTexts = map[int32]string{
 	StatusOK:                  "OK",
 	StatusBadRequest:          "bad request",
 	StatusUnauthorized:        "unauthorized",
+	StatusForbidden:           "forbidden",
 	StatusNotFound:            "not found",
 	StatusUnsupportedType:     "unsupported type",
 	StatusTooLarge:            "too large",
