@@ -2,19 +2,21 @@ package tp
 
 import (
 	"context"
+	"fmt"
 	"reflect"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/protoadapt"
 )
 
 // Call pulls from the URI and returns the reply, of a type that the compiler knows: a
-// value, or a pointer, to a protobuf message for example. It is [Session.PullContext]
-// otherwise; the error is nil or an [Xerror].
+// value, or a pointer, to a protobuf message of either API for example. It is
+// [Session.PullContext] otherwise; the error is nil or an [Xerror].
 func Call[R any](ctx context.Context, sess *Session, uri string, args interface{}, setting ...PacketSetting) (R, error) {
 	var reply R
 	into := interface{}(&reply)
-	if m, ok := interface{}(reply).(proto.Message); ok { // whose codec wants the message itself
-		m = m.ProtoReflect().New().Interface()
+	if m := newMessage[R](); m != nil { // whose codec wants the message itself
 		reply, into = m.(R), m
 	}
 	if x := sess.PullContext(ctx, uri, args, into, setting...).Xerror; x != nil {
@@ -24,9 +26,25 @@ func Call[R any](ctx context.Context, sess *Session, uri string, args interface{
 	return reply, nil
 }
 
-// Method is a method of the other side's, with the types of its argument and its reply.
-// It is made once, by [NewMethod], and called often, on any session and from many
-// goroutines.
+// newMessage returns a fresh M if that is a pointer to a protobuf message, and otherwise nil.
+func newMessage[M any]() interface{} {
+	var none M
+	switch m := interface{}(none).(type) {
+	case proto.Message:
+		return m.ProtoReflect().New().Interface()
+	case protoadapt.MessageV1:
+		if t := reflect.TypeFor[M](); t.Kind() == reflect.Pointer {
+			return reflect.New(t.Elem()).Interface()
+		}
+	}
+	return nil
+}
+
+// Method is a route for pulls with the types of its argument and its reply, one definition for
+// both sides: the side that serves it gives it to its router with Handle, and the other pulls
+// with Call. It is made once, by [NewMethod], usually as a variable of a package that both
+// programs import, and used often, on any session and from many goroutines. For protobuf
+// messages A and R are pointers.
 type Method[A, R any] struct {
 	uri      string
 	settings []PacketSetting
@@ -43,15 +61,70 @@ func NewMethod[A, R any](uri string, setting ...PacketSetting) Method[A, R] {
 // Uri returns the URI.
 func (m Method[A, R]) Uri() string { return m.uri }
 
-// Call pulls, as the function [Call] does.
-func (m Method[A, R]) Call(ctx context.Context, sess *Session, args A) (R, error) {
-	return Call[R](ctx, sess, m.uri, args, m.settings...)
+// Handle registers what answers the method's pulls, as [HandlePull] does. The router may be
+// that of a group which the method's URI is in: the URI says where it is, whole. It panics if
+// the URI is not in the group, cannot be a route's, or is taken.
+func (m Method[A, R]) Handle(r *PullRouter, fn func(ctx PullCtx, args *A) (R, Xerror), plugins ...Plugin) {
+	HandlePull(r, inGroup("Method", r.prefix, m.uri), fn, plugins...)
 }
 
-// Push pushes to the method's URI.
-func (m Method[A, R]) Push(ctx context.Context, sess *Session, args A) error {
-	if x := sess.PushContext(ctx, m.uri, args, m.settings...); x != nil {
+// Call pulls, as the function [Call] does, with further settings for this call alone.
+func (m Method[A, R]) Call(ctx context.Context, sess *Session, args A, setting ...PacketSetting) (R, error) {
+	return Call[R](ctx, sess, m.uri, args, joined(m.settings, setting)...)
+}
+
+// Push pushes to the method's URI, where a route for pushes must be; see [Note].
+func (m Method[A, R]) Push(ctx context.Context, sess *Session, args A, setting ...PacketSetting) error {
+	return pushTo(ctx, sess, m.uri, args, joined(m.settings, setting))
+}
+
+// Note is a route for pushes with the type of its argument, one definition for both sides:
+// the side that takes it gives it to its router with Handle, and the other pushes with Push.
+// For the rest see [Method]; it is made by [NewNote].
+type Note[A any] struct {
+	uri      string
+	settings []PacketSetting
+}
+
+// NewNote makes a Note of the URI; the settings are those of each push.
+func NewNote[A any](uri string, setting ...PacketSetting) Note[A] {
+	return Note[A]{uri: uri, settings: setting}
+}
+
+// Uri returns the URI.
+func (n Note[A]) Uri() string { return n.uri }
+
+// Handle registers what takes the note's pushes, as [HandlePush] does; see [Method.Handle].
+func (n Note[A]) Handle(r *PushRouter, fn func(ctx PushCtx, args *A), plugins ...Plugin) {
+	HandlePush(r, inGroup("Note", r.prefix, n.uri), fn, plugins...)
+}
+
+// Push pushes, as [Session.PushContext] does, with further settings for this push alone. The
+// error is nil or an [Xerror].
+func (n Note[A]) Push(ctx context.Context, sess *Session, args A, setting ...PacketSetting) error {
+	return pushTo(ctx, sess, n.uri, args, joined(n.settings, setting))
+}
+
+func pushTo(ctx context.Context, sess *Session, uri string, args interface{}, settings []PacketSetting) error {
+	if x := sess.PushContext(ctx, uri, args, settings...); x != nil {
 		return x
 	}
 	return nil
+}
+
+// joined is the settings of a definition and those of a call, which come after them.
+func joined(all, one []PacketSetting) []PacketSetting {
+	if len(one) == 0 {
+		return all
+	}
+	return append(all[:len(all):len(all)], one...)
+}
+
+// inGroup is the URI without the path of the group that it is in.
+func inGroup(what, prefix, uri string) string {
+	under := strings.TrimSuffix(prefix, "/") + "/"
+	if !strings.HasPrefix(uri, under) {
+		panic(fmt.Sprintf("tp: %s.Handle: %q is not in the group %q of the router.", what, uri, prefix))
+	}
+	return uri[len(under)-1:]
 }

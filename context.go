@@ -502,7 +502,7 @@ func (c *packetCtx) process() (interface{}, Xerror) {
 		c.keep()
 	} else {
 		arg = h.newArg()
-		if err := c.decode(arg); err != nil {
+		if err := c.decode(h.into(arg)); err != nil {
 			return nil, bodyXerror(err)
 		}
 		c.raw.Release() // it is not needed any more

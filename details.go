@@ -1,8 +1,6 @@
 package tp
 
 import (
-	"errors"
-
 	"google.golang.org/protobuf/proto"
 
 	"github.com/henrylee2cn/teleport/codec"
@@ -14,7 +12,7 @@ import (
 // [Details]. It belongs to the error from then on. If it does not encode the error goes
 // without it.
 func WithDetails(x Xerror, details interface{}) Xerror {
-	return &xerror{code: x.Code(), text: x.Text(), cause: x, notRun: NotRun(x), details: details}
+	return &xerror{code: x.Code(), text: x.Text(), cause: x, notRun: NotRun(x), details: details, after: afterOf(x), forwarded: isForwarded(x)}
 }
 
 // Details decodes the details of an error into v, a pointer, and reports whether it has
@@ -52,17 +50,12 @@ func Details(err error, v interface{}) (found bool, _ error) {
 
 // withDetails returns the error with details that err is, or wraps; nil if there is none.
 func withDetails(err error) *xerror {
-	for err != nil {
-		var x *xerror
-		if !errors.As(err, &x) {
-			return nil
-		}
-		if x.details != nil {
-			return x
-		}
-		err = x.cause
-	}
-	return nil
+	return firstXerror(err, func(x *xerror) bool { return x.details != nil })
+}
+
+// isForwarded reports whether WithNotRun has made the error.
+func isForwarded(err error) bool {
+	return firstXerror(err, func(x *xerror) bool { return x.forwarded }) != nil
 }
 
 // detailsOf returns the body of a reply that is the error, and its compression.

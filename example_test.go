@@ -128,7 +128,7 @@ func ExamplePullRouter_SetUnknown() {
 	fmt.Println(sess.Pull("/elsewhere", nil, nil).Xerror)
 	// Output:
 	// /files/any/where: a question in json
-	// 404 not found
+	// 404 not found: nothing here takes pulls to "/elsewhere"
 }
 
 // ShowToken is the client's plugin: it shows a token before anything else is sent, on each

@@ -90,25 +90,75 @@ func ExampleWithDetails() {
 	// Output: 422 too young 18
 }
 
-// Add is a method of the server's, for all sessions.
-var Add = tp.NewMethod[[]int, int]("/add")
+// Add and Said are in a package that the server and its clients import.
+var (
+	Add  = tp.NewMethod[[]int, int]("/math/add")
+	Said = tp.NewNote[string]("/chat/said")
+)
 
-// The compiler checks the types of a call, on both sides.
+// One definition for both sides: the compiler checks the handler and the call.
 func ExampleNewMethod() {
 	srv := tp.NewPeer(nil)
-	tp.HandlePull(srv.PullRouter, Add.Uri(), func(_ tp.PullCtx, terms *[]int) (int, tp.Xerror) {
+	Add.Handle(srv.PullRouter, func(ctx tp.PullCtx, terms *[]int) (int, tp.Xerror) {
 		sum := 0
 		for _, n := range *terms {
 			sum += n
 		}
+		ctx.SetMeta("served-by", "node 7")
 		return sum, nil
 	})
 	sess, end := session(srv)
 	defer end()
 
-	sum, err := Add.Call(context.Background(), sess, []int{1, 2, 3})
-	fmt.Println(sum, err)
-	// Output: 6 <nil>
+	var meta map[string]string
+	sum, err := Add.Call(context.Background(), sess, []int{1, 2, 3}, tp.WithReplyMeta(&meta))
+	fmt.Println(sum, err, meta["served-by"])
+	// Output: 6 <nil> node 7
+}
+
+// The same for what goes one way.
+func ExampleNewNote() {
+	srv := tp.NewPeer(nil)
+	said := make(chan string)
+	Said.Handle(srv.PushRouter, func(_ tp.PushCtx, text *string) { said <- *text })
+	sess, end := session(srv)
+	defer end()
+
+	fmt.Println(Said.Push(context.Background(), sess, "hello"))
+	fmt.Println(<-said)
+	// Output:
+	// <nil>
+	// hello
+}
+
+// A loop that makes a call again knows what is worth it, and for how long the other side asks
+// to wait.
+func ExampleRetryable() {
+	srv := tp.NewPeer(nil)
+	busy := 2
+	tp.HandlePull(srv.PullRouter, "/report", func(_ tp.PullCtx, _ *string) (string, tp.Xerror) {
+		if busy--; busy >= 0 {
+			return "", tp.WithRetryAfter(tp.NewXerror(tp.StatusOverloaded, "busy"), 5*time.Millisecond)
+		}
+		return "here it is", nil
+	})
+	sess, end := session(srv)
+	defer end()
+
+	for attempt := 1; attempt <= 5; attempt++ {
+		report, err := tp.Call[string](context.Background(), sess, "/report", "")
+		after, again := tp.Retryable(err)
+		if !again {
+			fmt.Println(report, err)
+			break
+		}
+		fmt.Println(err, after)
+		time.Sleep(max(after, time.Millisecond))
+	}
+	// Output:
+	// 429 busy 5ms
+	// 429 busy 5ms
+	// here it is <nil>
 }
 
 // Call is for a method that is called in one place.
@@ -124,5 +174,5 @@ func ExampleCall() {
 	fmt.Println(err, tp.NotRun(err))
 	// Output:
 	// 8 <nil>
-	// 404 not found true
+	// 404 not found: nothing here takes pulls to "/no/such/path" true
 }

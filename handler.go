@@ -23,10 +23,20 @@ type Handler struct {
 	// small says that a small body is decoded into little memory, whatever is in it.
 	small bool
 
-	// newArg returns a pointer to a fresh argument.
+	// newArg returns a pointer to a fresh argument, and target what of it is decoded into;
+	// nil means the argument.
 	newArg func() interface{}
+	target func(arg interface{}) interface{}
 	// call runs the user's function; arg came from newArg.
 	call func(c *packetCtx, arg interface{}) (interface{}, Xerror)
+}
+
+// into is what a body is decoded into.
+func (h *Handler) into(arg interface{}) interface{} {
+	if h.target != nil {
+		return h.target(arg)
+	}
+	return arg
 }
 
 // Name returns the route's path; an unknown handler's is its group's, followed

@@ -267,7 +267,8 @@ func (p *Peer) turnAway(conn net.Conn, why error) {
 // accept takes one connection through its handshakes, off the accept loop.
 func (p *Peer) accept(h *handshake, cfg *tls.Config) {
 	if conn, err := p.shake(h, cfg); err != nil {
-		if cause := context.Cause(h.ctx); cause != nil {
+		var hook *hookError
+		if cause := context.Cause(h.ctx); cause != nil && !errors.As(err, &hook) {
 			err = cause
 		}
 		p.turnAway(conn, err)

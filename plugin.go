@@ -226,10 +226,11 @@ func (h *hook[C]) safely(c C) (err *hookError) {
 	var x Xerror
 	if errors.As(e, &x) {
 		err.code, err.told = x.Code(), x.Text()
+		err.text = fmt.Sprintf("plugin %s: %s: %d %s", h.name, h.point, err.code, err.told)
 	} else {
 		err.told = e.Error()
+		err.text = fmt.Sprintf("plugin %s: %s: %s", h.name, h.point, err.told)
 	}
-	err.text = fmt.Sprintf("plugin %s: %s: %s", h.name, h.point, err.told)
 	returned = true
 	return err
 }

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"reflect"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -48,6 +50,7 @@ type flight struct {
 	ended   chan struct{} // or here, if it may give up
 	timer   *time.Timer   // of DefaultPullTimeout; nil if there is none
 	stop    func() bool   // ends the watch of the pull's context; nil if that never ends
+	meta    *map[string]string
 }
 
 var flights = sync.Pool{New: func() any {
@@ -121,6 +124,19 @@ func (cmd *PullCmd) launch(ctx context.Context, settings []PacketSetting) {
 // flight.
 func (cmd *PullCmd) enter(ctx context.Context, settings []PacketSetting) (entered bool) {
 	f := cmd.flight.Load()
+	for i := range settings {
+		if settings[i].kind == settingReplyMeta {
+			f.meta = settings[i].meta
+		}
+	}
+	if x := replyArgument(cmd.reply); x != nil {
+		if f.bare {
+			f.show(cmd.link)
+		}
+		f.ctx.setOutput(packet.TypePull, cmd.uri, cmd.args, settings)
+		cmd.settle(x)
+		return false
+	}
 	if f.bare {
 		x := exchanges.Get().(*exchange)
 		entered = cmd.launchBare(ctx, f, x, settings)
@@ -140,7 +156,7 @@ func (cmd *PullCmd) enter(ctx context.Context, settings []PacketSetting) (entere
 	c.fixOutput(c.id, packet.TypePull)
 	frame, err := cmd.link.encodeInTurn(ctx, &f.exchange, cmd)
 	if err != nil {
-		cmd.settle(sendXerror(ctx, cmd.link.waited(ctx, err)))
+		cmd.settle(cmd.link.sendXerror(ctx, cmd.link.waited(ctx, err)))
 		return false
 	}
 	entered, sent := cmd.send(ctx, frame)
@@ -168,7 +184,7 @@ func (cmd *PullCmd) launchBare(ctx context.Context, f *flight, x *exchange, sett
 		f.out.HeaderLength, f.out.BodyLength, f.out.Length = x.out.HeaderLength, x.out.BodyLength, x.out.Length
 	}
 	if err != nil {
-		cmd.settle(sendXerror(ctx, cmd.link.waited(ctx, err)))
+		cmd.settle(cmd.link.sendXerror(ctx, cmd.link.waited(ctx, err)))
 		return false
 	}
 	entered, _ = cmd.send(ctx, frame)
@@ -201,7 +217,7 @@ func (cmd *PullCmd) send(ctx context.Context, frame socket.Frame) (entered, sent
 	// settles the command.
 	if !l.pulls.add(cmd, cmd.timeLeft()) {
 		frame.Drop()
-		cmd.settle(unrun(StatusConnClosed, "connection closed, the pull was not sent", nil))
+		cmd.settle(l.sess.closedXerror("connection closed, the pull was not sent", nil))
 		return false, false
 	}
 	if watched && ctx.Err() != nil { // it may have been watched before there was a pull to give up
@@ -226,7 +242,7 @@ func (cmd *PullCmd) send(ctx context.Context, frame socket.Frame) (entered, sent
 	}
 	if err != nil {
 		if l.takePull(id) != nil {
-			cmd.settle(sendXerror(ctx, err))
+			cmd.settle(cmd.link.sendXerror(ctx, err))
 		}
 		return true, false
 	}
@@ -234,6 +250,19 @@ func (cmd *PullCmd) send(ctx context.Context, frame socket.Frame) (entered, sent
 		l.cancelPull(id)
 	}
 	return true, true
+}
+
+// replyArgument is what is wrong with what a reply is to be decoded into.
+func replyArgument(reply interface{}) Xerror {
+	if reply == nil {
+		return nil
+	}
+	if v := reflect.ValueOf(reply); v.Kind() != reflect.Pointer {
+		return unrun(StatusBadRequest, fmt.Sprintf("nothing was sent: the reply cannot be decoded into a %T; expected a pointer, or nil", reply), nil)
+	} else if v.IsNil() {
+		return unrun(StatusBadRequest, fmt.Sprintf("nothing was sent: the reply cannot be decoded into a nil %T", reply), nil)
+	}
+	return nil
 }
 
 // notSent is the end of a pull or a push whose context was done before it was sent.
@@ -374,6 +403,12 @@ func (cmd *PullCmd) finish() {
 		f.stop()
 		f.stop = nil
 	}
+	if f.meta != nil {
+		if *f.meta = f.inHdr.Meta; f.bare {
+			*f.meta = nil
+		}
+		f.meta = nil
+	}
 	if f.bare {
 		if cmd.Xerror == nil {
 			cmd.Xerror = cmd.decode(f, int32(cmd.packed.inGzip))
@@ -430,22 +465,41 @@ func (cmd *PullCmd) decode(f *flight, gzip int32) Xerror {
 
 // notRun makes x say that the pull has not run.
 func notRun(x Xerror) Xerror {
-	return &xerror{code: x.Code(), text: x.Text(), cause: x, notRun: true}
+	return &xerror{code: x.Code(), text: x.Text(), cause: x, notRun: true, after: afterOf(x)}
+}
+
+// closedXerror is why nothing was sent by a connection that has ended.
+func (s *Session) closedXerror(text string, err error) *xerror {
+	cause := s.Err()
+	var refused *refusedConn
+	if errors.As(cause, &refused) {
+		return refused.unrun()
+	}
+	if cause != nil && cause != errClosedHere && cause != ErrPeerClosed && cause != io.EOF {
+		text += ": " + cause.Error()
+	}
+	return unrun(StatusConnClosed, text, err)
 }
 
 // sendXerror is why a packet could not be sent, by who would wait as long as ctx lasts.
-func sendXerror(ctx context.Context, err error) Xerror {
+func (l *link) sendXerror(ctx context.Context, err error) Xerror {
 	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 		return notSent(ctx)
 	}
 	if errors.Is(err, errSocketClosed) {
-		return unrun(StatusConnClosed, "connection closed, the packet was not sent", err)
+		return l.sess.closedXerror("connection closed, the packet was not sent", err)
+	}
+	var we *socket.WriteError
+	if !errors.As(err, &we) { // it did not encode
+		if errors.Is(err, packet.ErrTooLarge) {
+			return unrun(StatusTooLarge, "nothing was sent: "+err.Error(), err)
+		}
+		return unrun(StatusWriteFailed, "nothing was sent: "+err.Error(), err)
 	}
 	x := newXerror(StatusWriteFailed, fmt.Sprintf("write failed: %v", err), err)
 	if socket.Gone(err) {
 		x = newXerror(StatusConnClosed, fmt.Sprintf("connection closed by the other side: %v", err), err)
 	}
-	var we *socket.WriteError
-	x.notRun = !errors.As(err, &we) || we.Unsent // otherwise it did not encode
+	x.notRun = we.Unsent
 	return x
 }

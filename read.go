@@ -229,7 +229,7 @@ func (r *reader) call(c *packetCtx, table *routeTable) error {
 		c.uri, c.inHdr.Uri = uri, uri
 		path, _ := splitURI(uri)
 		if h = table.find(path); h == nil {
-			return r.reject(c, newXerror(StatusNotFound, "", nil))
+			return r.reject(c, r.notFound(path))
 		}
 	}
 	c.handler = h
@@ -283,6 +283,21 @@ func (r *reader) call(c *packetCtx, table *routeTable) error {
 		return r.overflow(1)
 	}
 	return nil
+}
+
+// notFound says that nothing serves the path, to which hooks may have led, of the URI that has
+// come.
+func (r *reader) notFound(path string) Xerror {
+	p := r.l.peer
+	kind, other, others := "pulls", "pushes", p.PushRouter.routes
+	if r.view.Type == packet.TypePush {
+		kind, other, others = "pushes", "pulls", p.PullRouter.routes
+	}
+	text := fmt.Sprintf("not found: nothing here takes %s to %q", kind, quote(loggedPath(string(r.view.Uri))))
+	if others.table.Load().handlers[path] != nil {
+		text += ", it is a route for " + other
+	}
+	return newXerror(StatusNotFound, text, nil)
 }
 
 // small reports whether what a packet takes is too little to be counted, while it is on

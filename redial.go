@@ -520,7 +520,7 @@ func (r *redialer) await(ctx context.Context, p patience) (*link, Xerror) {
 		s.mu.Unlock()
 		switch {
 		case closed:
-			return l, unrun(StatusConnClosed, "connection closed, nothing was sent", nil)
+			return l, s.closedXerror("connection closed, nothing was sent", nil)
 		case l.usable():
 			return l, nil
 		case s.peer.draining():

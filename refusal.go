@@ -75,6 +75,7 @@ func refusalXerror(cause error) Xerror {
 func (l *link) pressReply(id string, x Xerror) {
 	h := &packet.Header{Id: id, Type: packet.TypeReply, NotRun: true}
 	h.StatusCode, h.Status = sentStatus(x)
+	h.Meta = addRetryAfter(nil, x)
 	body, gzip := detailsOf(x)
 	h.Gzip = gzip
 	cfg := &l.peer.cfg
@@ -123,7 +124,7 @@ func (l *link) confirm() (*reader, error) {
 // refusal is the error of the reply with refusedId that is being read.
 func (r *reader) refusal() error {
 	v := &r.view
-	h := &packet.Header{StatusCode: v.StatusCode, Status: string(v.Status), Gzip: v.Gzip}
+	h := &packet.Header{StatusCode: v.StatusCode, Status: string(v.Status), Gzip: v.Gzip, Meta: v.Meta}
 	var x exchange
 	if err := x.readBody(r.l.sock, r.length, false); err != nil {
 		x.raw.B = nil

@@ -200,7 +200,8 @@ func TestPullInsteadOfAToken(t *testing.T) {
 	require.True(t, NotRun(first))
 	<-sess.Done()
 	require.ErrorContains(t, sess.Err(), "refused by the other side: 401 expected a packet")
-	require.True(t, NotRun(sess.Pull("/echo", "two", nil).Xerror))
+	require.Equal(t, first.Error(), sess.Pull("/echo", "two", nil).Xerror.Error())
+	require.Equal(t, StatusUnauthorized, sess.Push("/echo", "two").Code())
 }
 
 // The same with a hook that does not look at the error: the connection goes on, and the pull

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
+	"time"
 
 	"github.com/henrylee2cn/teleport/codec"
 	"github.com/henrylee2cn/teleport/packet"
@@ -75,7 +77,11 @@ func (c *packetCtx) writeReply() error {
 		case c.out.Body != nil && c.outHdr.StatusCode != StatusOK: // details
 			c.out.Body, c.outHdr.Gzip = nil, 0
 		case c.outHdr.StatusCode == StatusOK:
-			c.setReply(nil, newXerror(StatusInternalServerError, "the reply could not be encoded", err))
+			x := newXerror(StatusInternalServerError, "the reply could not be encoded", err)
+			if errors.Is(err, packet.ErrTooLarge) {
+				x = newXerror(StatusTooLarge, "the reply was not sent: "+err.Error(), err)
+			}
+			c.setReply(nil, x)
 		case c.outHdr.Status != "" || c.outHdr.Uri != "" || c.outHdr.NotRun || c.outHdr.Meta != nil:
 			c.outHdr.Status, c.outHdr.Uri, c.outHdr.NotRun, c.outHdr.Meta = "", "", false, nil
 		default:
@@ -124,7 +130,8 @@ func (c *packetCtx) setReply(body interface{}, x Xerror) {
 	c.outHdr.StatusCode, c.outHdr.Status, c.outHdr.NotRun = StatusOK, "", false
 	if x != nil {
 		c.out.Body, c.outHdr.Gzip = detailsOf(x)
-		c.outHdr.NotRun = !c.ran
+		c.outHdr.NotRun = !c.ran || isForwarded(x)
+		c.outHdr.Meta = addRetryAfter(c.outHdr.Meta, x)
 		c.outHdr.StatusCode, c.outHdr.Status = sentStatus(x)
 	}
 }
@@ -152,11 +159,36 @@ func sentStatus(x Xerror) (int32, string) {
 // can make is none that another may send: who believed it would take the answer for a
 // connection that has ended, and a pull that may have run for one that was not sent.
 func repliedStatus(h *packet.Header) *xerror {
-	x := &xerror{code: h.StatusCode, text: clipStatus(h.Status), notRun: h.NotRun}
+	x := &xerror{code: h.StatusCode, text: clipStatus(h.Status), notRun: h.NotRun, remote: true, after: retryAfter(h.Meta)}
 	if isLocal(x.code) {
 		x.code, x.notRun = StatusBadGateway, false
 	}
 	return x
+}
+
+// addRetryAfter adds what the error says to metadata.
+func addRetryAfter(meta map[string]string, x Xerror) map[string]string {
+	after := afterOf(x)
+	if after == 0 {
+		return meta
+	}
+	if meta == nil {
+		meta = make(map[string]string)
+	}
+	meta[metaRetryAfter] = strconv.FormatInt(timeoutOf(after), 10)
+	return meta
+}
+
+// retryAfter is what metadata says, zero if nothing.
+func retryAfter(meta map[string]string) time.Duration {
+	if len(meta) == 0 {
+		return 0
+	}
+	ms, err := strconv.ParseUint(meta[metaRetryAfter], 10, 63)
+	if err != nil {
+		return 0
+	}
+	return time.Duration(min(ms, maxTimeout)) * time.Millisecond
 }
 
 // isLocal reports whether the code is one that a caller's side makes and nobody sends.
@@ -165,38 +197,41 @@ func isLocal(code int32) bool { return code >= 100 && code < StatusOK }
 // aboutReply reports whether x is what replyXerror has made, perhaps wrapped, with the code
 // and the text that it had.
 func aboutReply(x Xerror) bool {
-	for err := error(x); err != nil; {
-		var of *xerror
-		if !errors.As(err, &of) {
-			return false
-		}
-		if of.ofReply {
-			return of.code == x.Code() && of.text == x.Text()
-		}
-		err = of.cause
-	}
-	return false
+	of := firstXerror(x, func(of *xerror) bool { return of.ofReply })
+	return of != nil && of.code == x.Code() && of.text == x.Text()
 }
 
-// replyXerror is bodyXerror for a reply. Its pull has run, so it is not overload.
+// replyXerror is the error of a reply that this side cannot take. Its pull has run, so it is
+// not overload.
 func replyXerror(err error) Xerror {
-	x := bodyXerror(err)
+	code := bodyCode(err)
 	if errors.Is(err, packet.ErrBudget) {
-		x.code = StatusTooLarge
+		code = StatusTooLarge
 	}
+	x := newXerror(code, "this side cannot take the reply: "+err.Error(), err)
 	x.ofReply = true
 	return x
 }
 
-// bodyXerror classifies an error of reading or decoding a body.
+// bodyXerror is the error of a body of the other side's, which is told no type of this side's.
 func bodyXerror(err error) *xerror {
+	text := err.Error()
+	var typed interface{ Told() string }
+	if errors.As(err, &typed) {
+		text = "the body does not decode: " + typed.Told()
+	}
+	return newXerror(bodyCode(err), text, err)
+}
+
+// bodyCode classifies an error of reading or decoding a body.
+func bodyCode(err error) int32 {
 	switch {
 	case errors.Is(err, codec.ErrUnknown):
-		return newXerror(StatusUnsupportedCodec, err.Error(), err)
+		return StatusUnsupportedCodec
 	case errors.Is(err, packet.ErrTooLarge):
-		return newXerror(StatusTooLarge, err.Error(), err)
+		return StatusTooLarge
 	case errors.Is(err, packet.ErrBudget):
-		return newXerror(StatusOverloaded, err.Error(), err)
+		return StatusOverloaded
 	}
-	return newXerror(StatusBadRequest, err.Error(), err)
+	return StatusBadRequest
 }

@@ -95,7 +95,9 @@ func (r *PushRouter) SetUnknown(fn func(ctx UnknownPushCtx, body *[]byte), plugi
 // behind that of the router's group: HandlePull(router.Group("a"), "/b", fn)
 // serves /a/b. It is to [PullRouter.Reg] as a function is to a method: there is
 // no controller, and the compiler checks the types. Args is decoded into a fresh
-// A for each call; a nil Xerror means success and sends the reply. It panics if
+// A for each call; a nil Xerror means success and sends the reply. A is a type, not a
+// pointer to one; a pointer to a protobuf message is possible, and args points to that then.
+// It panics if
 // the path cannot be a route's or is taken. It is safe for concurrent use.
 func HandlePull[A, R any](r *PullRouter, path string, fn func(ctx PullCtx, args *A) (R, Xerror), plugins ...Plugin) {
 	if fn == nil {
@@ -105,7 +107,8 @@ func HandlePull[A, R any](r *PullRouter, path string, fn func(ctx PullCtx, args 
 		pull:      true,
 		argType:   reflect.TypeFor[A](),
 		replyType: reflect.TypeFor[R](),
-		newArg:    func() interface{} { return new(A) },
+		newArg:    newArg[A](),
+		target:    target[A](),
 		call: func(c *packetCtx, arg interface{}) (interface{}, Xerror) {
 			return fn(c, arg.(*A))
 		},
@@ -120,12 +123,32 @@ func HandlePush[A any](r *PushRouter, path string, fn func(ctx PushCtx, args *A)
 	}
 	r.handle("HandlePush", path, plugins, &Handler{
 		argType: reflect.TypeFor[A](),
-		newArg:  func() interface{} { return new(A) },
+		newArg:  newArg[A](),
+		target:  target[A](),
 		call: func(c *packetCtx, arg interface{}) (interface{}, Xerror) {
 			fn(c, arg.(*A))
 			return nil, nil
 		},
 	})
+}
+
+// newArg returns a function that makes an argument for a body. One that is a pointer to a
+// protobuf message points to one, as the codec wants the message itself.
+func newArg[A any]() func() interface{} {
+	if newMessage[A]() == nil {
+		return func() interface{} { return new(A) }
+	}
+	return func() interface{} {
+		arg := newMessage[A]().(A)
+		return &arg
+	}
+}
+
+func target[A any]() func(arg interface{}) interface{} {
+	if newMessage[A]() == nil {
+		return nil
+	}
+	return func(arg interface{}) interface{} { return *arg.(*A) }
 }
 
 // handle registers h, which lacks a path and plugins.
@@ -255,7 +278,7 @@ const smallDecoded = 16 << 10
 func decodesSmall(h *Handler) bool {
 	data := make([]byte, smallPacket)
 	for _, name := range []string{codec.NameJSON, codec.NameProtobuf, codec.NameString} {
-		if c, err := codec.GetByName(name); err != nil || codec.DecodedBound(c, data, h.newArg()) > smallDecoded {
+		if c, err := codec.GetByName(name); err != nil || codec.DecodedBound(c, data, h.into(h.newArg())) > smallDecoded {
 			return false
 		}
 	}

@@ -275,12 +275,12 @@ func TestUnknownHandlersOfGroups(t *testing.T) {
 		}
 		return got
 	}
-	require.Equal(t, "404 not found", pull("/a/b/c"))
+	require.Equal(t, `404 not found: nothing here takes pulls to "/a/b/c"`, pull("/a/b/c"))
 	ab.SetUnknown(unknown("ab"))
 	require.Equal(t, "ab /a/b/c json 5 true", pull("/a/b/c?x=1"))
 	require.Equal(t, "ab /a/b json 5 true", pull("/a/b"))
-	require.Equal(t, "404 not found", pull("/a/bc"))
-	require.Equal(t, "404 not found", pull("/a/c"))
+	require.Equal(t, `404 not found: nothing here takes pulls to "/a/bc"`, pull("/a/bc"))
+	require.Equal(t, `404 not found: nothing here takes pulls to "/a/c"`, pull("/a/c"))
 	a.SetUnknown(unknown("a"))
 	require.Equal(t, "a /a/bc json 5 true", pull("/a/bc"))
 	require.Equal(t, "ab /a/b/c json 5 true", pull("/a/b/c"))

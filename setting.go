@@ -9,6 +9,7 @@ type PacketSetting struct {
 	name  string
 	value string // of settingMeta
 	level int32
+	meta  *map[string]string // of settingReplyMeta
 }
 
 type settingKind uint8
@@ -19,6 +20,7 @@ const (
 	settingBodyCodec
 	settingGzip
 	settingMeta
+	settingReplyMeta
 )
 
 // WithHeaderCodec encodes the packet's header, and its reply's, with the named
@@ -47,6 +49,13 @@ func WithGzip(level int32) PacketSetting {
 // bounded; both texts are UTF-8. Of two pairs with one key the last holds.
 func WithMeta(key, value string) PacketSetting {
 	return PacketSetting{kind: settingMeta, name: key, value: value}
+}
+
+// WithReplyMeta sets m to the metadata of the reply, see [PullCtx]'s SetMeta, when the pull is
+// complete: also that of an error, and nil if there is none. It is for [Call] and [Method],
+// which return no [PullCmd]; a push has no reply. M belongs to the pull until then.
+func WithReplyMeta(m *map[string]string) PacketSetting {
+	return PacketSetting{kind: settingReplyMeta, meta: m}
 }
 
 func applySettings(p *packet.Packet, settings []PacketSetting) {

@@ -65,12 +65,12 @@ func TestMeta(t *testing.T) {
 			require.Nil(t, cmd.Output().Header.Meta)
 
 			x := sess.Pull("/pull", false, nil, WithMeta("long", strings.Repeat("x", 70_000))).Xerror
-			require.Equal(t, StatusWriteFailed, x.Code())
+			require.Equal(t, StatusTooLarge, x.Code())
 			require.ErrorIs(t, x, packet.ErrTooLarge)
 			require.True(t, NotRun(x))
 			x = sess.Pull("/pull", false, nil, WithMeta("bad", "\xff")).Xerror
 			require.ErrorContains(t, x, `invalid UTF-8 in "bad"`)
-			require.Equal(t, StatusInternalServerError, sess.Pull("/huge", "", nil).Xerror.Code())
+			require.Equal(t, StatusTooLarge, sess.Pull("/huge", "", nil).Xerror.Code())
 		}
 	}
 }

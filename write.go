@@ -33,7 +33,7 @@ func (l *link) push(ctx context.Context, uri string, args interface{}, settings 
 	}
 	c.fixOutput(c.outHdr.Id, packet.TypePush)
 	if err := l.post(ctx, c.exchange); err != nil {
-		return sendXerror(ctx, err)
+		return l.sendXerror(ctx, err)
 	}
 	if err := chain.postWritePush.run(c); err != nil {
 		l.peer.rarely(LevelWarn, "push %s: %v", loggedPath(uri), err)
@@ -49,7 +49,7 @@ func (l *link) pushBare(ctx context.Context, uri string, args interface{}, setti
 	err := l.post(ctx, x)
 	x.put()
 	if err != nil {
-		return sendXerror(ctx, err)
+		return l.sendXerror(ctx, err)
 	}
 	return nil
 }

@@ -3,7 +3,9 @@ package tp
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strconv"
+	"time"
 
 	"github.com/henrylee2cn/teleport/packet"
 )
@@ -81,12 +83,93 @@ func NewXerror(code int32, text string) Xerror {
 }
 
 // NotRun reports whether a pull or a push that failed with err certainly has not run
-// on the other side: it was not sent, or was refused before its handler began. Then
-// it can be made again, here or elsewhere, without being made twice. False means
-// that it has run, or that nobody knows. It looks through wrapped errors.
+// on the other side: it was not sent, or was refused before its handler began. To make it
+// again makes nothing happen twice, but may well fail again, as a pull to a route that
+// nobody serves does: what is worth another attempt [Retryable] says. False means that it
+// has run, or that nobody knows. It looks through wrapped errors.
 func NotRun(err error) bool {
 	var x *xerror
 	return errors.As(err, &x) && x.notRun
+}
+
+// Retryable reports whether a call that failed with err may succeed later, or elsewhere: it
+// certainly has not run, see [NotRun], and the reason was a limit, a side that shuts down or a
+// connection that was lost before anything was sent by it; or the other side has said by
+// [WithRetryAfter] that it is worth another attempt. After is how long the other side asks to
+// wait before that, zero if it has not said so. A loop that makes calls again needs a bound and
+// a wait of its own besides. It looks through wrapped errors.
+func Retryable(err error) (after time.Duration, ok bool) {
+	var x *xerror
+	if !errors.As(err, &x) {
+		return 0, false
+	}
+	if x.after > 0 {
+		return x.after, true
+	}
+	if !x.notRun {
+		return 0, false
+	}
+	switch x.code {
+	case StatusConnClosed, StatusOverloaded, StatusServiceUnavailable, StatusBadGateway, StatusGatewayTimeout:
+		return 0, true
+	case StatusWriteFailed: // which also is what does not encode
+		return 0, isWriteError(x.cause)
+	case StatusDeadlineExceeded: // without a connection; not that of the caller's context
+		return 0, x.cause == nil
+	}
+	return 0, false
+}
+
+// WithRetryAfter returns x, an error of a handler or a hook, as one that is worth another
+// attempt after some time, which the caller learns by [Retryable]. It travels in the reply's
+// metadata in whole milliseconds, rounded up, under "tp-retry-after". It panics if the time is
+// not positive.
+func WithRetryAfter(x Xerror, after time.Duration) Xerror {
+	if after <= 0 {
+		panic(fmt.Sprintf("tp: WithRetryAfter: %v is not positive.", after))
+	}
+	return &xerror{code: x.Code(), text: x.Text(), cause: x, notRun: NotRun(x), after: after}
+}
+
+// metaRetryAfter is the key of what WithRetryAfter says, in milliseconds.
+const metaRetryAfter = "tp-retry-after"
+
+// WithNotRun returns x, an error of a handler, as that of a call that has not run, see
+// [NotRun]. It is for handlers that forward a call, and know that it has run nowhere: without it
+// the caller takes a call whose handler has begun for one that has run.
+func WithNotRun(x Xerror) Xerror {
+	return &xerror{code: x.Code(), text: x.Text(), cause: x, notRun: true, after: afterOf(x), forwarded: true}
+}
+
+// afterOf is the wait that an error of this side's own making names.
+func afterOf(err error) time.Duration {
+	x := firstXerror(err, func(x *xerror) bool { return x.after > 0 || x.remote })
+	if x == nil || x.remote {
+		return 0
+	}
+	return x.after
+}
+
+// Local reports whether err was made on this side: the call was not sent, the connection was
+// lost, the caller gave up, or a reply has come that this side cannot take. False means that it
+// is what the other side has answered, or that err is nil. It looks through wrapped errors.
+func Local(err error) bool {
+	return err != nil && firstXerror(err, func(x *xerror) bool { return x.remote }) == nil
+}
+
+// firstXerror returns the first Xerror of the chain of an error for which is is true.
+func firstXerror(err error, is func(*xerror) bool) *xerror {
+	for err != nil {
+		var x *xerror
+		if !errors.As(err, &x) {
+			return nil
+		}
+		if is(x) {
+			return x
+		}
+		err = x.cause
+	}
+	return nil
 }
 
 type xerror struct {
@@ -94,6 +177,11 @@ type xerror struct {
 	text   string
 	cause  error
 	notRun bool // see NotRun
+	remote bool // the other side has made it
+	// forwarded says that the error is of a handler that has begun, and notRun holds
+	// nevertheless; after is that of WithRetryAfter.
+	forwarded bool
+	after     time.Duration
 	// ofReply marks what this side could not take of a reply. The text may say what was in
 	// it, and is for this side.
 	ofReply bool

@@ -9,6 +9,7 @@ package codec
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"sync"
 	"sync/atomic"
 
@@ -185,7 +186,7 @@ func DecodeDepth(c Codec, data []byte, v interface{}, depth int) (err error) {
 	returned := false
 	defer func() {
 		if !returned {
-			err = fmt.Errorf("codec %s: decoding into %T panicked: %s", c.Name(), v, printable.Value(recover(), maxPrinted))
+			err = &decodeError{codec: c.Name(), into: reflect.TypeOf(v), panicked: true, err: errors.New(printable.Value(recover(), maxPrinted))}
 		}
 	}()
 	if d, ok := c.(DepthLimiter); ok && depth > 0 {
@@ -195,7 +196,42 @@ func DecodeDepth(c Codec, data []byte, v interface{}, depth int) (err error) {
 	}
 	returned = true
 	if err != nil {
-		return fmt.Errorf("codec %s: decoding into %T: %w", c.Name(), v, err)
+		return &decodeError{codec: c.Name(), into: reflect.TypeOf(v), err: err}
 	}
 	return nil
 }
+
+// decodeError is why a body does not decode, with what this side decodes it into. Told says it
+// to the other side, which is to know nothing of that.
+type decodeError struct {
+	codec    string
+	into     reflect.Type
+	panicked bool
+	err      error
+}
+
+func (e *decodeError) Error() string {
+	if e.panicked {
+		return fmt.Sprintf("codec %s: decoding into %v panicked: %v", e.codec, e.into, e.err)
+	}
+	return fmt.Sprintf("codec %s: decoding into %v: %v", e.codec, e.into, e.err)
+}
+
+func (e *decodeError) Unwrap() error { return e.err }
+
+func (e *decodeError) Told() string {
+	if e.panicked {
+		return e.codec + ": the codec panicked"
+	}
+	var typed interface{ Told() string }
+	if errors.As(e.err, &typed) {
+		return e.codec + ": " + typed.Told()
+	}
+	return e.codec + ": " + e.err.Error()
+}
+
+// toldError has a text for this side and one for the other.
+type toldError struct{ text, told string }
+
+func (e *toldError) Error() string { return e.text }
+func (e *toldError) Told() string  { return e.told }

@@ -1,6 +1,7 @@
 package codec
 
 import (
+	"encoding"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -29,11 +30,64 @@ func jsonDecodingError(err error) error {
 		if kind.Field != "" {
 			field = " of field " + kind.Field
 		}
-		return fmt.Errorf("the %s at byte %d is no value for the Go type %v%s", value, kind.Offset, kind.Type, field)
+		return &jsonTypeError{value, kind.Offset, kind.Type, field}
 	case quotesInput(err):
 		return errors.New("a string is not in the form that its Go type needs")
 	}
 	return err
+}
+
+// jsonTypeError is a value of another type.
+type jsonTypeError struct {
+	value  string // what kind of value there is
+	offset int64
+	typ    reflect.Type
+	field  string
+}
+
+func (e *jsonTypeError) Error() string {
+	return fmt.Sprintf("the %s at byte %d is no value for the Go type %v%s", e.value, e.offset, e.typ, e.field)
+}
+
+// Told is the error without types of Go.
+func (e *jsonTypeError) Told() string {
+	return fmt.Sprintf("the %s at byte %d is not %s%s", e.value, e.offset, jsonKind(e.typ), e.field)
+}
+
+// jsonKind is what JSON has for a type of Go.
+func jsonKind(t reflect.Type) string {
+	for t != nil && t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if t == nil {
+		return "what is expected"
+	}
+	if u := reflect.TypeFor[json.Unmarshaler](); t.Implements(u) || reflect.PointerTo(t).Implements(u) {
+		return "what is expected"
+	}
+	if u := reflect.TypeFor[encoding.TextUnmarshaler](); t.Implements(u) || reflect.PointerTo(t).Implements(u) {
+		return "a string"
+	}
+	switch t.Kind() {
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
+		return fmt.Sprintf("a whole number of %d bits", t.Bits())
+	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		return fmt.Sprintf("a whole number of %d bits without a sign", t.Bits())
+	case reflect.Float32, reflect.Float64:
+		return "a number"
+	case reflect.String:
+		return "a string"
+	case reflect.Struct, reflect.Map:
+		return "an object"
+	case reflect.Slice, reflect.Array:
+		if t.Kind() == reflect.Slice && t.Elem().Kind() == reflect.Uint8 {
+			return "a string in base64"
+		}
+		return "an array"
+	}
+	return "what is expected"
 }
 
 func jsonEncodingError(err error) error {

@@ -16,6 +16,8 @@ const (
 	IdProtobuf   = 'p'
 )
 
+var errNotProto error = &toldError{"not a protobuf message", "a protobuf message is not what is expected"}
+
 // protobufCodec takes messages of both Go APIs: google.golang.org/protobuf, and
 // the older github.com/golang/protobuf with its three-method interface.
 type protobufCodec struct{}
@@ -30,7 +32,7 @@ func protoMessage(v interface{}) (proto.Message, error) {
 	case protoadapt.MessageV1:
 		return protoadapt.MessageV2Of(m), nil
 	}
-	return nil, fmt.Errorf("not a protobuf message")
+	return nil, errNotProto
 }
 
 func (c protobufCodec) Marshal(v interface{}) ([]byte, error) {

@@ -1,7 +1,6 @@
 package codec
 
 import (
-	"errors"
 	"reflect"
 
 	"github.com/henrylee2cn/teleport/internal/bufpool"
@@ -18,7 +17,7 @@ const (
 // and into *interface{}, which then holds a string.
 type stringCodec struct{}
 
-var errNotString = errors.New("not a string, a []byte or a pointer to one")
+var errNotString error = &toldError{"not a string, a []byte or a pointer to one", "a text is not what is expected"}
 
 func (stringCodec) Id() byte     { return IdString }
 func (stringCodec) Name() string { return NameString }

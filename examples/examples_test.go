@@ -30,7 +30,7 @@ func TestExamplesInOneProcess(t *testing.T) {
 plugin: the reply took \S+
 client: 1 \+ 2 = 3
 client: pushed to me: hello from the server \(about teleport\)
-client: /no/such/path: 404 not found
+client: /no/such/path: 404 not found: nothing here takes pulls to "/no/such/path"
 plugin: the reply took \S+
 client: /no/such/path: nothing is at /no/such/path
 $`,

@@ -77,8 +77,8 @@ func TestAliasOnPeerGroupAndRegistration(t *testing.T) {
 			require.Equal(t, "/g/where/am /g/where/am ", pull(t, sess, "/alias"))
 			require.Equal(t, "/g/where/am /g/where/am?x=1&y=/alias 1", pull(t, sess, "/alias?x=1&y=/alias"))
 			require.Equal(t, "/g/where/am /g/where/am?x=2 2", pull(t, sess, "/g/short?x=2"))
-			require.Equal(t, "404 not found", pull(t, sess, "/again"))
-			require.Equal(t, "404 not found", pull(t, sess, "/alias/"))
+			require.Equal(t, `404 not found: nothing here takes pulls to "/again"`, pull(t, sess, "/again"))
+			require.Equal(t, `404 not found: nothing here takes pulls to "/alias/"`, pull(t, sess, "/alias/"))
 			a.Alias("/new", "/g/where/am") // while it serves
 			require.Equal(t, "/g/where/am /g/where/am? ", pull(t, sess, "/new?"))
 		})

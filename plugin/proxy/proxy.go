@@ -33,7 +33,7 @@ type Proxy struct {
 // Pick may look at the packet's path, query and session; it is called from many
 // goroutines at once. Its error means that there is no upstream: a pull is
 // answered with the error's status where it is a tp.Xerror, otherwise with
-// tp.StatusBadGateway, and a push is dropped and logged. It panics if pick is
+// tp.StatusBadGateway, as not run, and a push is dropped and logged. It panics if pick is
 // nil.
 func New(pick func(ctx tp.UnknownPushCtx) (*tp.Session, error)) *Proxy {
 	if pick == nil {
@@ -59,14 +59,15 @@ func (p *Proxy) upstream(ctx tp.UnknownPushCtx) (*tp.Session, tp.Xerror) {
 	}
 	var x tp.Xerror
 	if errors.As(err, &x) {
-		return nil, x
+		return nil, tp.WithNotRun(x)
 	}
 	p.warnf("proxy: no upstream for %s: %s", ctx.Path(), err)
-	return nil, tp.NewXerror(tp.StatusBadGateway, "bad gateway: no upstream")
+	return nil, tp.WithNotRun(tp.NewXerror(tp.StatusBadGateway, "bad gateway: no upstream"))
 }
 
 // Pull forwards a pull and returns the upstream's reply, status included. If the
-// upstream did not answer, the status is tp.StatusBadGateway. The pull's header
+// upstream did not answer, the status is tp.StatusBadGateway. What tp.NotRun and
+// tp.Retryable say of the upstream's error holds for the caller too. The pull's header
 // codec is used towards the upstream too. Metadata goes both ways, and the upstream
 // is told of the caller's deadline and of its end.
 func (p *Proxy) Pull(ctx tp.UnknownPullCtx, body *[]byte) (interface{}, tp.Xerror) {
@@ -78,7 +79,7 @@ func (p *Proxy) Pull(ctx tp.UnknownPullCtx, body *[]byte) (interface{}, tp.Xerro
 	hop, x := nextHop(ctx)
 	if x != nil {
 		p.warnf("proxy: pull %s not forwarded: %s", ctx.Path(), x)
-		return nil, x
+		return nil, tp.WithNotRun(x)
 	}
 	cmd := sess.PullContext(ctx.Context(), ctx.Uri(), packet.RawBody(*body), &reply, settings(ctx, hop)...)
 	for k, v := range cmd.Meta() {
@@ -86,16 +87,28 @@ func (p *Proxy) Pull(ctx tp.UnknownPullCtx, body *[]byte) (interface{}, tp.Xerro
 	}
 	if x := cmd.Xerror; x != nil {
 		if answered(cmd) {
-			return nil, x
+			return nil, asUpstream(x, x)
 		}
 		p.warnf("proxy: pull %s from upstream %s: %s", ctx.Path(), sess.RemoteIp(), x)
-		if errors.Is(x, packet.ErrTooLarge) && x.Code() == tp.StatusWriteFailed {
-			return nil, tp.NewXerror(tp.StatusTooLarge, "too large: the header has no room for the proxy's "+HopsKey)
+		if errors.Is(x, packet.ErrTooLarge) && tp.NotRun(x) {
+			return nil, tp.WithNotRun(tp.NewXerror(tp.StatusTooLarge, "too large: the header has no room for the proxy's "+HopsKey))
 		}
-		return nil, tp.NewXerror(tp.StatusBadGateway, "bad gateway: "+tp.StatusText(x.Code()))
+		return nil, asUpstream(tp.NewXerror(tp.StatusBadGateway, "bad gateway: "+tp.StatusText(x.Code())), x)
 	}
 	ctx.SetGzip(cmd.Input().Header.Gzip)
 	return reply, nil
+}
+
+// asUpstream makes an error say what the upstream's says of another attempt: that the pull has
+// not run, and for how long to wait.
+func asUpstream(x, upstream tp.Xerror) tp.Xerror {
+	if tp.NotRun(upstream) {
+		x = tp.WithNotRun(x)
+	}
+	if after, _ := tp.Retryable(upstream); after > 0 {
+		x = tp.WithRetryAfter(x, after)
+	}
+	return x
 }
 
 // Push forwards a push. If it cannot be sent that is logged.

@@ -264,3 +264,38 @@ func TestCallsPassThrough(t *testing.T) {
 	require.ErrorIs(t, c.client.PullContext(ctx, "/wait", nil, nil).Xerror, context.Canceled)
 	require.ErrorIs(t, <-ended, context.Canceled)
 }
+
+// What the caller may do about an error is the same by the proxy and without it.
+func TestRetryableByTheProxy(t *testing.T) {
+	service, gateway, client := tp.NewPeer(nil), tp.NewPeer(nil), tp.NewPeer(nil)
+	tp.HandlePull(service.PullRouter, "/later", func(tp.PullCtx, *int) (int, tp.Xerror) {
+		return 0, tp.WithRetryAfter(tp.NewXerror(tp.StatusOverloaded, "later"), time.Minute)
+	})
+	tp.HandlePull(service.PullRouter, "/ran", func(tp.PullCtx, *int) (int, tp.Xerror) {
+		return 0, tp.NewXerror(tp.StatusServiceUnavailable, "ran")
+	})
+	_, direct := join(t, service, gateway)
+	p := proxy.To(direct)
+	gateway.PullRouter.SetUnknown(p.Pull)
+	_, through := join(t, gateway, client)
+	same := func(uri string, args interface{}) {
+		t.Helper()
+		want, got := direct.Pull(uri, args, nil).Xerror, through.Pull(uri, args, nil).Xerror
+		require.Equal(t, tp.NotRun(want), tp.NotRun(got), "%v", got)
+		after, ok := tp.Retryable(got)
+		wantAfter, wantOk := tp.Retryable(want)
+		require.Equal(t, wantOk, ok, "%v", got)
+		require.Equal(t, wantAfter, after)
+	}
+	same("/nope", 1)
+	same("/later", 1)
+	same("/later", "not a number")
+	same("/ran", 1)
+	require.NoError(t, service.Close())
+	<-direct.Done()
+	same("/later", 1)
+	x := through.Pull("/later", 1, nil).Xerror
+	require.Equal(t, tp.StatusBadGateway, x.Code())
+	_, ok := tp.Retryable(x)
+	require.True(t, ok)
+}
