@@ -2,6 +2,7 @@ package tp
 
 import (
 	"context"
+	"log/slog"
 	"net/url"
 	"sync"
 	"time"
@@ -482,7 +483,7 @@ func (c *packetCtx) handle() (waiting int) {
 	if pull {
 		c.reply(reply, x)
 	} else if x != nil {
-		c.link.peer.rarely(LevelWarn, "push %s from %s: %v", loggedPath(c.inHdr.Uri), c.Ip(), x)
+		c.link.peer.rarely(LevelWarn, "push failed", "push %s from %s: %v", uriAttr(c.inHdr.Uri), slog.String("remote", c.Ip()), errAttr(x), slog.String("session", c.link.sess.Id()))
 	}
 	c.logHandled(x)
 	waiting = c.waiting

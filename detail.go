@@ -2,6 +2,7 @@ package tp
 
 import (
 	"fmt"
+	"log/slog"
 	"strings"
 	"time"
 
@@ -22,44 +23,92 @@ func (p *Peer) startTime() time.Time {
 	return time.Time{}
 }
 
+// packetLine is a line about what happened to a packet.
+type packetLine struct {
+	message, what string // for a slog.Handler, and for people
+	kind, uri     string
+	code          int32 // with no status a code of 0 is left out, as pushes have none
+	status        string
+	in, out       *packet.Packet // nil if there was none
+}
+
 // logPacket logs what happened to a packet: as slow, or at the level of packets.
-// A code of 0 with no text is left out, as pushes have none.
-func (c *packetCtx) logPacket(what, uri string, code int32, status string, in, out *packet.Packet) {
+func (c *packetCtx) logPacket(line packetLine) {
 	if c.start.IsZero() {
 		return
 	}
 	p := c.link.peer
 	cost := time.Since(c.start)
-	level, more := p.packetLevel, ""
+	level, slow, left := p.packetLevel, false, 0
 	if p.cfg.SlowCometDuration > 0 && cost >= p.cfg.SlowCometDuration && logEnabled(LevelWarn) {
-		kind := lineKind{format: "slow " + what}
+		kind := lineKind{format: "slow " + line.what}
 		if c.handler != nil {
 			kind.about = c.handler.path
 		}
-		if left, ok := p.lines.Allow(kind); ok {
-			level, what, more = LevelWarn, kind.format, rarely.More(left)
+		n, ok := p.lines.Allow(kind)
+		if ok {
+			level, slow, left = LevelWarn, true, n
 		}
 	}
 	if !logEnabled(level) {
 		return
 	}
+	if !structured() {
+		logLine(level, line.message, c.packetText(line, slow, cost)+rarely.More(left), nil)
+		return
+	}
+	attrs := []slog.Attr{
+		slog.String("kind", line.kind), uriAttr(line.uri), slog.String("session", c.link.sess.Id()), slog.String("remote", c.Ip()),
+		slog.Duration("duration", cost),
+	}
+	if line.code != 0 || line.status != "" {
+		attrs = append(attrs, slog.Int("code", int(line.code)), slog.String("status", line.status))
+	}
+	if slow {
+		attrs = append(attrs, slog.Bool("slow", true))
+	}
+	if line.in != nil && line.in.Length > 0 {
+		attrs = append(attrs, slog.Int64("received", line.in.Length))
+		if p.cfg.PrintBody && line.in.BodyLength > 0 {
+			attrs = append(attrs, slog.Any("received_body", body(c.printedInput())))
+		}
+	}
+	if line.out != nil && line.out.Length > 0 {
+		attrs = append(attrs, slog.Int64("sent", line.out.Length))
+		if p.cfg.PrintBody && line.out.BodyLength > 0 {
+			attrs = append(attrs, slog.Any("sent_body", body(printBody(line.out.Body))))
+		}
+	}
+	logLine(level, line.message, "", withLeft(attrs, left))
+}
+
+// packetText is the line for people.
+func (c *packetCtx) packetText(line packetLine, slow bool, cost time.Duration) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s %s %s", what, quote(c.Ip()), quote(loggedPath(uri)))
-	if code != 0 || status != "" {
-		b.WriteString(" " + statusString(code, status))
+	if slow {
+		b.WriteString("slow ")
+	}
+	fmt.Fprintf(&b, "%s %s %s", line.what, quote(c.Ip()), quote(loggedPath(line.uri)))
+	if line.code != 0 || line.status != "" {
+		b.WriteString(" " + statusString(line.code, line.status))
 	}
 	fmt.Fprintf(&b, " in %v", cost.Round(time.Microsecond))
-	if in != nil {
-		body := c.printed
-		if body == "" {
-			body = printBody(nil)
-		}
-		p.describe(&b, "received", in, func() string { return body })
+	p := c.link.peer
+	if line.in != nil {
+		p.describe(&b, "received", line.in, c.printedInput)
 	}
-	if out != nil {
-		p.describe(&b, "sent", out, func() string { return printBody(out.Body) })
+	if line.out != nil {
+		p.describe(&b, "sent", line.out, func() string { return printBody(line.out.Body) })
 	}
-	logLine(level, b.String()+more)
+	return b.String()
+}
+
+// printedInput is the input's body as the log shows it.
+func (c *packetCtx) printedInput() string {
+	if c.printed == "" {
+		return printBody(nil)
+	}
+	return c.printed
 }
 
 // describe appends a packet's size and, with PrintBody, its body.
@@ -94,7 +143,7 @@ func statusString(code int32, text string) string {
 // logHandled logs a pull or a push that this side was sent.
 func (c *packetCtx) logHandled(x Xerror) {
 	if c.typ != packet.TypePush {
-		c.logPacket("pull-handle", c.inHdr.Uri, c.outHdr.StatusCode, c.outHdr.Status, &c.in, &c.out)
+		c.logPacket(packetLine{"pull handled", "pull-handle", "pull", c.inHdr.Uri, c.outHdr.StatusCode, c.outHdr.Status, &c.in, &c.out})
 		return
 	}
 	var code int32
@@ -102,7 +151,7 @@ func (c *packetCtx) logHandled(x Xerror) {
 	if x != nil {
 		code, text = x.Code(), x.Text()
 	}
-	c.logPacket("push-handle", c.inHdr.Uri, code, text, &c.in, nil)
+	c.logPacket(packetLine{"push handled", "push-handle", "push", c.inHdr.Uri, code, text, &c.in, nil})
 }
 
 // logPulled logs a pull that this side has made.
@@ -111,12 +160,12 @@ func (cmd *PullCmd) logPulled(c *packetCtx) {
 	if x := cmd.Xerror; x != nil {
 		code, text = x.Code(), x.Text()
 	}
-	c.logPacket("pull-launch", cmd.uri, code, text, &c.in, &c.out)
+	c.logPacket(packetLine{"pull made", "pull-launch", "pull", cmd.uri, code, text, &c.in, &c.out})
 }
 
 // logPushed logs a push that this side has sent.
 func (c *packetCtx) logPushed() {
-	c.logPacket("push-launch", c.outHdr.Uri, 0, "", nil, &c.out)
+	c.logPacket(packetLine{"push sent", "push-launch", "push", c.outHdr.Uri, 0, "", nil, &c.out})
 }
 
 // printBody renders a body for people: one line, escaped, at most 1 KiB. A panic of the

@@ -1,6 +1,7 @@
 package tp
 
 import (
+	"log/slog"
 	"os"
 	"os/signal"
 	"slices"
@@ -65,11 +66,11 @@ func Shutdown(timeout ...time.Duration) {
 		limit = timeout[0]
 	}
 	endSuccessor()
-	logf(LevelInfo, "shutting down %d peers", len(peers))
+	logf(LevelInfo, "shutting down", "shutting down %d peers", slog.Int("peers", len(peers)))
 	code := 0
 	check := func(what string, err error) {
 		if err != nil {
-			logf(LevelError, "%s: %v", what, err)
+			logf(LevelError, "shutdown failed", "%s: %v", slog.String("step", what), errAttr(err))
 			code = 1
 		}
 	}
@@ -81,7 +82,7 @@ func Shutdown(timeout ...time.Duration) {
 		check("shutdown: before exiting", beforeExiting())
 	}
 	if code == 0 {
-		logf(LevelInfo, "shut down")
+		logf(LevelInfo, "shut down", "shut down")
 	}
 	exitProcess(code)
 }
@@ -115,14 +116,14 @@ func awaitSignals(signals chan os.Signal) {
 		sig := <-signals
 		switch {
 		case slices.Contains(rebootSignals, sig):
-			logf(LevelInfo, "received %v: rebooting", sig)
+			logf(LevelInfo, "received a signal to reboot", "received %v: rebooting", slog.Any("signal", sig))
 			go Reboot()
 		case !ending:
 			ending = true
-			logf(LevelInfo, "received %v", sig)
+			logf(LevelInfo, "received a signal to end", "received %v", slog.Any("signal", sig))
 			go Shutdown()
 		default:
-			logf(LevelError, "received %v again: exiting without waiting", sig)
+			logf(LevelError, "received a second signal: exiting without waiting", "received %v again: exiting without waiting", slog.Any("signal", sig))
 			exitProcess(1)
 			return
 		}

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/henrylee2cn/teleport/internal/printable"
 	"github.com/henrylee2cn/teleport/internal/rarely"
@@ -25,16 +27,70 @@ const (
 	maxPrinted = 1 << 10
 )
 
-// logf logs a line. Each text and each error among args is made safe and cut off by
-// itself, so that none hides the others.
-func logf(level slog.Level, format string, args ...interface{}) {
+// logf logs a line: for people the format with the values of as many of the attributes as it
+// has verbs, and for a slog.Handler the message with all of them. Each text and each error is
+// made safe and cut off by itself, so that none hides the others.
+func logf(level slog.Level, message, format string, attrs ...slog.Attr) {
 	if logEnabled(level) {
-		logLine(level, lineOf(format, args))
+		logLine(level, message, lineOf(format, attrs), attrs)
 	}
 }
 
 // logLine logs a line whatever the level is.
-func logLine(level slog.Level, line string) { output(level, printable.Text(line, maxLine)) }
+func logLine(level slog.Level, message, text string, attrs []slog.Attr) {
+	if !structured() {
+		output(level, printable.Text(text, maxLine))
+		return
+	}
+	safe := make([]slog.Attr, 0, len(attrs)+1)
+	for _, a := range attrs {
+		if a.Value.Kind() == slog.KindAny {
+			if err, ok := a.Value.Any().(error); ok {
+				var x Xerror
+				if errors.As(err, &x) && !hasAttr(attrs, "code") {
+					safe = append(safe, slog.Int("code", int(x.Code())))
+				}
+			}
+		}
+		a.Value = slog.AnyValue(printableValue(a.Value.Any()))
+		safe = append(safe, a)
+	}
+	outputAttrs(level, message, safe)
+}
+
+func hasAttr(attrs []slog.Attr, key string) bool {
+	return slices.ContainsFunc(attrs, func(a slog.Attr) bool { return a.Key == key })
+}
+
+// printableValue is what stands in a line for a value.
+func printableValue(v interface{}) interface{} {
+	switch v := v.(type) {
+	case nil:
+		return nil
+	case string:
+		return printable.Text(v, maxQuoted)
+	case body:
+		return string(v) // which is
+	case error:
+		return printable.Value(v, maxPrinted)
+	case bool, int64, uint64, float64, time.Duration, time.Time:
+		return v
+	}
+	return printable.Text(fmt.Sprint(v), maxQuoted)
+}
+
+// body is a packet's body as the log shows it.
+type body string
+
+// errAttr and uriAttr are attributes that many lines have.
+func errAttr(err error) slog.Attr { return slog.Any("error", err) }
+
+func uriAttr(uri string) slog.Attr { return slog.String("uri", loggedPath(uri)) }
+
+// logAttrs are those of a line about the session by this link.
+func (l *link) logAttrs(more ...slog.Attr) []slog.Attr {
+	return append([]slog.Attr{slog.String("session", l.sess.Id()), slog.String("remote", l.remoteIp())}, more...)
+}
 
 // quote is a text in a line that is put together elsewhere, as lineOf makes it.
 func quote(s string) string { return printable.Text(s, maxQuoted) }
@@ -48,14 +104,10 @@ func loggedPath(uri string) string {
 	return uri
 }
 
-func lineOf(format string, args []interface{}) string {
-	for i, arg := range args {
-		switch v := arg.(type) {
-		case string:
-			args[i] = printable.Text(v, maxQuoted)
-		case error:
-			args[i] = printable.Value(v, maxPrinted)
-		}
+func lineOf(format string, attrs []slog.Attr) string {
+	args := make([]interface{}, strings.Count(format, "%"))
+	for i := range args {
+		args[i] = printableValue(attrs[i].Value.Any())
 	}
 	return fmt.Sprintf(format, args...)
 }
@@ -68,18 +120,26 @@ type lineKind struct {
 
 // rarely is logf for lines that strangers, or the other side, can cause as often as they
 // like: of those with one format it logs one a second, which says how many were left out.
-func (p *Peer) rarely(level slog.Level, format string, args ...interface{}) {
-	p.rarelyAbout("", level, format, args...)
+func (p *Peer) rarely(level slog.Level, message, format string, attrs ...slog.Attr) {
+	p.rarelyAbout("", level, message, format, attrs...)
 }
 
 // rarelyAbout is rarely where lines about one thing are not to hide those about another.
-func (p *Peer) rarelyAbout(about string, level slog.Level, format string, args ...interface{}) {
+func (p *Peer) rarelyAbout(about string, level slog.Level, message, format string, attrs ...slog.Attr) {
 	if !logEnabled(level) {
 		return
 	}
 	if left, ok := p.lines.Allow(lineKind{format, about}); ok {
-		logLine(level, lineOf(format, args)+rarely.More(left))
+		logLine(level, message, lineOf(format, attrs)+rarely.More(left), withLeft(attrs, left))
 	}
+}
+
+// withLeft adds how many lines were left out.
+func withLeft(attrs []slog.Attr, left int) []slog.Attr {
+	if left > 0 {
+		attrs = append(attrs, slog.Int("left_out", left))
+	}
+	return attrs
 }
 
 // logPanic logs a panic with its stack, of which there is one a second at most for each
@@ -101,13 +161,20 @@ func (p *Peer) logPanic(level slog.Level, where, who string, value interface{}) 
 	if value != nil {
 		text = printable.Value(value, maxPrinted)
 	}
+	stack := printable.Lines(string(debug.Stack()), maxLine)
+	if structured() {
+		outputAttrs(level, "panic", withLeft([]slog.Attr{
+			slog.String("where", where), slog.String("of", printable.Text(who, maxQuoted)), slog.String("panic", text), slog.String("stack", stack),
+		}, left))
+		return
+	}
 	if who != "" {
 		where += " " + printable.Text(who, maxQuoted)
 	}
 	line := printable.Text(where+": panic: "+text+rarely.More(left), maxLine)
 	// The one message of several lines. They are this program's own, and even so nothing
 	// in them ends a line.
-	output(level, line+"\n"+printable.Lines(string(debug.Stack()), maxLine))
+	output(level, line+"\n"+stack)
 }
 
 // panicError is the error for a panic, for this side.

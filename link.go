@@ -236,7 +236,7 @@ func (l *link) heardGoAway(answered bool) {
 	if l.away.Swap(true) {
 		return
 	}
-	logf(LevelDebug, "session %s: the other side is shutting down", l.sess.Id())
+	logf(LevelDebug, "the other side is shutting down", "session %s: the other side is shutting down", l.logAttrs()...)
 	if r := l.sess.redial; r != nil {
 		r.start()
 	}
@@ -254,7 +254,7 @@ func (l *link) shut(cause error) error {
 		if l.away.Load() {
 			level = LevelDebug
 		}
-		l.peer.rarely(level, "session %s: the connection to %s ended: %v", l.sess.Id(), l.remoteIp(), cause)
+		l.peer.rarely(level, "connection ended", "session %s: the connection to %s ended: %v", l.logAttrs(errAttr(l.plain(cause)))...)
 	}
 	if lasting(cause) {
 		r.forbid(cause)

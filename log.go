@@ -24,8 +24,14 @@ const (
 	LevelOff = slog.Level(1 << 20)
 )
 
-// Logger takes what the package and Infof and its kin log. Every slog.Handler is
-// one. Both methods are called from many goroutines at once.
+// Logger takes what the package and Infof and its kin log. Both methods are called from many
+// goroutines at once.
+//
+// Every slog.Handler is one. It is given the library's own lines as a message that is always
+// the same, "session ended" for example, with attributes: session, remote, uri, kind, code,
+// duration, received, sent, error and others. A Logger that is no slog.Handler, and the
+// default, get the line for people that says all of that. What Infof and its kin log is the
+// message that the program has made, everywhere.
 type Logger interface {
 	// Enabled reports whether a message of the level would be used.
 	Enabled(ctx context.Context, level slog.Level) bool
@@ -35,10 +41,19 @@ type Logger interface {
 
 var (
 	logLevel  atomic.Int64 // slog.Level; zero is LevelInfo
-	logTarget atomic.Pointer[Logger]
+	logTarget atomic.Pointer[loggerBox]
 )
 
 func init() { SetLogger(nil) }
+
+// loggerBox is a Logger, and whether it is a slog.Handler.
+type loggerBox struct {
+	Logger
+	structured bool
+}
+
+// structured reports whether lines have attributes.
+func structured() bool { return logTarget.Load().structured }
 
 // SetLogger sends all further messages of the process to l, for example to a
 // slog.NewJSONHandler. Nil restores the default, which prints lines for people
@@ -48,7 +63,8 @@ func SetLogger(l Logger) {
 	if l == nil {
 		l = newTextLogger(os.Stderr)
 	}
-	logTarget.Store(&l)
+	_, structured := l.(slog.Handler)
+	logTarget.Store(&loggerBox{l, structured})
 }
 
 // SetLogLevel drops messages below the level; the default is LevelInfo.
@@ -58,13 +74,18 @@ func SetLogLevel(level slog.Level) { logLevel.Store(int64(level)) }
 func LogLevel() slog.Level { return slog.Level(logLevel.Load()) }
 
 func logEnabled(level slog.Level) bool {
-	return level >= LogLevel() && (*logTarget.Load()).Enabled(context.Background(), level)
+	return level >= LogLevel() && logTarget.Load().Enabled(context.Background(), level)
 }
 
 // output hands a message to the logger as it is. The library's own go through logf.
 func output(level slog.Level, msg string) {
+	outputAttrs(level, msg, nil)
+}
+
+func outputAttrs(level slog.Level, msg string, attrs []slog.Attr) {
 	r := slog.NewRecord(time.Now(), level, msg, 0)
-	_ = (*logTarget.Load()).Handle(context.Background(), r)
+	r.AddAttrs(attrs...)
+	_ = logTarget.Load().Handle(context.Background(), r)
 }
 
 // userf logs what the program says, as it says it.

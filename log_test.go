@@ -179,7 +179,7 @@ func TestPacketsAreLoggedAtDebugWithoutBodies(t *testing.T) {
 	sess.Pull("/fn/call", "a secret", nil)
 	require.NotContains(t, c.next(t, "DEBUG pull-handle"), "secret")
 	require.NoError(t, sess.Close())
-	c.next(t, "DEBUG session", "ended: EOF")
+	c.next(t, "DEBUG session", "ended: the other side has closed the connection")
 }
 
 func TestSlowOperationAlarm(t *testing.T) {

@@ -124,18 +124,9 @@ func NewPeer(cfg *PeerConfig, plugins ...Plugin) *Peer {
 }
 
 // Listen serves all of PeerConfig.ListenAddrs until Close or Shutdown is
-// through, and then returns nil. Any other end is an error, which is logged too,
-// because programs that call Listen last tend to drop it. If one address cannot
-// be served none is.
+// through, and then returns nil. Any other end is an error, which is for the caller to log.
+// If one address cannot be served none is.
 func (p *Peer) Listen() error {
-	err := p.listen()
-	if err != nil {
-		logf(LevelError, "%v", err)
-	}
-	return err
-}
-
-func (p *Peer) listen() error {
 	if len(p.cfg.ListenAddrs) == 0 {
 		return errors.New("tp: listen: PeerConfig.ListenAddrs is empty")
 	}
@@ -158,7 +149,7 @@ func (p *Peer) listen() error {
 	}
 	errs := make(chan error, len(lns))
 	for _, ln := range lns {
-		logf(LevelInfo, "listening on %s", ln.Addr())
+		logf(LevelInfo, "listening", "listening on %s", slog.Any("address", ln.Addr()))
 		go func() {
 			err := p.Serve(ln)
 			if err != nil {
@@ -224,7 +215,7 @@ func (p *Peer) acceptFrom(ln net.Listener, cfg *tls.Config) error {
 			return fmt.Errorf("tp: accept: %w", err)
 		}
 		delay = min(max(2*delay, 5*time.Millisecond), time.Second)
-		p.rarely(LevelWarn, "accept on %s: %v; again in %v", ln.Addr(), err, delay)
+		p.rarely(LevelWarn, "accepting failed", "accept on %s: %v; again in %v", slog.Any("address", ln.Addr()), errAttr(err), slog.Duration("again_in", delay))
 		select {
 		case <-time.After(delay):
 		case <-p.closing:
@@ -261,7 +252,7 @@ func (p *Peer) admit(conn net.Conn, cfg *tls.Config) {
 func (p *Peer) turnAway(conn net.Conn, why error) {
 	addr := conn.RemoteAddr()
 	go conn.Close() // which may take a while
-	p.rarely(LevelWarn, "connection from %s refused: %v", addr, why)
+	p.rarely(LevelWarn, "connection refused", "connection from %s refused: %v", slog.Any("remote", addr), errAttr(why))
 }
 
 // accept takes one connection through its handshakes, off the accept loop.
@@ -397,7 +388,7 @@ func (p *Peer) dialFirst(ctx context.Context, addrs, id []string) (*Session, err
 		case r.Attempts > 0 && tries >= r.Attempts:
 			return nil, fmt.Errorf("%d attempts have failed: %w", tries, err)
 		}
-		p.rarely(LevelWarn, "dialling %s: %v; again soon", strings.Join(addrs, ","), err)
+		p.rarely(LevelWarn, "dialling failed", "dialling %s: %v; again soon", slog.String("address", strings.Join(addrs, ",")), errAttr(err))
 		timer := time.NewTimer(rand.N(r.bound(time.Since(began))))
 		select {
 		case <-timer.C:

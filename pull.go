@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"reflect"
 	"sync"
 	"sync/atomic"
@@ -162,7 +163,7 @@ func (cmd *PullCmd) enter(ctx context.Context, settings []PacketSetting) (entere
 	entered, sent := cmd.send(ctx, frame)
 	if sent { // it may be complete by now
 		if err := chain.postWritePull.run(c); err != nil {
-			c.link.peer.rarely(LevelWarn, "pull %s: %v", loggedPath(cmd.uri), err)
+			c.link.peer.rarely(LevelWarn, "hook failed", "pull %s: %v", append([]slog.Attr{uriAttr(cmd.uri), errAttr(err)}, c.link.logAttrs()...)...)
 		}
 	}
 	return entered

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 	"unsafe"
 
+	"github.com/henrylee2cn/teleport/internal/rarely"
 	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/socket"
 )
@@ -156,7 +158,7 @@ func (r *reader) next(c *packetCtx) error {
 	// answered: two peers cannot keep each other busy.
 	l.sock.SkipBody()
 	c = r.input(c, string(r.view.Uri))
-	logf(LevelDebug, "session %s: packet of unknown type %d dropped", l.sess.Id(), c.typ)
+	logf(LevelDebug, "packet of unknown type dropped", "session %s: packet of unknown type %d dropped", slog.String("session", l.sess.Id()), slog.Int("type", int(c.typ)), slog.String("remote", c.Ip()))
 	if c.id != "" {
 		r.refuse(c, newXerror(StatusUnsupportedType, fmt.Sprintf("unsupported type %d", c.typ), nil))
 	}
@@ -216,7 +218,7 @@ func (r *reader) call(c *packetCtx, table *routeTable) error {
 	}
 	if len(table.postReadHeader) > 0 {
 		if err := table.postReadHeader.run(c); err != nil {
-			logf(LevelDebug, "%s %s from %s: %v", c.kind(), loggedPath(c.inHdr.Uri), c.Ip(), err)
+			logf(LevelDebug, "hook failed", "%s %s from %s: %v", slog.String("kind", c.kind()), uriAttr(c.inHdr.Uri), slog.String("remote", c.Ip()), errAttr(err), slog.String("session", l.sess.Id()))
 			return r.reject(c, err.xerror())
 		}
 		c.fixInput()
@@ -360,7 +362,7 @@ func (c *packetCtx) kind() string {
 func (r *reader) reject(c *packetCtx, x Xerror) error {
 	r.l.sock.SkipBody()
 	if c.typ == packet.TypePush {
-		r.l.peer.rarely(LevelWarn, "push %s from %s dropped: %v", loggedPath(c.inHdr.Uri), c.Ip(), x)
+		r.l.peer.rarely(LevelWarn, "push dropped", "push %s from %s dropped: %v", uriAttr(c.inHdr.Uri), slog.String("remote", c.Ip()), errAttr(x), slog.String("session", r.l.sess.Id()))
 		c.release()
 		return nil
 	}
@@ -375,6 +377,9 @@ func (r *reader) refuse(c *packetCtx, x Xerror) {
 	l := r.l
 	c.raw.Release()
 	c.refusal = x
+	if x.Code() == StatusOverloaded {
+		l.refusedForALimit(c, x)
+	}
 	if chain := c.replyChain(); len(chain.preWriteReply)+len(chain.postWriteReply) > 0 && x.Code() != StatusOverloaded && (c.held > 0 || c.charge(callCost)) {
 		l.running.Add(1)
 		c.enter()
@@ -390,6 +395,18 @@ func (r *reader) refuse(c *packetCtx, x Xerror) {
 	_ = c.writeReply() // which ends the session if there is no room
 	c.logHandled(x)
 	c.release()
+}
+
+// refusedForALimit logs that, once a second with the count of the others.
+func (l *link) refusedForALimit(c *packetCtx, x Xerror) {
+	const format = "%s %s from %s refused: %v"
+	if !logEnabled(LevelWarn) {
+		return
+	}
+	if left, ok := l.peer.lines.Allow(lineKind{format: format}); ok {
+		attrs := []slog.Attr{slog.String("kind", c.kind()), uriAttr(c.inHdr.Uri), slog.String("remote", c.Ip()), errAttr(x), slog.String("session", l.sess.Id())}
+		logLine(LevelWarn, "refused for a limit", lineOf(format, attrs)+rarely.More(left), withLeft(attrs, left))
+	}
 }
 
 // reply hands a reply to the pull that waits for it. The context c is that of
@@ -426,7 +443,7 @@ func (r *reader) reply(c *packetCtx) error {
 			return r.refusal()
 		}
 		l.sock.SkipBody()
-		logf(LevelDebug, "session %s: reply %s to no pull in flight dropped", l.sess.Id(), string(r.view.Id))
+		logf(LevelDebug, "reply to no pull in flight dropped", "session %s: reply %s to no pull in flight dropped", slog.String("session", l.sess.Id()), slog.String("id", string(r.view.Id)), slog.String("remote", l.remoteIp()))
 		return nil
 	}
 	f := cmd.flight.Load()

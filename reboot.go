@@ -3,6 +3,7 @@ package tp
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"slices"
@@ -218,7 +219,7 @@ func (l *sharedListener) nowServed() {
 	if ready != nil {
 		_, _ = ready.Write([]byte{'R'})
 		_ = ready.Close()
-		logf(LevelInfo, "took over from the process before")
+		logf(LevelInfo, "took over from the process before", "took over from the process before")
 	}
 }
 
@@ -271,7 +272,7 @@ func endSuccessor() {
 func Reboot() error {
 	err := reboot()
 	if err != nil {
-		logf(LevelError, "%v", err)
+		logf(LevelError, "reboot failed", "%v", errAttr(err))
 		return err
 	}
 	Shutdown()
@@ -298,7 +299,7 @@ func reboot() error {
 		reboots.mu.Unlock()
 		return fmt.Errorf("tp: reboot: %w", err)
 	}
-	logf(LevelInfo, "process %d has taken over", pid)
+	logf(LevelInfo, "another process has taken over", "process %d has taken over", slog.Int("pid", pid))
 	for _, l := range own {
 		if u, ok := l.Listener.(unlinker); ok {
 			u.SetUnlinkOnClose(false) // it is the successor's now
@@ -357,11 +358,11 @@ func notifySystemd(state string) {
 	}
 	conn, err := net.Dial("unixgram", path)
 	if err != nil {
-		logf(LevelWarn, "systemd cannot be told %s: %v", state, err)
+		logf(LevelWarn, "systemd cannot be told", "systemd cannot be told %s: %v", slog.String("state", state), errAttr(err))
 		return
 	}
 	defer conn.Close()
 	if _, err := conn.Write([]byte(state)); err != nil {
-		logf(LevelWarn, "systemd cannot be told %s: %v", state, err)
+		logf(LevelWarn, "systemd cannot be told", "systemd cannot be told %s: %v", slog.String("state", state), errAttr(err))
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -168,11 +169,11 @@ func (r *redialer) run() {
 			r.giveUp(fmt.Errorf("redialling is given up: %w", err))
 			return
 		} else if err != nil {
-			s.peer.rarely(LevelWarn, "session %s: dialling again: %v", s.Id(), err)
+			s.peer.rarely(LevelWarn, "redialling failed", "session %s: dialling again: %v", slog.String("session", s.Id()), errAttr(err))
 			continue
 		}
 		l := s.link.Load()
-		s.peer.rarely(LevelInfo, "session %s: connected again, to %s", s.Id(), l.remoteIp())
+		s.peer.rarely(LevelInfo, "connected again", "session %s: connected again, to %s", l.logAttrs()...)
 		// Hooks may pull, and wait for a link when this one goes.
 		if hooks != nil {
 			if _, ended := r.hooksEnd(l, hooks); !ended {
@@ -444,7 +445,7 @@ func (l *link) disconnected(cause error) {
 		defer close(l.hooked)
 	}
 	if err := s.peer.chain.postDisconnect.run(lostConn{s, cause}); err != nil {
-		s.peer.rarely(LevelWarn, "session %s: %v", s.Id(), err)
+		s.peer.rarely(LevelWarn, "hook failed", "session %s: %v", slog.String("session", s.Id()), errAttr(err), slog.String("remote", l.remoteIp()))
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"time"
 
@@ -47,18 +48,18 @@ func (c *packetCtx) reply(body interface{}, x Xerror) {
 	c.setReply(body, x)
 	chain := c.replyChain()
 	if err := chain.preWriteReply.run(c); err != nil {
-		c.link.peer.rarely(LevelWarn, "reply to %s: %v", loggedPath(c.inHdr.Uri), err)
+		c.link.peer.rarely(LevelWarn, "hook failed", "reply to %s: %v", c.replyAttrs(err)...)
 		c.setReply(nil, err.xerror())
 	}
 	c.fixOutput(c.id, packet.TypeReply)
 	err := c.writeReply()
 	sent = true
 	if err != nil {
-		logf(LevelDebug, "reply to %s: %v", loggedPath(c.inHdr.Uri), err)
+		logf(LevelDebug, "reply not sent", "reply to %s: %v", c.replyAttrs(err)...)
 		return
 	}
 	if err := chain.postWriteReply.run(c); err != nil {
-		c.link.peer.rarely(LevelWarn, "reply to %s: %v", loggedPath(c.inHdr.Uri), err)
+		c.link.peer.rarely(LevelWarn, "hook failed", "reply to %s: %v", c.replyAttrs(err)...)
 	}
 }
 
@@ -71,7 +72,7 @@ func (c *packetCtx) writeReply() error {
 		if err == nil || isWriteError(err) {
 			return err
 		}
-		c.link.peer.rarely(LevelError, "reply to %s: %v", loggedPath(c.inHdr.Uri), err)
+		c.link.peer.rarely(LevelError, "reply does not encode", "reply to %s: %v", c.replyAttrs(err)...)
 		c.out.HeaderCodec = c.in.HeaderCodec
 		switch {
 		case c.out.Body != nil && c.outHdr.StatusCode != StatusOK: // details
@@ -89,6 +90,11 @@ func (c *packetCtx) writeReply() error {
 			return err
 		}
 	}
+}
+
+// replyAttrs are those of a line about an error of the reply.
+func (c *packetCtx) replyAttrs(err error) []slog.Attr {
+	return append([]slog.Attr{uriAttr(c.inHdr.Uri), errAttr(err)}, c.link.logAttrs()...)
 }
 
 // send encodes the reply and hands it to the connection. A quick handler's is

@@ -60,5 +60,15 @@ func (l *link) Reclaim(b *packet.Budget, held int64) {
 	if b == &l.outBudget {
 		what = "packets that it does not read"
 	}
-	go l.shut(fmt.Errorf("others needed the %d bytes of memory that %s had taken, for longest of all", held, what))
+	go l.shut(&evicted{held, what})
+}
+
+// evicted is the end of a session whose memory others needed.
+type evicted struct {
+	held int64
+	what string // had taken the memory
+}
+
+func (e *evicted) Error() string {
+	return fmt.Sprintf("others needed the %d bytes of memory that %s had taken, for longest of all", e.held, e.what)
 }

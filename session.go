@@ -261,7 +261,8 @@ func (s *Session) shut(cause error) error {
 		if cause == errClosedHere || errors.Is(cause, io.EOF) {
 			level = LevelDebug
 		}
-		s.peer.rarely(level, "session %s with %s ended: %v", s.Id(), s.RemoteIp(), cause)
+		l := s.link.Load()
+		s.peer.rarely(level, "session ended", "session %s with %s ended: %v", l.logAttrs(errAttr(l.plain(cause)))...)
 	}
 	s.peer.hub.remove(s)
 	var err error
@@ -281,7 +282,12 @@ func (s *Session) shut(cause error) error {
 // endLevel is the level of the line that says why a connection has ended.
 func endLevel(cause error) slog.Level {
 	var hook *hookError
-	if errors.Is(cause, packet.ErrHeader) || errors.As(cause, &hook) {
+	var pushes *overflow
+	var memory *evicted
+	switch {
+	case errors.Is(cause, packet.ErrHeader), errors.As(cause, &hook), lasting(cause):
+		return LevelWarn
+	case errors.As(cause, &pushes), errors.As(cause, &memory), errors.Is(cause, socket.ErrOutputFull): // limits
 		return LevelWarn
 	}
 	return LevelInfo

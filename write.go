@@ -3,6 +3,7 @@ package tp
 import (
 	"context"
 	"errors"
+	"log/slog"
 
 	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/socket"
@@ -36,7 +37,7 @@ func (l *link) push(ctx context.Context, uri string, args interface{}, settings 
 		return l.sendXerror(ctx, err)
 	}
 	if err := chain.postWritePush.run(c); err != nil {
-		l.peer.rarely(LevelWarn, "push %s: %v", loggedPath(uri), err)
+		l.peer.rarely(LevelWarn, "hook failed", "push %s: %v", append([]slog.Attr{uriAttr(uri), errAttr(err)}, l.logAttrs()...)...)
 	}
 	c.logPushed()
 	return nil

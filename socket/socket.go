@@ -428,7 +428,7 @@ func (s *Socket) ReadBody(b *Body) error {
 func (s *Socket) readFailure(err error) error {
 	if errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) {
 		if reason := s.w.failure(); reason != nil {
-			return fmt.Errorf("%w: %w", errRead, reason)
+			return fmt.Errorf("%w: %w", errRead, asWriteError(reason))
 		}
 	}
 	return err
@@ -519,4 +519,13 @@ func (s *Socket) CloseWrite(wait time.Duration) bool {
 // String names the two ends, for logs.
 func (s *Socket) String() string {
 	return fmt.Sprintf("%v<->%v", s.LocalAddr(), s.RemoteAddr())
+}
+
+// asWriteError is the failure of a write as one.
+func asWriteError(err error) error {
+	var we *WriteError
+	if errors.As(err, &we) || errors.Is(err, ErrClosed) {
+		return err
+	}
+	return &WriteError{Err: err}
 }

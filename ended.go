@@ -1,0 +1,53 @@
+package tp
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/henrylee2cn/teleport/packet"
+	"github.com/henrylee2cn/teleport/socket"
+)
+
+// plain is the cause of a connection's end in words for who reads the log and does not know
+// what the socket, the system or the protocol calls it.
+func (l *link) plain(cause error) error {
+	text := ""
+	var write *socket.WriteError
+	isWrite := errors.As(cause, &write)
+	switch {
+	case cause == io.EOF:
+		text = "the other side has closed the connection"
+	case cause == ErrPeerClosed:
+		text = "this peer was closed"
+	case errors.Is(cause, socket.ErrOutputFull):
+		text = fmt.Sprintf("the other side has not read for %v: there was no room for more output", l.sock.WriteTimeout())
+	case isWrite && errors.Is(cause, os.ErrDeadlineExceeded):
+		text = fmt.Sprintf("the other side has not read for %v", l.sock.WriteTimeout())
+	case errors.Is(cause, os.ErrDeadlineExceeded) && !strings.Contains(cause.Error(), "not complete"):
+		text = fmt.Sprintf("the other side has said nothing for %v, the read timeout", l.sock.ReadTimeout())
+	case errors.Is(cause, packet.ErrHeader): // which says what it looks like
+		return cause
+	case errors.Is(cause, io.ErrUnexpectedEOF):
+		text = "the other side has closed the connection in the middle of a packet"
+	case errors.Is(cause, errnoReset):
+		text = "the other side, or the network, has reset the connection"
+	case errors.Is(cause, errnoPipe):
+		text = "the other side has closed the connection, and does not read"
+	case errors.Is(cause, errnoTimeout):
+		text = "the other side, or the network, does not answer any more"
+	default:
+		return cause
+	}
+	return &plainError{text, cause}
+}
+
+type plainError struct {
+	text  string
+	cause error
+}
+
+func (e *plainError) Error() string { return e.text }
+func (e *plainError) Unwrap() error { return e.cause }
