@@ -24,7 +24,7 @@ import (
 // lockRanks are the locks in the order in which they may be taken, as docs/architecture.md has
 // them. One that is held may be joined by those behind it only.
 var lockRanks = []string{
-	"syscall.ForkLock", "reboots.mu", "grace.mu", "Peer.mu", "routes.mu", "handshakes.mu", "packetCtx.mu", "callTable.mu", "Session.mu", "hub.mu", "workers.mu",
+	"syscall.ForkLock", "reboots.mu", "grace.mu", "earlySignals.mu", "Peer.mu", "routes.mu", "handshakes.mu", "packetCtx.mu", "callTable.mu", "Session.mu", "hub.mu", "workers.mu",
 	"pullTable.mu", "keeper.mu", "pace.mu", "socket.reader.setting", "socket.writer.mu", "packet.Budget.mu", "packet.Pool.mu",
 	"rarely.Limiter[].mu", "codec.registry.mu", "alias.Alias.mu",
 }
@@ -43,7 +43,7 @@ var takeLocks = map[string]string{
 // standard library, of lists, atomics and conditions, and small ones of our own. Any function
 // whose name ends with Locked may be called too: it is in here itself.
 var takeNone = strings.Fields(`
-	syscall.Socket syscall.CloseOnExec
+	syscall.Socket syscall.CloseOnExec signal.Notify signal.Stop
 	append cap clear close copy delete len make max min new panic int int64 uint64 uintptr float64 string
 	Load Store Add Swap CompareAndSwap Signal Broadcast Wait
 	time.AfterFunc time.Now time.Since time.Duration time.Now().Add time.Now().Before now.Sub since.Sub frameBy.IsZero set.IsZero set.Before

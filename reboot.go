@@ -212,6 +212,7 @@ func (l *sharedListener) Accept() (net.Conn, error) {
 }
 
 func (l *sharedListener) nowServed() {
+	early.keep()
 	taken, ready := l.countServed()
 	for _, u := range taken {
 		u.SetUnlinkOnClose(true) // from now on it is this process's
