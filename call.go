@@ -122,9 +122,12 @@ func joined(all, one []PacketSetting) []PacketSetting {
 
 // inGroup is the URI without the path of the group that it is in.
 func inGroup(what, prefix, uri string) string {
+	if !strings.HasPrefix(uri, "/") {
+		panic(fmt.Sprintf("tp: %s.Handle: %q does not begin with a slash.", what, uri))
+	}
 	under := strings.TrimSuffix(prefix, "/") + "/"
 	if !strings.HasPrefix(uri, under) {
-		panic(fmt.Sprintf("tp: %s.Handle: %q is not in the group %q of the router.", what, uri, prefix))
+		panic(fmt.Sprintf("tp: %s.Handle: %q is not in the router's group %q; expected the router of a group that the URI begins with.", what, uri, prefix))
 	}
 	return uri[len(under)-1:]
 }

@@ -189,8 +189,10 @@ func (c *PeerConfig) problem() error {
 		return bad("SlowCometDuration", "%v is negative; zero means never", c.SlowCometDuration)
 	}
 	if c.DefaultHeaderCodec != "" {
-		if err := packet.CheckHeaderCodec(c.DefaultHeaderCodec); err != nil {
+		if err := packet.CheckHeaderCodec(c.DefaultHeaderCodec); errors.Is(err, codec.ErrUnknown) {
 			return bad("DefaultHeaderCodec", "%v", err)
+		} else if err != nil {
+			return bad("DefaultHeaderCodec", "the codec %q cannot carry a header: %v", c.DefaultHeaderCodec, err)
 		}
 	}
 	if c.DefaultBodyCodec != "" {
@@ -368,7 +370,7 @@ func (c *PeerConfig) tlsConfigs() (server, client *tls.Config, err error) {
 	}
 	for _, cfg := range []*tls.Config{server, client} {
 		if cfg.MinVersion != 0 && cfg.MinVersion < tls.VersionTLS12 || cfg.MaxVersion != 0 && cfg.MaxVersion < tls.VersionTLS12 {
-			return nil, nil, errors.New("tp: PeerConfig.TLSConfig allows no version from TLS 1.2 on, or one before it")
+			return nil, nil, errors.New("tp: PeerConfig.TLSConfig: MinVersion or MaxVersion is before TLS 1.2; expected TLS 1.2 or newer, or zero")
 		}
 		if cfg.MinVersion == 0 {
 			cfg.MinVersion = tls.VersionTLS12

@@ -5,6 +5,7 @@ import (
 	"path"
 	"reflect"
 	"slices"
+	"strings"
 	"unsafe"
 
 	"github.com/henrylee2cn/goutil"
@@ -84,7 +85,16 @@ func controllerHandlers(prefix string, ctrl interface{}, pull bool, chain *plugi
 	if err != nil {
 		panic(fmt.Sprintf("tp: Reg(%T): %v.", ctrl, err))
 	}
-	if !slices.ContainsFunc(fields, func(f ctxField) bool { return f.typ == ctxType }) {
+	embeds := func(t reflect.Type) bool {
+		return slices.ContainsFunc(fields, func(f ctxField) bool { return f.typ == t })
+	}
+	if other, router := typePullCtx, "PullRouter"; !embeds(ctxType) && (embeds(typePullCtx) || embeds(typePushCtx)) {
+		if pull {
+			other, router = typePushCtx, "PushRouter"
+		}
+		panic(fmt.Sprintf("tp: Reg(%T): the struct embeds %v and belongs to a %s; here it must embed %s.", ctrl, other, router, ctxName))
+	}
+	if !embeds(ctxType) {
 		panic(fmt.Sprintf("tp: Reg(%T): the struct must embed %s, as a field without a name, directly or in an embedded struct.", ctrl, ctxName))
 	}
 	if at, lock := findLock(elem); lock != nil {
@@ -138,8 +148,10 @@ func methodHandler(prefix string, ptr reflect.Type, proto reflect.Value, m refle
 		panic(fmt.Sprintf("tp: Reg(%v): method %s %s; expected %s.", ptr, m.Name, what, want))
 	}
 	t := m.Type
+	_, shown, _ := strings.Cut(methodSignature(m), "(") // without the receiver, as a program has it
+	shown = "func(" + shown
 	if t.NumIn() != 2 || t.In(1).Kind() != reflect.Pointer || t.IsVariadic() {
-		misfit(fmt.Sprintf("has the type %v, which does not take exactly one pointer", t))
+		misfit(fmt.Sprintf("has the type %s, which does not take exactly one pointer", shown))
 	}
 	if !goutil.IsExportedOrBuiltinType(t.In(1)) {
 		misfit(fmt.Sprintf("takes %v, a type that is not exported", t.In(1)))
@@ -152,14 +164,14 @@ func methodHandler(prefix string, ptr reflect.Type, proto reflect.Value, m refle
 	}
 	if pull {
 		if t.NumOut() != 2 || t.Out(1) != typeXerror {
-			misfit(fmt.Sprintf("has the type %v, which does not return a reply and a tp.Xerror", t))
+			misfit(fmt.Sprintf("has the type %s, which does not return a reply and a tp.Xerror", shown))
 		}
 		if !goutil.IsExportedOrBuiltinType(t.Out(0)) {
 			misfit(fmt.Sprintf("returns %v, a type that is not exported", t.Out(0)))
 		}
 		h.replyType = t.Out(0)
 	} else if t.NumOut() != 0 {
-		misfit(fmt.Sprintf("has the type %v, which returns something", t))
+		misfit(fmt.Sprintf("has the type %s, which returns something", shown))
 	}
 	h.newArg = func() interface{} { return reflect.New(h.argType).Interface() }
 	fn, elem := methodCaller(m, pull), ptr.Elem()

@@ -75,7 +75,7 @@ func TestMethodOfBothSides(t *testing.T) {
 	_, err = Call[int](ctx, sess, "/nope", 1, WithReplyMeta(&meta))
 	require.Error(t, err)
 	require.Nil(t, meta)
-	require.PanicsWithValue(t, `tp: Method.Handle: "/g/math/add" is not in the group "/h" of the router.`, func() {
+	require.PanicsWithValue(t, `tp: Method.Handle: "/g/math/add" is not in the router's group "/h"; expected the router of a group that the URI begins with.`, func() {
 		add.Handle(srv.PullRouter.Group("h"), func(PullCtx, *args) (int, Xerror) { return 0, nil })
 	})
 	require.PanicsWithValue(t, "tp: the route /g/math/add is registered twice.", func() {

@@ -128,7 +128,7 @@ func NewPeer(cfg *PeerConfig, plugins ...Plugin) *Peer {
 // If one address cannot be served none is.
 func (p *Peer) Listen() error {
 	if len(p.cfg.ListenAddrs) == 0 {
-		return errors.New("tp: listen: PeerConfig.ListenAddrs is empty")
+		return errors.New("tp: listen: PeerConfig.ListenAddrs is empty; expected addresses such as 127.0.0.1:9090, or use Serve")
 	}
 	if _, err := p.serverTLS(); err != nil {
 		return err
@@ -330,6 +330,9 @@ func (p *Peer) Dial(addr string, id ...string) (*Session, error) {
 // DialContext is Dial, bounded by ctx, and by PeerConfig.HookTimeout for the hooks of
 // either kind. Once the session has been returned ctx means nothing to it.
 func (p *Peer) DialContext(ctx context.Context, addr string, id ...string) (*Session, error) {
+	if addr == "" {
+		return nil, errors.New("tp: dial: the address is empty; expected host:port or unix:/path, or several of them with commas between")
+	}
 	sess, err := p.dial(ctx, addr, id)
 	if err != nil {
 		return nil, fmt.Errorf("tp: dial %s: %w", addr, err)
@@ -417,17 +420,25 @@ func (p *Peer) dialAny(ctx context.Context, addrs, id []string) (_ *Session, all
 				return sess, nil, false
 			}
 		}
+		if noAddress(err) {
+			err = fmt.Errorf("%w; expected host:port or unix:/path", err)
+		}
 		all = joinDialErrors(all, addrs, i, err)
 		if errors.Is(err, ErrPeerClosed) || errors.Is(err, ErrIdTaken) || marked(err) {
 			return nil, all, true
 		}
-		var address *net.AddrError // that is no address
-		final = final && (lasting(err) || errors.As(err, &address))
+		final = final && (lasting(err) || noAddress(err))
 		if ctx.Err() != nil {
 			return nil, all, false
 		}
 	}
 	return nil, all, final
+}
+
+// noAddress reports whether an error is that of an address that is none.
+func noAddress(err error) bool {
+	var address *net.AddrError
+	return errors.As(err, &address)
 }
 
 // joinDialErrors adds the error of an address to those of others.

@@ -415,6 +415,10 @@ func methodSignature(m reflect.Method) string {
 	for i := range in {
 		in[i] = m.Type.In(i + 1).String()
 	}
+	if m.Type.IsVariadic() {
+		last := len(in) - 1
+		in[last] = "..." + m.Type.In(last+1).Elem().String()
+	}
 	out := make([]string, m.Type.NumOut())
 	for i := range out {
 		out[i] = m.Type.Out(i).String()
