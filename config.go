@@ -21,6 +21,26 @@ import (
 // It can be in a file, JSON or YAML, with the names of the fields in snake case: see
 // [PeerConfig.UnmarshalJSON].
 type PeerConfig struct {
+	// Addresses and connections.
+
+	// ListenAddrs are the addresses that Listen serves: "host:port", or
+	// "unix:/path" for a unix socket.
+	ListenAddrs []string
+	// UnixMode is the mode of the unix sockets that Listen makes, of which only the
+	// permissions count, 0600 for example: who may not write to a socket cannot connect to
+	// it. They have it before anybody can connect. Zero leaves it to the process's umask.
+	// It is not for Windows, where Listen fails, nor for sockets that were handed over.
+	UnixMode os.FileMode
+	// DialContext makes the connections of Dial and of redialling, before any TLS: through a
+	// SOCKS proxy, by ssh, over vsock, in memory. It is given "tcp" or "unix" and the address
+	// without that, and must be safe for concurrent use. Nil means that of a net.Dialer.
+	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
+	// Redial makes the sessions that this peer dials outlive their connections; nil
+	// means that they end with them. It is copied.
+	Redial *Redial
+
+	// TLS.
+
 	// TlsCertFile and TlsKeyFile are PEM files. With them a listener speaks only
 	// TLS with this certificate; a dialled connection speaks only TLS too,
 	// presents the certificate when asked for one, and trusts it beside the
@@ -35,8 +55,14 @@ type PeerConfig struct {
 	// verifies the server, and with ClientCAs a client must have a certificate, unless
 	// ClientAuth is VerifyClientCertIfGiven.
 	TLSConfig *tls.Config
+
+	// What sessions are like to begin with.
+
 	// DefaultReadTimeout is the longest that a session waits for the next packet
-	// before its connection is closed; zero and negative values mean no bound.
+	// before its connection is closed; zero and negative values mean no bound. A side that
+	// only listens for pushes sends nothing: with a read timeout it must send something, a
+	// pull of a route for that purpose for example. Sides that have gone are found without
+	// it, see KeepAlive.
 	DefaultReadTimeout time.Duration
 	// DefaultWriteTimeout is the longest that one write may take, and that a packet
 	// waits for room in the session's output, before the session is closed; zero
@@ -57,25 +83,12 @@ type PeerConfig struct {
 	// PrintBody logs every packet's bodies, escaped and cut at 1 KiB, at
 	// LevelInfo; without it packets are logged at LevelDebug and without bodies.
 	PrintBody bool
-	// ListenAddrs are the addresses that Listen serves: "host:port", or
-	// "unix:/path" for a unix socket.
-	ListenAddrs []string
-	// UnixMode is the mode of the unix sockets that Listen makes, of which only the
-	// permissions count, 0600 for example: who may not write to a socket cannot connect to
-	// it. They have it before anybody can connect. Zero leaves it to the process's umask.
-	// It is not for Windows, where Listen fails, nor for sockets that were handed over.
-	UnixMode os.FileMode
-	// DialContext makes the connections of Dial and of redialling, before any TLS: through a
-	// SOCKS proxy, by ssh, over vsock, in memory. It is given "tcp" or "unix" and the address
-	// without that, and must be safe for concurrent use. Nil means that of a net.Dialer.
-	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
-	// Redial makes the sessions that this peer dials outlive their connections; nil
-	// means that they end with them. It is copied.
-	Redial *Redial
 
-	// What follows bounds what the other sides, and the network, can do to this
-	// peer. In each field zero means the default that is given, which is safe for
-	// a server that anybody may connect to, and a negative value no bound.
+	// Limits. They bound what the other sides, and the network, can do to this peer. In
+	// each field zero means the default that is given, which is safe for a server that
+	// anybody may connect to, and a negative value no bound.
+
+	// Times:
 
 	// DefaultPullTimeout is the longest that a pull of this peer's takes before it
 	// completes with StatusDeadlineExceeded; zero means no bound.
@@ -103,6 +116,8 @@ type PeerConfig struct {
 	// before the session ends, on Linux (30 s). Elsewhere the kernel decides.
 	UserTimeout time.Duration
 
+	// Sizes:
+
 	// MaxHeaderBytes bounds a packet's header (64 KiB), MaxBodyBytes its body on the
 	// wire (16 MiB) and MaxInflatedBytes its body when decompressed (16 MiB), each in
 	// both directions. At most 4 GiB can be sent at all.
@@ -117,6 +132,9 @@ type PeerConfig struct {
 	MaxDecodedBytes int64
 	// MaxBodyDepth bounds how deep JSON and protobuf bodies may be nested (1,000).
 	MaxBodyDepth int
+
+	// Memory:
+
 	// MaxBufferedBytes bounds the memory that all sessions make the process take (256 MiB):
 	// three sixteenths of it are for what is received, from the first byte of a body until the
 	// call is over, decompressed and decoded too, with its goroutine; an eighth for what waits
@@ -133,6 +151,9 @@ type PeerConfig struct {
 	// MaxSessionOutput is how many bytes may wait to be written to one session
 	// before who writes there waits too, for the write timeout (8 MiB).
 	MaxSessionOutput int64
+
+	// Numbers:
+
 	// MaxSessionHandlers and MaxHandlers bound the handlers that run for one session
 	// (4,096) and for all (65,536). An eighth of all are for sessions that run no more than
 	// 64, so that many handlers of some do not keep out those of another. A pull beyond the

@@ -71,7 +71,7 @@ func TestConfigInAFile(t *testing.T) {
 	require.Equal(t, "{}", string(text))
 	text, err = json.Marshal(&PeerConfig{DefaultReadTimeout: 3 * time.Minute, ListenAddrs: []string{":1"}, MaxBodyBytes: 16 << 20, MaxHeaderBytes: 1000, Redial: &Redial{MaxWait: time.Second}})
 	require.NoError(t, err)
-	require.Equal(t, `{"default_read_timeout":"3m0s","listen_addrs":[":1"],"redial":{"max_wait":"1s"},"max_header_bytes":1000,"max_body_bytes":"16MiB"}`, string(text))
+	require.Equal(t, `{"listen_addrs":[":1"],"redial":{"max_wait":"1s"},"default_read_timeout":"3m0s","max_header_bytes":1000,"max_body_bytes":"16MiB"}`, string(text))
 	for _, c := range []PeerConfig{{TLSConfig: new(tls.Config)}, {DialContext: func(context.Context, string, string) (net.Conn, error) { return nil, nil }}} {
 		_, err := json.Marshal(c)
 		require.ErrorContains(t, err, "which a file cannot hold")

@@ -27,8 +27,11 @@ type Ctx interface {
 	// connection ends; context.Cause says which. A pull by it inherits what is left of
 	// the time. Of a packet that this side sends it is the context that was given.
 	Context() context.Context
-	// Public holds values that hooks and the handler of one call share: at first
-	// a copy of the session's. A reply shares its pull's.
+	// Public holds values of this call alone, which its hooks and its handler share. At
+	// first it is a copy of the session's; what is stored here no other call sees: values
+	// for all calls belong into Session().Public(). A reply shares its pull's. The methods
+	// of the map are Load, Store, LoadOrStore, Delete, Range, Random, Clear and Len, and
+	// safe for concurrent use.
 	Public() goutil.Map
 }
 

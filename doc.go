@@ -3,50 +3,52 @@ Package tp is an embeddable framework for RPC, push and peer-to-peer messaging
 over a socket. Server and client are the same thing, a [Peer], and either side of
 a connection may call the other.
 
-# Vocabulary
-
 A Peer listens, dials, or both. Each connection is a [Session]. To pull is to send
-a request and wait for the reply; to push is to send one way. A path such as
-/group/home/test leads to a method of a controller that was registered with
-[PullRouter.Reg] or [PushRouter.Reg], or to a function that was registered with
-[HandlePull] or [HandlePush]. A plugin's hooks run around every step.
+a request and wait for the reply; to push is to send one way. Both name a path such
+as /math/add, which leads to a function or to the method of a controller.
 
 # A server
 
-	type Home struct{ tp.PullCtx }
-
-	func (h *Home) Test(args *[2]int) (int, tp.Xerror) {
-		return args[0] + args[1], nil
-	}
+	var Add = tp.NewMethod[[2]int, int]("/math/add") // in a package that both sides import
 
 	peer := tp.NewPeer(&tp.PeerConfig{ListenAddrs: []string{"127.0.0.1:9090"}})
-	peer.PullRouter.Reg(new(Home)) // serves /home/test
-	err := peer.Listen()           // until Close or Shutdown
+	Add.Handle(peer.PullRouter, func(ctx tp.PullCtx, args *[2]int) (int, tp.Xerror) {
+		return args[0] + args[1], nil
+	})
+	err := peer.Listen() // until Close or Shutdown
 
 # A client
 
 	peer := tp.NewPeer(&tp.PeerConfig{})
 	sess, err := peer.Dial("127.0.0.1:9090")
-	var sum int
-	if cmd := sess.Pull("/home/test", [2]int{1, 2}, &sum); cmd.Xerror != nil {
-		tp.Errorf("pull: %v", cmd.Xerror)
-	}
+	sum, err := Add.Call(ctx, sess, [2]int{1, 2})
 
-The server's handler reaches its client through [PullCtx] in the same way:
-h.Session().Pull and h.Session().Push.
+The server's handler reaches its client in the same way, by ctx.Session().
 
-# Contexts, metadata, errors and types
+# What most programs use
+
+  - [NewPeer] with a [PeerConfig]; [Peer.Listen] and [Peer.Dial]; [Peer.Close] and [Peer.Shutdown]
+  - handlers: [Method] and [Note], one definition for both sides; [HandlePull] and [HandlePush];
+    controllers with [PullRouter.Reg] and [PushRouter.Reg]
+  - what a handler knows: [PullCtx] and [PushCtx]
+  - calls: [Call], [Session.Pull], [Session.PullContext], [Session.GoPull], [Session.Push]
+  - errors: [Xerror] and [NewXerror], [Retryable], [NotRun], [Local], [WithDetails] and [Details]
+  - one packet otherwise than the others: [WithMeta], [WithReplyMeta], [WithBodyCodec],
+    [WithGzip], [WithHeaderCodec]
+  - the process: [GraceSignal], [SetShutdown], [Reboot]
+
+# Contexts, metadata and errors
 
 [Session.PullContext] and [Session.PushContext] end with a context. Its deadline and
 its end travel: the handler finds them in its own Context, and a pull that it makes by
 that inherits what is left. [WithMeta] sends pairs of strings beside the body. An error
 is an [Xerror], a code and a text, which works with errors.Is and errors.As;
-[WithDetails] adds a value for programs, and [NotRun] says whether a failed call may be
-made again. [Call] and [Method] are pulls whose types the compiler checks.
+[WithDetails] adds a value for programs. [Retryable] says whether another attempt is worth
+while, and [Local] on which side the error was made.
 
-# Restarts
+# Connections that do not last
 
-[Peer.Shutdown] drains; with [PeerConfig]'s Redial a client's sessions outlive their
+[Peer.Shutdown] drains; with [Redial] a client's sessions outlive their
 connections; [Reboot] replaces the process without closing its listeners.
 
 # Concurrency
@@ -54,9 +56,30 @@ connections; [Reboot] replaces the process without closing its listeners.
 The methods of Peer, Session and the routers are safe for concurrent use. Each
 call gets a controller, a context and arguments of its own, which stay valid as
 long as anything holds them; SetBodyCodec and SetGzip have no effect once the
-handler has returned. Handlers of one session run concurrently, in no set order,
-but for those that have proved to take only microseconds: they run one after the
-other on the goroutine that reads the session, until one of them blocks.
+handler has returned. Handlers of one session run concurrently, in no set order, those of
+pushes too: what they share needs a lock. Handlers that have proved to take only
+microseconds run one after the other, on the goroutine that reads the session, until one of
+them blocks.
+
+# Plugins
+
+A [Plugin] has some of sixteen hooks, each an interface with one method:
+
+  - when a route is registered: [PostRegPlugin]
+  - the life of a connection: [PostDialPlugin], [PostAcceptPlugin], [PostConnectPlugin],
+    [PostReconnectPlugin], [PostDisconnectPlugin]
+  - what this side sends first: [PreWritePullPlugin], [PostWritePullPlugin],
+    [PreWritePushPlugin], [PostWritePushPlugin]
+  - what comes: [PreReadHeaderPlugin], [PostReadHeaderPlugin], [PreReadBodyPlugin],
+    [PostReadBodyPlugin]
+  - replies to it: [PreWriteReplyPlugin], [PostWriteReplyPlugin]
+
+# The log
+
+[SetLogger] takes any log/slog handler, and [SetLogLevel] the least level. Programs may use
+the log for lines of their own: [Tracef], [Debugf], [Infof], [Noticef], [Warnf], [Errorf] and
+[Criticalf] log at their level, [Printf] always, and [Panicf] and [Fatalf] end what they are
+called in.
 
 # Limits
 

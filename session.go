@@ -84,8 +84,11 @@ func (s *Session) RemoteIp() string { return s.link.Load().remoteIp() }
 // session reads from it; others must not.
 func (s *Session) Socket() *socket.Socket { return s.link.Load().sock }
 
-// Public returns the session's values, which plugins and handlers share. Each
-// call's context begins with a copy of them.
+// Public returns the session's values, which all its hooks and handlers share: who the other
+// side is, for example. Each call's context begins with a copy of them, see [Ctx]; what a
+// call stores in that copy is not stored here. The map's methods are Load, Store,
+// LoadOrStore, Delete, Range, Random, Clear and Len, and safe for concurrent use. Values stay
+// when a session redials.
 func (s *Session) Public() goutil.Map {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -327,7 +330,7 @@ type ForeSession interface {
 	RemoteIp() string
 	// Socket is the socket below, for addresses and TLS state.
 	Socket() *socket.Socket
-	// Public is the session's values.
+	// Public is the session's values, see [Session.Public].
 	Public() goutil.Map
 	// Send sends a packet. Codecs that are not set are the peer's defaults, and a push
 	// without an id is given one that says that it is a part of a handshake.
