@@ -479,6 +479,9 @@ func TestLimitsOfSessions(t *testing.T) {
 	require.True(t, ok)
 	require.NoError(t, sessions[0].Close())
 	<-other.Done()
+	for srv.hub.full() { // its socket is being closed
+		runtime.Gosched()
+	}
 	sess, err := cli.Dial(addr)
 	require.NoError(t, err)
 	requireAlive(t, sess)

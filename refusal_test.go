@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -292,9 +293,9 @@ func TestRedialEndsWithWhatCannotGetBetter(t *testing.T) {
 			t.Run(name+", "+how, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					n := newNet()
-					refuses := false
+					var refuses atomic.Bool
 					srv := newTestPeer(t, nil, hookPlugin("auth", "PostAccept", func(interface{}) error {
-						if refuses {
+						if refuses.Load() {
 							return c.refuses
 						}
 						return nil
@@ -308,7 +309,7 @@ func TestRedialEndsWithWhatCannotGetBetter(t *testing.T) {
 					}
 					if how != "no hook" {
 						on[how] = func(interface{}) error {
-							if refuses && name == "by hook" {
+							if refuses.Load() && name == "by hook" {
 								return Permanent(errors.New("my licence has ended"))
 							}
 							return nil
@@ -322,7 +323,7 @@ func TestRedialEndsWithWhatCannotGetBetter(t *testing.T) {
 					sess, err := cli.Dial("a")
 					require.NoError(t, err)
 					require.Nil(t, sess.Pull("/echo", "x", nil).Xerror)
-					refuses = true
+					refuses.Store(true)
 					synctest.Wait()
 					log.take()
 					srv.RangeSession(func(s *Session) bool { _ = s.Close(); return true })
@@ -330,7 +331,7 @@ func TestRedialEndsWithWhatCannotGetBetter(t *testing.T) {
 					synctest.Wait()
 					if !c.ends {
 						require.True(t, sess.isOpen())
-						refuses = false
+						refuses.Store(false)
 						time.Sleep(time.Minute)
 						require.Nil(t, sess.Pull("/echo", "x", nil).Xerror)
 						return
@@ -410,23 +411,27 @@ func TestPostConnect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNet()
 		n.serve("a", named(t, "A"))
-		var seen []string
-		var fails error
+		var seen notes
+		var fails atomic.Pointer[error]
 		cli := n.client(t, &PeerConfig{Redial: new(Redial)}, newTestPlugin("p", map[string]func(interface{}) error{
 			"PostConnect": func(s interface{}) error {
-				seen = append(seen, "connected to "+nameOf(s.(*Session)))
-				return fails
+				seen.add("connected to " + nameOf(s.(*Session)))
+				if err := fails.Load(); err != nil {
+					return *err
+				}
+				return nil
 			},
-			"PostReconnect": func(interface{}) error { seen = append(seen, "again"); return nil },
+			"PostReconnect": func(interface{}) error { seen.add("again"); return nil },
 		}))
 		sess, err := cli.Dial("a")
 		require.NoError(t, err)
-		require.Equal(t, []string{"connected to A"}, seen)
+		require.Equal(t, []string{"connected to A"}, seen.take())
 		n.serve("a", named(t, "B"))
 		require.NoError(t, sess.Socket().Close())
 		time.Sleep(time.Minute)
-		require.Equal(t, []string{"connected to A", "connected to B", "again"}, seen)
-		fails = errors.New("nothing to subscribe to")
+		require.Equal(t, []string{"connected to B", "again"}, seen.take())
+		nothing := errors.New("nothing to subscribe to")
+		fails.Store(&nothing)
 		_, err = cli.Dial("a")
 		require.ErrorContains(t, err, "tp: dial a: plugin p: PostConnect: nothing to subscribe to")
 		require.Equal(t, 1, cli.CountSession())
