@@ -138,9 +138,32 @@ func (t *callTable) linkEnded() {
 	}
 }
 
+// orNone is the context that a program has given, or one that has ended because there is none.
+func orNone(ctx context.Context) context.Context {
+	if ctx == nil {
+		return nilContext{}
+	}
+	return ctx
+}
+
+// nilContext stands for a nil context: whatever is done with it fails, and says why.
+type nilContext struct{}
+
+var errNoContext = errors.New("the context is nil; expected one such as context.Background()")
+
+var ended = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
+
+func (nilContext) Deadline() (deadline time.Time, ok bool) { return time.Time{}, false }
+func (nilContext) Done() <-chan struct{}                   { return ended }
+func (nilContext) Err() error                              { return errNoContext }
+func (nilContext) Value(interface{}) interface{}           { return nil }
+
 // ctxXerror is why a call fails whose context is done.
 func ctxXerror(ctx context.Context, what string) *xerror {
 	err := ctx.Err()
+	if err == errNoContext {
+		return newXerror(StatusBadRequest, what+": "+err.Error(), err)
+	}
 	code := StatusCanceled
 	if errors.Is(err, context.DeadlineExceeded) {
 		code = StatusDeadlineExceeded

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -318,6 +319,13 @@ func TestMistakesAreTold(t *testing.T) {
 	past, end := context.WithDeadline(t.Context(), time.Unix(0, 0))
 	defer end()
 	told("a deadline that has passed", func() error { return sess.PushContext(past, "/said", "x") })
+	var none context.Context
+	told("a context that is nil", func() error { return sess.PullContext(none, "/echo", "x", nil).Xerror })
+	told("and for a push", func() error { return sess.PushContext(none, "/said", "x") })
+	told("and to dial with", func() error { _, err := cli.DialContext(none, taken); return err })
+	told("and with a connection", func() error { a, _ := net.Pipe(); _, err := cli.DialConn(none, a); return err })
+	told("no connection to dial by", func() error { _, err := cli.DialConn(t.Context(), nil); return err })
+	told("no connection to serve", func() error { _, err := cli.ServeConn(nil); return err })
 	told("a push that does not encode", func() error { return sess.Push("/said", make(chan int)) })
 	told("a push with an unknown codec", func() error { return sess.Push("/said", "x", WithHeaderCodec("xml")) })
 	told("details of another type", func() error {

@@ -333,7 +333,7 @@ func (p *Peer) DialContext(ctx context.Context, addr string, id ...string) (*Ses
 	if addr == "" {
 		return nil, errors.New("tp: dial: the address is empty; expected host:port or unix:/path, or several of them with commas between")
 	}
-	sess, err := p.dial(ctx, addr, id)
+	sess, err := p.dial(orNone(ctx), addr, id)
 	if err != nil {
 		return nil, fmt.Errorf("tp: dial %s: %w", addr, err)
 	}
@@ -347,6 +347,13 @@ func (p *Peer) DialContext(ctx context.Context, addr string, id ...string) (*Ses
 // for sessions that redial see PeerConfig.DialContext. The id is as for [Peer.Dial]. The
 // hooks are bounded by ctx and by PeerConfig.HookTimeout; ctx means nothing to the session.
 func (p *Peer) DialConn(ctx context.Context, conn net.Conn, id ...string) (*Session, error) {
+	if conn == nil {
+		return nil, errNoConn
+	}
+	if ctx == nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("tp: dial %s: %w", conn.RemoteAddr(), errNoContext)
+	}
 	sess, err := p.newSession(ctx, conn, p.dialledFrom(id, false))
 	if err != nil {
 		return nil, fmt.Errorf("tp: dial %s: %w", conn.RemoteAddr(), err)
@@ -544,8 +551,13 @@ func refuseTLS(err error) error {
 // session, which is then read from; an error closes conn. The id is as for
 // [Peer.Dial].
 func (p *Peer) ServeConn(conn net.Conn, id ...string) (*Session, error) {
+	if conn == nil {
+		return nil, errNoConn
+	}
 	return p.newSession(context.Background(), conn, origin{hooks: p.chain.postAccept, id: id, stranger: true})
 }
+
+var errNoConn = errors.New("tp: the connection is nil")
 
 // origin is where a connection comes from.
 type origin struct {

@@ -163,6 +163,7 @@ func (s *Session) Pull(uri string, args, reply interface{}, setting ...PacketSet
 // side's handler is told of the deadline and of a cancellation, see [Ctx]. A reply that
 // comes later is dropped.
 func (s *Session) PullContext(ctx context.Context, uri string, args, reply interface{}, setting ...PacketSetting) *PullCmd {
+	ctx = orNone(ctx)
 	cmd := newPullCmd(s, uri, args, reply)
 	cmd.waits = true
 	if s.redial != nil {
@@ -190,6 +191,7 @@ func (s *Session) GoPull(uri string, args, reply interface{}, done chan *PullCmd
 
 // GoPullContext is GoPull for as long as ctx lasts, see [Session.PullContext].
 func (s *Session) GoPullContext(ctx context.Context, uri string, args, reply interface{}, done chan *PullCmd, setting ...PacketSetting) *PullCmd {
+	ctx = orNone(ctx)
 	if done == nil {
 		done = make(chan *PullCmd, 1)
 	}
@@ -216,6 +218,7 @@ func (s *Session) Push(uri string, args interface{}, setting ...PacketSetting) X
 // PushContext is Push unless ctx is done before the packet is handed to the
 // connection: then it fails as [Session.PullContext] does, and nothing was sent.
 func (s *Session) PushContext(ctx context.Context, uri string, args interface{}, setting ...PacketSetting) Xerror {
+	ctx = orNone(ctx)
 	if s.redial != nil {
 		return s.redial.push(ctx, uri, args, setting)
 	}
