@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/henrylee2cn/teleport/internal/uri"
 	"github.com/henrylee2cn/teleport/packet"
 )
 
@@ -75,16 +76,16 @@ func BenchmarkRoute(b *testing.B) {
 		{"none", "/group/nothing", false},
 	} {
 		b.Run(tc.name, func(b *testing.B) {
-			uri := []byte(tc.uri)
+			came := []byte(tc.uri)
 			b.ReportAllocs()
 			for b.Loop() {
-				h := table.handlers[string(uri)]
+				h := table.handlers[string(came)]
 				if h == nil {
-					uri, err := canonicalURI(tc.uri)
+					canonical, err := canonicalURI(tc.uri)
 					if err != nil {
 						b.Fatal(err)
 					}
-					path, _ := splitURI(uri)
+					path, _ := uri.Split(canonical)
 					h = table.find(path)
 				}
 				if (h != nil) != tc.found {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/henrylee2cn/goutil"
 
+	"github.com/henrylee2cn/teleport/internal/uri"
 	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/socket"
 )
@@ -334,7 +335,7 @@ func (c *packetCtx) Output() *packet.Packet { return &c.keep().out }
 func (c *packetCtx) Uri() string            { return c.uri }
 
 func (c *packetCtx) Path() string {
-	path, _ := splitURI(c.uri)
+	path, _ := uri.Split(c.uri)
 	return path
 }
 
@@ -353,7 +354,7 @@ func (c *packetCtx) Query() url.Values {
 	defer c.mu.Unlock()
 	v := c.valuesLocked()
 	if v.query == nil {
-		_, rawQuery := splitURI(c.uri)
+		_, rawQuery := uri.Split(c.uri)
 		v.query, _ = url.ParseQuery(rawQuery)
 	}
 	return v.query

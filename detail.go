@@ -11,6 +11,7 @@ import (
 	"github.com/henrylee2cn/teleport/codec"
 	"github.com/henrylee2cn/teleport/internal/printable"
 	"github.com/henrylee2cn/teleport/internal/rarely"
+	"github.com/henrylee2cn/teleport/internal/uri"
 	"github.com/henrylee2cn/teleport/packet"
 )
 
@@ -88,7 +89,7 @@ func (c *packetCtx) packetText(line packetLine, slow bool, cost time.Duration) s
 	if slow {
 		b.WriteString("slow ")
 	}
-	fmt.Fprintf(&b, "%s %s %s", line.what, quote(c.Ip()), quote(loggedPath(line.uri)))
+	fmt.Fprintf(&b, "%s %s %s", line.what, quote(c.Ip()), quote(uri.WithoutQuery(line.uri)))
 	if line.code != 0 || line.status != "" {
 		b.WriteString(" " + statusString(line.code, line.status))
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/henrylee2cn/teleport/internal/printable"
 	"github.com/henrylee2cn/teleport/internal/rarely"
+	"github.com/henrylee2cn/teleport/internal/uri"
 )
 
 // What the library itself logs has text of strangers in it: URIs, ids, statuses, errors
@@ -85,7 +86,7 @@ type body string
 // errAttr and uriAttr are attributes that many lines have.
 func errAttr(err error) slog.Attr { return slog.Any("error", err) }
 
-func uriAttr(uri string) slog.Attr { return slog.String("uri", loggedPath(uri)) }
+func uriAttr(text string) slog.Attr { return slog.String("uri", uri.WithoutQuery(text)) }
 
 // logAttrs are those of a line about the session by this link.
 func (l *link) logAttrs(more ...slog.Attr) []slog.Attr {
@@ -94,15 +95,6 @@ func (l *link) logAttrs(more ...slog.Attr) []slog.Attr {
 
 // quote is a text in a line that is put together elsewhere, as lineOf makes it.
 func quote(s string) string { return printable.Text(s, maxQuoted) }
-
-// loggedPath is what the log, or a status, has of a URI: not its query, in which a token
-// may be, escaped by mistake or not.
-func loggedPath(uri string) string {
-	for _, begins := range []string{"?", "%3f", "%3F"} {
-		uri, _, _ = strings.Cut(uri, begins)
-	}
-	return uri
-}
 
 func lineOf(format string, attrs []slog.Attr) string {
 	args := make([]interface{}, strings.Count(format, "%"))

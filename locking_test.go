@@ -52,7 +52,7 @@ var takeNone = strings.Fields(`
 	maps.Clone maps.Keys slices.Clone slices.Collect slices.Contains slices.ContainsFunc slices.Delete slices.DeleteFunc slices.Index slices.Insert
 	slices.SortFunc sync.NewCond list.New pending.PushBack pending.Front pending.Len pending.Remove same.Len same.Front same.Remove byAddr[].PushBack
 	addr.IsValid os.NewFile goutil.RwMap bufpool.GetSize bufpool.Put *ast.FuncLit
-	sinceStart c.cost cfg.bound usable peer.draining p.draining cmd.startTimer frame.Drop sock.OutputBusy within hurried splitURI deadline deadlineOf earlier
+	sinceStart c.cost cfg.bound usable peer.draining p.draining cmd.startTimer frame.Drop sock.OutputBusy within hurried uri.Split deadline deadlineOf earlier
 	r.overdue w.reserve w.tryTurn p.lend budget.Waits newOwnCtx own.end postReadHeader.merge change
 `)
 

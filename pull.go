@@ -14,6 +14,7 @@ import (
 
 	"github.com/henrylee2cn/goutil"
 
+	"github.com/henrylee2cn/teleport/internal/waiter"
 	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/socket"
 )
@@ -47,7 +48,7 @@ type flight struct {
 	bare bool
 	ctx  packetCtx // of the packet sent and of the reply
 	exchange
-	settled parker        // where Pull waits,
+	settled waiter.Waiter // where Pull waits,
 	ended   chan struct{} // or here, if it may give up
 	timer   *time.Timer   // of DefaultPullTimeout; nil if there is none
 	stop    func() bool   // ends the watch of the pull's context; nil if that never ends
@@ -56,7 +57,7 @@ type flight struct {
 
 var flights = sync.Pool{New: func() any {
 	f := new(flight)
-	f.settled.init()
+	f.settled.Init()
 	return f
 }}
 
@@ -276,7 +277,7 @@ func notSent(ctx context.Context) Xerror {
 // await waits until the command is settled, which it does itself when ctx is done.
 func (cmd *PullCmd) await(ctx context.Context, f *flight) {
 	if f.ended == nil {
-		f.settled.park()
+		f.settled.Wait()
 		return
 	}
 	select {
@@ -338,7 +339,7 @@ func (cmd *PullCmd) settle(x Xerror) {
 		if f := cmd.flight.Load(); f.ended != nil {
 			f.ended <- struct{}{}
 		} else {
-			f.settled.unpark()
+			f.settled.Done()
 		}
 		return
 	}

@@ -9,6 +9,7 @@ import (
 	"unsafe"
 
 	"github.com/henrylee2cn/teleport/internal/rarely"
+	"github.com/henrylee2cn/teleport/internal/uri"
 	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/socket"
 )
@@ -207,8 +208,8 @@ func (r *reader) call(c *packetCtx, table *routeTable) error {
 	h := table.handlers[string(r.view.Uri)]
 	if h != nil {
 		c = r.input(c, h.path) // which is the same text
-	} else if uri, err := canonicalURI(string(r.view.Uri)); err == nil {
-		c = r.input(c, uri)
+	} else if canonical, err := canonicalURI(string(r.view.Uri)); err == nil {
+		c = r.input(c, canonical)
 	} else {
 		c = r.input(c, string(r.view.Uri))
 		return r.reject(c, newXerror(StatusBadRequest, err.Error(), err))
@@ -224,12 +225,12 @@ func (r *reader) call(c *packetCtx, table *routeTable) error {
 		c.fixInput()
 	}
 	if h == nil || c.uri != h.path {
-		uri, err := canonicalURI(c.uri) // hooks may have put another one in
+		canonical, err := canonicalURI(c.uri) // hooks may have put another one in
 		if err != nil {
 			return r.reject(c, newXerror(StatusBadRequest, err.Error(), err))
 		}
-		c.uri, c.inHdr.Uri = uri, uri
-		path, _ := splitURI(uri)
+		c.uri, c.inHdr.Uri = canonical, canonical
+		path, _ := uri.Split(canonical)
 		if h = table.find(path); h == nil {
 			return r.reject(c, r.notFound(path))
 		}
@@ -295,7 +296,7 @@ func (r *reader) notFound(path string) Xerror {
 	if r.view.Type == packet.TypePush {
 		kind, other, others = "pushes", "pulls", p.PullRouter.routes
 	}
-	text := fmt.Sprintf("not found: nothing here takes %s to %q", kind, quote(loggedPath(string(r.view.Uri))))
+	text := fmt.Sprintf("not found: nothing here takes %s to %q", kind, quote(uri.WithoutQuery(string(r.view.Uri))))
 	if others.table.Load().handlers[path] != nil {
 		text += ", it is a route for " + other
 	}

@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 
+	"github.com/henrylee2cn/teleport/internal/uri"
 	"github.com/henrylee2cn/teleport/packet"
 )
 
@@ -146,13 +147,13 @@ func (f *foreSession) stray(h *packet.Header) Xerror {
 		if len(f.strays) < maxStrays {
 			f.strays = append(f.strays, h.Id)
 		}
-		kind = fmt.Sprintf("a pull of %q", quote(loggedPath(h.Uri)))
+		kind = fmt.Sprintf("a pull of %q", quote(uri.WithoutQuery(h.Uri)))
 	case packet.TypePush:
-		path, _ := splitURI(h.Uri)
+		path, _ := uri.Split(h.Uri)
 		if h.Id == handshakeId || f.peer.PushRouter.routes.table.Load().handlers[path] == nil {
 			return nil
 		}
-		kind = fmt.Sprintf("a push to %q", quote(loggedPath(h.Uri)))
+		kind = fmt.Sprintf("a push to %q", quote(uri.WithoutQuery(h.Uri)))
 	case packet.TypeReply:
 		if h.Id != outcomeId {
 			return nil

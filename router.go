@@ -7,14 +7,13 @@ import (
 	"path"
 	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"unicode"
 	"unicode/utf8"
 
 	"github.com/henrylee2cn/teleport/codec"
+	"github.com/henrylee2cn/teleport/internal/uri"
 )
 
 // PullRouter registers what answers pulls, at the root or in a group. Routes may
@@ -305,64 +304,12 @@ func (t *routeTable) find(p string) *Handler {
 	return nil
 }
 
-// canonicalURI returns the one form of a URI that routes are matched by and that
-// hooks see: the path unescaped, then "?" and the query as it came, if there is
-// one. A URI whose path could be understood in more than one way has none; the error, which
-// the other side and the log are told, says nothing of the query.
-func canonicalURI(uri string) (string, error) {
-	bad := func(why string) (string, error) {
-		return "", fmt.Errorf("the URI %q %s", quote(loggedPath(uri)), why)
+// canonicalURI is [uri.Canonical] with an error for the other side and the log, which says nothing
+// of the query.
+func canonicalURI(text string) (string, error) {
+	canonical, err := uri.Canonical(text)
+	if err != nil {
+		return "", fmt.Errorf("the URI %q %w", quote(uri.WithoutQuery(text)), err)
 	}
-	p, query, hasQuery := strings.Cut(uri, "?")
-	if p == "" || p[0] != '/' {
-		return bad("does not begin with a slash")
-	}
-	if !utf8.ValidString(uri) {
-		return bad("is not UTF-8")
-	}
-	if strings.ContainsFunc(uri, unicode.IsControl) {
-		return bad("has a control character in it")
-	}
-	if strings.IndexByte(p, '%') >= 0 {
-		var b strings.Builder
-		for i := 0; i < len(p); i++ {
-			c := p[i]
-			if c == '%' {
-				n, err := strconv.ParseUint(p[i+1:min(i+3, len(p))], 16, 8)
-				if err != nil || i+3 > len(p) {
-					return bad("has an escape in it that is not % and two hexadecimal digits")
-				}
-				c = byte(n)
-				i += 2
-				if c == '/' || c == '%' || c == '?' {
-					return bad(fmt.Sprintf("has an escaped %q in its path", c))
-				}
-			}
-			b.WriteByte(c)
-		}
-		if p = b.String(); !utf8.ValidString(p) || strings.ContainsFunc(p, unicode.IsControl) {
-			return bad("is not UTF-8, or has a control character in it, when unescaped")
-		}
-		uri = p
-		if hasQuery {
-			uri += "?" + query
-		}
-	}
-	for rest := p[1:]; rest != ""; {
-		var name string
-		name, rest, _ = strings.Cut(rest, "/")
-		switch name {
-		case "":
-			return bad("has an empty name in its path")
-		case ".", "..":
-			return bad("has dots for a name in its path")
-		}
-	}
-	return uri, nil
-}
-
-// splitURI takes a canonical URI apart into path and raw query.
-func splitURI(uri string) (p, rawQuery string) {
-	p, rawQuery, _ = strings.Cut(uri, "?")
-	return p, rawQuery
+	return canonical, nil
 }

@@ -2,7 +2,6 @@ package tp
 
 import (
 	"fmt"
-	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -80,33 +79,6 @@ func TestRoutes(t *testing.T) {
 	}
 }
 
-// The path that is routed is the one that hooks and the handler see, and there is
-// no other way to write one.
-func TestCanonicalURI(t *testing.T) {
-	for _, uri := range []string{"/", "/a", "/a/", "/a/b?c=d", "/a?b?c%zz", "/é", "/a b", "/...", "/.a", "/a\\b", "/a?//..", "/a?"} {
-		got, err := canonicalURI(uri)
-		require.NoError(t, err, uri)
-		require.Equal(t, uri, got)
-	}
-	for uri, want := range map[string]string{"/%61": "/a", "/a%20b?%61": "/a b?%61", "/%C3%a9/": "/é/", "/%5c": "/\\", "/%61?": "/a?"} {
-		got, err := canonicalURI(uri)
-		require.NoError(t, err, uri)
-		require.Equal(t, want, got)
-	}
-	for _, uri := range []string{
-		"", "a", "?a", "*", "//host/a", "/a//b", "/a//", "//", "/.", "/..", "/a/../b", "/a/./b", "/a/..", "/%2e%2e/a", "/%2E/a", "/a/.%2e",
-		"/a%2fb", "/a%2Fb", "/%2f", "/a%25b", "/a%2561", "/a%3fb", "/%", "/%4", "/%4g", "/%+1", "/a%", "/%zz",
-		"/a\x00", "/a\n", "/a?\r", "/a\x7f", "/%00", "/%0a", "/%7f", "/%ff", "http://host/a",
-		"/a\xff", "/a?\xff", "/a\u0085", "/a%c2%85",
-	} {
-		_, err := canonicalURI(uri)
-		require.Error(t, err, uri)
-		require.Less(t, len(err.Error()), 500)
-	}
-	path, query := splitURI("/a?b?c")
-	require.Equal(t, []string{"/a", "b?c"}, []string{path, query})
-}
-
 // What hooks see of a URI is what is routed: one that lets only /open pass cannot
 // be led by the nose.
 func TestHooksSeeTheCanonicalURI(t *testing.T) {
@@ -135,36 +107,6 @@ func TestHooksSeeTheCanonicalURI(t *testing.T) {
 		require.NotNil(t, sess.Pull(uri, "", nil).Xerror, uri)
 	}
 	require.Zero(t, secret.Load())
-}
-
-func FuzzCanonicalURI(f *testing.F) {
-	for _, s := range []string{"", "/", "/a/b?c=d", "/%61", "/%", "/a%2fb", "//h/x", "/a?b%", "/\x00", "/é", "/%2e%2e/"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, uri string) {
-		canonical, err := canonicalURI(uri)
-		if err != nil {
-			if len(err.Error()) > 4*maxQuoted {
-				t.Errorf("error of %d bytes", len(err.Error()))
-			}
-			return
-		}
-		p, raw := splitURI(canonical)
-		if !strings.HasPrefix(p, "/") || strings.Contains(p, "//") || strings.Contains(p+"/", "/../") || strings.Contains(p, "%") {
-			t.Errorf("%q: path %q", uri, p)
-		}
-		if raw != "" && !strings.HasSuffix(uri, "?"+raw) {
-			t.Errorf("%q: query %q", uri, raw)
-		}
-		if again, err := canonicalURI(canonical); err != nil || again != canonical {
-			t.Errorf("%q: %q becomes %q, %v", uri, canonical, again, err)
-		}
-		if unescaped, err := url.PathUnescape(strings.SplitN(uri, "?", 2)[0]); err != nil || unescaped != p {
-			t.Errorf("%q: path %q, %q for net/url (%v)", uri, p, unescaped, err)
-		}
-		c := &packetCtx{uri: "/a?" + raw}
-		_ = c.Query()
-	})
 }
 
 type noCtx struct{}

@@ -1,4 +1,4 @@
-package tp
+package waiter_test
 
 import (
 	"runtime"
@@ -8,15 +8,17 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/henrylee2cn/teleport/internal/waiter"
 )
 
-// However park and unpark meet, park returns, and not before unpark.
-func TestParker(t *testing.T) {
-	var p parker
-	p.init()
+// However Wait and Done meet, Wait returns, and not before Done.
+func TestWaiter(t *testing.T) {
+	var w waiter.Waiter
+	w.Init()
 	rounds := 20_000
 	turn := make(chan int, 1)
-	var what int // the parker makes it safe to look at
+	var what int // the Waiter makes it safe to look at
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for n := range turn {
@@ -24,7 +26,7 @@ func TestParker(t *testing.T) {
 				runtime.Gosched()
 			}
 			what = n
-			p.unpark()
+			w.Done()
 		}
 	})
 	for n := range rounds {
@@ -32,23 +34,23 @@ func TestParker(t *testing.T) {
 		if n%2 == 0 {
 			runtime.Gosched()
 		}
-		p.park()
+		w.Wait()
 		require.Equal(t, n, what)
 	}
 	close(turn)
 	wg.Wait()
 }
 
-// A parked goroutine lets a bubble's clock go on, and one that was used in
+// A goroutine that waits lets a bubble's clock go on, and one that was used in
 // another bubble is as good as new.
-func TestParkerInBubbles(t *testing.T) {
-	var p parker
-	p.init()
+func TestWaiterInBubbles(t *testing.T) {
+	var w waiter.Waiter
+	w.Init()
 	for range 3 {
 		synctest.Test(t, func(t *testing.T) {
 			start := time.Now()
-			time.AfterFunc(time.Hour, p.unpark)
-			p.park()
+			time.AfterFunc(time.Hour, w.Done)
+			w.Wait()
 			require.Equal(t, time.Hour, time.Since(start))
 		})
 	}
