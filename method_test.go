@@ -4,7 +4,6 @@ import (
 	"context"
 	"testing"
 
-	oldproto "github.com/golang/protobuf/proto"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -18,7 +17,7 @@ type oldMessage struct {
 }
 
 func (m *oldMessage) Reset()         { *m = oldMessage{} }
-func (m *oldMessage) String() string { return oldproto.CompactTextString(m) }
+func (m *oldMessage) String() string { return m.Name }
 func (*oldMessage) ProtoMessage()    {}
 
 // One definition serves both sides, for values and for messages of both protobuf APIs, in

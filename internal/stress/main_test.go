@@ -87,7 +87,6 @@ func start(t *testing.T, o options) *server {
 	t.Helper()
 	exe, err := os.Executable()
 	require.NoError(t, err)
-	//lint:ignore SA1026 TLSConfig, which has functions, is nil
 	env, err := json.Marshal(o)
 	require.NoError(t, err)
 	cmd := exec.Command(exe)
