@@ -3,7 +3,6 @@ package tp
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -346,74 +345,4 @@ func splitAddr(addr string) (network, address string) {
 		return "unix", path
 	}
 	return "tcp", addr
-}
-
-// tlsConfigs builds the configurations for accepted and for dialled connections;
-// both are nil when the peer uses no TLS.
-func (c *PeerConfig) tlsConfigs() (server, client *tls.Config, err error) {
-	if c.TlsCertFile == "" && c.TlsKeyFile == "" {
-		if c.TLSConfig == nil {
-			return nil, nil, nil
-		}
-		server, client = c.TLSConfig.Clone(), c.TLSConfig.Clone()
-	} else {
-		if c.TlsCertFile == "" {
-			return nil, nil, errors.New("tp: PeerConfig.TlsKeyFile is set but TlsCertFile is not")
-		}
-		if c.TlsKeyFile == "" {
-			return nil, nil, errors.New("tp: PeerConfig.TlsCertFile is set but TlsKeyFile is not")
-		}
-		pair, err := tls.LoadX509KeyPair(c.TlsCertFile, c.TlsKeyFile)
-		if err != nil {
-			return nil, nil, fmt.Errorf("tp: PeerConfig.TlsCertFile and TlsKeyFile: %w", err)
-		}
-		server, client = new(tls.Config), new(tls.Config)
-		if c.TLSConfig != nil {
-			server, client = c.TLSConfig.Clone(), c.TLSConfig.Clone()
-		}
-		server.Certificates = append(server.Certificates[:len(server.Certificates):len(server.Certificates)], pair)
-		client.Certificates = append(client.Certificates[:len(client.Certificates):len(client.Certificates)], pair)
-		if client.RootCAs == nil {
-			if client.RootCAs, err = x509.SystemCertPool(); err != nil {
-				client.RootCAs = x509.NewCertPool()
-			}
-			client.RootCAs.AddCert(pair.Leaf)
-		}
-	}
-	if client.ClientSessionCache == nil { // so that redialling need not begin anew
-		client.ClientSessionCache = tls.NewLRUClientSessionCache(0)
-	}
-	if client.InsecureSkipVerify && client.VerifyConnection == nil {
-		return nil, nil, errors.New("tp: PeerConfig.TLSConfig.InsecureSkipVerify is set without VerifyConnection: a client always verifies the server")
-	}
-	if server.ClientCAs != nil && server.ClientAuth != tls.VerifyClientCertIfGiven {
-		server.ClientAuth = tls.RequireAndVerifyClientCert
-	}
-	for _, cfg := range []*tls.Config{server, client} {
-		if cfg.MinVersion != 0 && cfg.MinVersion < tls.VersionTLS12 || cfg.MaxVersion != 0 && cfg.MaxVersion < tls.VersionTLS12 {
-			return nil, nil, errors.New("tp: PeerConfig.TLSConfig: MinVersion or MaxVersion is before TLS 1.2; expected TLS 1.2 or newer, or zero")
-		}
-		if cfg.MinVersion == 0 {
-			cfg.MinVersion = tls.VersionTLS12
-		}
-	}
-	if choose := server.GetConfigForClient; choose != nil {
-		server.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-			cfg, err := choose(hello)
-			if cfg != nil && cfg.MinVersion < tls.VersionTLS12 {
-				cfg = cfg.Clone()
-				cfg.MinVersion = tls.VersionTLS12
-			}
-			return cfg, err
-		}
-	}
-	return server, client, nil
-}
-
-// canServe returns an error unless a server has a certificate to show.
-func canServe(cfg *tls.Config) error {
-	if cfg != nil && len(cfg.Certificates) == 0 && cfg.GetCertificate == nil && cfg.GetConfigForClient == nil {
-		return errors.New("tp: PeerConfig.TLSConfig has no certificate for a server")
-	}
-	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/henrylee2cn/teleport/internal/sockopt"
 	"github.com/henrylee2cn/teleport/packet"
 )
 
@@ -39,19 +40,15 @@ type silence struct {
 // signs are numbers that change with whatever the other side, or its kernel, does.
 type signs struct {
 	reads, writes uint32
-	kernel        kernelSigns
+	kernel        sockopt.Sent
 	waits         bool // output, because the kernel takes no more
 }
-
-// kernelSigns are what the kernel knows of a TCP connection's output, in bytes: what the
-// other side has acknowledged since it began, and what it has not.
-type kernelSigns struct{ acked, unacked uint64 }
 
 // signs returns those of now.
 func (l *link) signs() signs {
 	s := signs{reads: l.sock.Reads(), writes: l.sock.Writes(), waits: l.sock.Backlog() > 0}
 	if tcp := l.sock.TCP(); tcp != nil {
-		s.kernel = kernelSignsOf(tcp)
+		s.kernel = sockopt.SentOf(tcp)
 	}
 	return s
 }
@@ -61,8 +58,8 @@ func (l *link) signs() signs {
 // it has not taken yet grows less.
 func (s signs) life(before signs) bool {
 	return s.reads != before.reads ||
-		s.waits && (s.writes != before.writes || s.kernel.acked != before.kernel.acked) ||
-		s.kernel.unacked < before.kernel.unacked
+		s.waits && (s.writes != before.writes || s.kernel.Acked != before.kernel.Acked) ||
+		s.kernel.Unacked < before.kernel.Unacked
 }
 
 // looksOfPeriod is how often keeper looks in PeerConfig.KeepAlive.

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/henrylee2cn/teleport/internal/tlsconf"
 	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/socket"
 )
@@ -313,7 +314,7 @@ func (l *link) lostPull(cause error) *xerror {
 	switch {
 	case errors.As(cause, &refused):
 		return refused.unrun()
-	case aboutCertificate(cause):
+	case tlsconf.RefusesCertificate(cause):
 		return unrun(StatusConnClosed, "the other side does not want the connection, the pull was not run: "+cause.Error(), cause)
 	case l.answered.Load():
 		return unrun(StatusConnClosed, "the other side has shut down, the pull was not run", cause)

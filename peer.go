@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/henrylee2cn/teleport/internal/rarely"
+	"github.com/henrylee2cn/teleport/internal/sockopt"
+	"github.com/henrylee2cn/teleport/internal/tlsconf"
 	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/socket"
 )
@@ -115,7 +117,7 @@ func NewPeer(cfg *PeerConfig, plugins ...Plugin) *Peer {
 		p.packetLevel = LevelInfo
 	}
 	p.loadTLS = sync.OnceValues(func() (*tlsPair, error) {
-		server, client, err := p.cfg.tlsConfigs()
+		server, client, err := tlsconf.Both(p.cfg.TlsCertFile, p.cfg.TlsKeyFile, p.cfg.TLSConfig)
 		return &tlsPair{server, client}, err
 	})
 	p.PullRouter = &PullRouter{newGroup(p.chain)}
@@ -229,7 +231,7 @@ func (p *Peer) serverTLS() (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	return pair.server, canServe(pair.server)
+	return pair.server, tlsconf.CanServe(pair.server)
 }
 
 // admit begins the handshakes of a connection that was accepted. It does not wait.
@@ -297,7 +299,7 @@ func (p *Peer) tune(conn net.Conn) {
 	keep := net.KeepAliveConfig{Enable: p.cfg.KeepAlive > 0, Idle: p.cfg.KeepAlive, Interval: p.cfg.KeepAlive / 3, Count: 3}
 	_ = tc.SetKeepAliveConfig(keep)
 	if d := p.cfg.UserTimeout; d > 0 {
-		setUserTimeout(tc, d)
+		sockopt.SetUserTimeout(tc, d)
 	}
 }
 
@@ -478,40 +480,11 @@ func (p *Peer) connect(ctx context.Context, addr string) (conn net.Conn, asked b
 	}
 	p.tune(conn)
 	if pair.client != nil {
-		conn, err = clientTLS(ctx, conn, pair.client, address, &asked)
-	}
-	return conn, asked, err
-}
-
-// clientTLS makes a TLS client of conn, which it closes after an error. The name
-// to verify is the address's unless the configuration has one.
-func clientTLS(ctx context.Context, conn net.Conn, cfg *tls.Config, address string, asked *bool) (net.Conn, error) {
-	cfg = cfg.Clone()
-	choose, certificates := cfg.GetClientCertificate, cfg.Certificates
-	cfg.GetClientCertificate = func(info *tls.CertificateRequestInfo) (*tls.Certificate, error) {
-		*asked = true
-		if choose != nil {
-			return choose(info)
-		}
-		for i := range certificates {
-			if info.SupportsCertificate(&certificates[i]) == nil {
-				return &certificates[i], nil
-			}
-		}
-		return new(tls.Certificate), nil // none
-	}
-	if cfg.ServerName == "" {
-		cfg.ServerName = address
-		if host, _, err := net.SplitHostPort(address); err == nil {
-			cfg.ServerName = host
+		if conn, asked, err = tlsconf.Client(ctx, conn, pair.client, address); err != nil {
+			return nil, false, tlsError(err)
 		}
 	}
-	tc := tls.Client(conn, cfg)
-	if err := tc.HandshakeContext(ctx); err != nil {
-		_ = conn.Close()
-		return nil, tlsError(err)
-	}
-	return tc, nil
+	return conn, asked, nil
 }
 
 // tlsError says what has come instead of TLS, as far as that can be told.
@@ -610,10 +583,6 @@ func (p *Peer) newSession(ctx context.Context, conn net.Conn, from origin) (*Ses
 		err = errClosedInHandshake
 	}
 	if err != nil {
-		var hook *hookError
-		if from.stranger && !errors.As(err, &hook) { // or it has been told already
-			l.refuse(err, nil)
-		}
 		l.linger()
 		_ = s.shut(err)
 		return nil, err

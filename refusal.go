@@ -1,13 +1,11 @@
 package tp
 
 import (
-	"crypto/tls"
 	"errors"
 	"fmt"
-	"net"
-	"reflect"
 	"slices"
 
+	"github.com/henrylee2cn/teleport/internal/tlsconf"
 	"github.com/henrylee2cn/teleport/internal/uri"
 	"github.com/henrylee2cn/teleport/packet"
 )
@@ -45,31 +43,18 @@ func (r *refusedConn) unrun() *xerror {
 	return &x
 }
 
-// refuse tells the other side why its connection is not wanted; the pulls with the ids are
-// answered with that.
+// refuse tells the other side why a hook did not want its connection; the pulls with the ids are
+// answered with that. What a limit turns away is told nothing: that would cost more than to close.
 func (l *link) refuse(cause error, strays []string) {
-	if l.ended.Load() {
+	var hook *hookError
+	if l.ended.Load() || !errors.As(cause, &hook) {
 		return
 	}
-	x := refusalXerror(cause)
+	x := hook.xerror()
 	for _, id := range strays {
 		l.pressReply(id, x)
 	}
 	l.pressReply(refusedId, x)
-}
-
-// refusalXerror is what the other side is told of why its connection is not wanted.
-func refusalXerror(cause error) Xerror {
-	var hook *hookError
-	switch {
-	case errors.As(cause, &hook):
-		return hook.xerror()
-	case errors.Is(cause, errTooManySessions):
-		return newXerror(StatusOverloaded, "there are too many sessions", nil)
-	case errors.Is(cause, ErrPeerClosed):
-		return newXerror(StatusServiceUnavailable, "shutting down", nil)
-	}
-	return newXerror(StatusServiceUnavailable, "the handshake failed", nil)
 }
 
 // pressReply is press for a reply that is an error.
@@ -207,34 +192,5 @@ func lasting(err error) bool {
 	if errors.As(err, &hook) && (hook.code == StatusUnauthorized || hook.code == StatusForbidden) {
 		return true
 	}
-	return marked(err) || aboutCertificate(err)
-}
-
-// The alerts of RFC 8446, section 6, that say what is wrong with this side's certificate.
-var certificateAlerts = []uint64{
-	40,  // handshake_failure, which TLS 1.2 has where there is none
-	42,  // bad_certificate
-	43,  // unsupported_certificate
-	44,  // certificate_revoked
-	45,  // certificate_expired
-	46,  // certificate_unknown
-	48,  // unknown_ca
-	49,  // access_denied
-	116, // certificate_required
-}
-
-// aboutCertificate reports whether the other side has sent an alert about this side's
-// certificate. Package crypto/tls does not export the type of the alerts that have come,
-// only that of [tls.AlertError].
-func aboutCertificate(err error) bool {
-	var alert tls.AlertError
-	if errors.As(err, &alert) {
-		return slices.Contains(certificateAlerts, uint64(alert))
-	}
-	var op *net.OpError
-	if !errors.As(err, &op) || op.Op != "remote error" || op.Err == nil {
-		return false
-	}
-	v := reflect.ValueOf(op.Err)
-	return v.Kind() == reflect.Uint8 && slices.Contains(certificateAlerts, v.Uint())
+	return marked(err) || tlsconf.RefusesCertificate(err)
 }

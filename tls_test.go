@@ -301,26 +301,8 @@ func TestConfigIsChecked(t *testing.T) {
 	require.Panics(t, func() { NewPeer(&PeerConfig{DefaultHeaderCodec: "string"}) }, "text cannot carry a header")
 }
 
-// A server without a certificate says so at once, and no callback brings old
-// versions back.
+// A server without a certificate says so at once.
 func TestTLSOfServers(t *testing.T) {
 	p := newTestPeer(t, &PeerConfig{TLSConfig: &tls.Config{RootCAs: x509.NewCertPool()}, ListenAddrs: []string{"127.0.0.1:0"}})
 	require.ErrorContains(t, p.Listen(), "no certificate for a server")
-
-	old := &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}
-	cfg := PeerConfig{TLSConfig: &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return old, nil }}}
-	server, _, err := cfg.tlsConfigs()
-	require.NoError(t, err)
-	require.NoError(t, canServe(server))
-	got, err := server.GetConfigForClient(nil)
-	require.NoError(t, err)
-	require.EqualValues(t, tls.VersionTLS12, got.MinVersion)
-	require.EqualValues(t, tls.VersionTLS10, old.MinVersion, "theirs is theirs")
-
-	for _, auth := range []tls.ClientAuthType{tls.NoClientCert, tls.RequestClientCert, tls.RequireAnyClientCert, tls.RequireAndVerifyClientCert} {
-		cfg := PeerConfig{TLSConfig: &tls.Config{ClientCAs: x509.NewCertPool(), ClientAuth: auth}}
-		server, _, err := cfg.tlsConfigs()
-		require.NoError(t, err)
-		require.Equal(t, tls.RequireAndVerifyClientCert, server.ClientAuth)
-	}
 }

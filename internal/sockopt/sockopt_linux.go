@@ -1,4 +1,4 @@
-package tp
+package sockopt
 
 import (
 	"math"
@@ -8,21 +8,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// setUserTimeout bounds how long data that was sent may stay unacknowledged.
-func setUserTimeout(c *net.TCPConn, d time.Duration) {
+// SetUserTimeout bounds how long data that was sent may stay unacknowledged.
+func SetUserTimeout(c *net.TCPConn, d time.Duration) {
 	control(c, func(fd int) {
 		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(min(max(d.Milliseconds(), 1), math.MaxInt32)))
 	})
 }
 
-// kernelSignsOf asks the kernel; what it does not know is 0.
-func kernelSignsOf(c *net.TCPConn) (s kernelSigns) {
+// SentOf asks the kernel; what the kernel does not know is 0.
+func SentOf(c *net.TCPConn) (s Sent) {
 	control(c, func(fd int) {
 		if info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
-			s.acked = info.Bytes_acked
+			s.Acked = info.Bytes_acked
 		}
 		if n, err := unix.IoctlGetInt(fd, unix.SIOCOUTQ); err == nil {
-			s.unacked = uint64(max(n, 0))
+			s.Unacked = uint64(max(n, 0))
 		}
 	})
 	return s
