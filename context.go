@@ -477,7 +477,7 @@ func (c *packetCtx) handle() (waiting int) {
 	}
 	reply, x := c.process()
 	if c.timed {
-		c.handler.pace.sample(time.Since(began))
+		c.handler.pace.Sample(time.Since(began))
 	}
 	c.seal()
 	processed = true

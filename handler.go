@@ -9,6 +9,8 @@ import (
 	"unsafe"
 
 	"github.com/henrylee2cn/goutil"
+
+	"github.com/henrylee2cn/teleport/internal/role"
 )
 
 // Handler is one registered route, as PostReg hooks see it. Its methods are safe
@@ -20,7 +22,7 @@ type Handler struct {
 	argType   reflect.Type
 	replyType reflect.Type
 	chain     *pluginChain
-	pace      pace
+	pace      role.Pace
 	// small says that a small body is decoded into little memory, whatever is in it.
 	small bool
 

@@ -74,7 +74,7 @@ func (h *hub) attachLocked(l *link) {
 	}
 	h.links[l] = struct{}{}
 	h.count++
-	l.slot = h.count * slotStep
+	l.role.Init(l, h.count)
 }
 
 // full reports whether no further session would be taken in.

@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/henrylee2cn/teleport/internal/pipe"
+	"github.com/henrylee2cn/teleport/internal/role"
 	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/socket"
 )
@@ -71,8 +72,7 @@ func gatedPeer(t testing.TB) *Peer {
 func takeForQuick(p *Peer) {
 	for _, r := range []*routes{p.PullRouter.routes, p.PushRouter.routes} {
 		for _, h := range r.table.Load().all {
-			h.pace.quick.Store(true)
-			h.pace.since = time.Now()
+			h.pace.Assume()
 		}
 	}
 }
@@ -120,7 +120,7 @@ func TestHeldUpReaderIsReplaced(t *testing.T) {
 					require.Nil(t, sess.Pull("/quick", "hello", &got).Xerror)
 					require.Equal(t, "hello", got)
 					took := time.Since(start)
-					require.LessOrEqual(t, took, 2*watchTick)
+					require.LessOrEqual(t, took, 2*role.Tick)
 					require.Equal(t, i == 0, took > 0, "the first waits, the others do not: %v", took)
 				}
 				synctest.Wait()
@@ -161,7 +161,7 @@ func TestManyHeldUpReaders(t *testing.T) {
 			var got string
 			require.Nil(t, sess.Pull("/quick", "x", &got).Xerror)
 		}
-		require.LessOrEqual(t, time.Since(start), 100*2*watchTick)
+		require.LessOrEqual(t, time.Since(start), 100*2*role.Tick)
 		require.Empty(t, done)
 		close(release)
 		for range 100 {
@@ -199,7 +199,7 @@ func TestRepliesBeforeAHeldUpHandlerLeave(t *testing.T) {
 			require.NoError(t, raw.ReadPacket(&p, nil))
 			require.Equal(t, fmt.Sprint(i), p.Header.Id)
 		}
-		require.LessOrEqual(t, time.Since(start), 2*watchTick)
+		require.LessOrEqual(t, time.Since(start), 2*role.Tick)
 		close(release)
 		var p packet.Packet
 		require.NoError(t, raw.ReadPacket(&p, nil))
@@ -236,7 +236,7 @@ func TestReaderHeldUpByAWriteIsReplaced(t *testing.T) {
 			start := time.Now()
 			require.NoError(t, raw.WritePacket(&packet.Packet{Header: &packet.Header{Type: packet.TypePush, Uri: "/note"}, Body: "x"}))
 			<-pushed
-			require.LessOrEqual(t, time.Since(start), 2*watchTick)
+			require.LessOrEqual(t, time.Since(start), 2*role.Tick)
 		}
 		var got string
 		require.NoError(t, raw.ReadPacket(new(packet.Packet), func(*packet.Header) interface{} { return &got }))
@@ -308,14 +308,14 @@ func TestGoexitOfAReplacedReader(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				setGate(t, func(p string) {
 					if p == point {
-						time.Sleep(20 * watchTick)
+						time.Sleep(20 * role.Tick)
 						runtime.Goexit()
 					}
 				})
 				sess, _ := connect(t, newTestPeer(t, nil), gatedPeer(t), pipe.Options{})
 				cmd := sess.GoPull("/slow", 1, new(string), nil)
 				synctest.Wait()
-				time.Sleep(30 * watchTick)
+				time.Sleep(30 * role.Tick)
 				synctest.Wait()
 				require.Len(t, cmd.Done(), 1, "the pull was not answered")
 				if point == "PostWriteReply" {
@@ -374,14 +374,19 @@ func TestReadersWithoutASlot(t *testing.T) {
 		require.True(t, inline.Load())
 		synctest.Wait()
 
-		nobody := new(link)
-		for i := range srv.watch.slots {
-			require.True(t, srv.watch.slots[i].CompareAndSwap(nil, nobody), "slot %d is taken while nobody runs", i)
+		var others []role.Turn // until there is no slot left
+		for i := range uint32(1000) {
+			nobody := new(role.Role)
+			nobody.Init(nil, i)
+			if turn := nobody.Begin(&srv.watch); turn.Watched() {
+				others = append(others, turn)
+			}
 		}
+		require.NotEmpty(t, others)
 		require.Nil(t, sess.Pull("/where", "", new(string)).Xerror)
 		require.False(t, inline.Load())
-		for i := range srv.watch.slots {
-			srv.watch.slots[i].Store(nil)
+		for i := range others {
+			others[i].Unwatch()
 		}
 		require.Nil(t, sess.Pull("/where", "", new(string)).Xerror)
 		require.True(t, inline.Load())
@@ -399,10 +404,10 @@ func TestWatchEnds(t *testing.T) {
 		sess, _ := connect(t, newTestPeer(t, nil), srv, pipe.Options{})
 		for range 3 {
 			require.Nil(t, sess.Pull("/quick", "", new(string)).Xerror)
-			require.True(t, srv.watch.running.Load())
-			time.Sleep((watchIdle + 1) * watchTick) // of the bubble's time
+			require.True(t, srv.watch.Running())
+			time.Sleep((role.IdleTicks + 1) * role.Tick) // of the bubble's time
 			synctest.Wait()
-			require.False(t, srv.watch.running.Load())
+			require.False(t, srv.watch.Running())
 		}
 		// It does not end while somebody is held up, and not before it has helped.
 		takeForQuick(srv)
@@ -410,71 +415,6 @@ func TestWatchEnds(t *testing.T) {
 		require.Nil(t, sess.Pull("/quick", "", new(string)).Xerror)
 		close(release)
 		require.Nil(t, (<-cmd.Done()).Xerror)
-	})
-}
-
-// A route becomes quick when enough of its calls were, on average.
-func TestPaceOfARoute(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var p pace
-		for range tryAfter - 1 {
-			p.sample(time.Microsecond)
-			require.False(t, p.quick.Load())
-		}
-		p.sample(time.Microsecond)
-		require.True(t, p.quick.Load())
-
-		// One slow call, whatever its time, does not count for more than it is.
-		p.sample(time.Hour)
-		require.True(t, p.quick.Load())
-		for range 100 {
-			p.sample(time.Microsecond)
-		}
-		// Slow ones do.
-		for range 20 {
-			p.sample(200 * time.Microsecond)
-		}
-		require.False(t, p.quick.Load())
-		for range 1000 {
-			p.sample(200 * time.Microsecond)
-			require.False(t, p.quick.Load())
-		}
-	})
-}
-
-// A route that holds up readers again and again is tried more and more rarely;
-// one that does it now and then stays quick.
-func TestPaceOfARouteThatBlocks(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var p pace
-		tries := func() (n int) {
-			for !p.quick.Load() {
-				p.sample(time.Microsecond)
-				n++
-			}
-			return n
-		}
-		for i := range maxWary + 3 {
-			require.Equal(t, tryAfter<<min(i, maxWary), tries())
-			p.heldUp()
-			require.False(t, p.quick.Load(), "held up at once")
-		}
-		require.Equal(t, tryAfter<<maxWary, tries())
-		for range maxWary {
-			time.Sleep(late + 1) // of the bubble's time
-			p.heldUp()
-			require.True(t, p.quick.Load(), "held up after a long time")
-		}
-		p.heldUp()
-		require.False(t, p.quick.Load(), "held up twice in a short time")
-		require.Equal(t, tryAfter<<1, tries())
-		time.Sleep(soon)
-		p.heldUp()
-		require.True(t, p.quick.Load())
-		p.demoteLocked()
-		p.heldUp() // by a call that began before
-		require.False(t, p.quick.Load())
-		require.Equal(t, tryAfter<<2, tries())
 	})
 }
 
@@ -500,7 +440,7 @@ func TestHeldUpReadersUnderLoad(t *testing.T) {
 			case <-stop:
 				return
 			default:
-				srv.PullRouter.routes.table.Load().handlers["/some"].pace.quick.Store(true)
+				srv.PullRouter.routes.table.Load().handlers["/some"].pace.Assume()
 				runtime.Gosched()
 			}
 		}
@@ -552,7 +492,7 @@ func TestEveryRouteIsSampled(t *testing.T) {
 				<-other.Done()
 				same := true
 				for _, h := range srv.PullRouter.routes.table.Load().all {
-					same = same && h.pace.quick.Load() == quick
+					same = same && h.pace.Quick() == quick
 				}
 				if same {
 					return
@@ -561,7 +501,7 @@ func TestEveryRouteIsSampled(t *testing.T) {
 			}
 		}
 		callUntil(true)
-		took = watchTick / 2
+		took = role.Tick / 2
 		callUntil(false)
 	})
 }
@@ -581,7 +521,7 @@ func TestQuietSessionGetsANewReader(t *testing.T) {
 			buf := make([]byte, 1<<20)
 			all := string(buf[:runtime.Stack(buf, true)])
 			const by = "created by github.com/henrylee2cn/teleport."
-			return strings.Count(all, by+"(*reader).await")+strings.Count(all, by+"(*Session).replaceReader") == 2
+			return strings.Count(all, by+"(*reader).await")+strings.Count(all, by+"(*link).ReplaceReader") == 2
 		}, 20*time.Second, 50*time.Millisecond)
 	}
 	require.NoError(t, sess.Close())
@@ -605,7 +545,7 @@ func TestHalfAPacketWhenTheReaderIsReplaced(t *testing.T) {
 		require.Greater(t, int(binary.BigEndian.Uint32(second)), 4)
 		_, err = ca.Write(append(frame("1", "/slow"), second[:7]...))
 		require.NoError(t, err)
-		time.Sleep(10 * watchTick) // of the bubble's time
+		time.Sleep(10 * role.Tick) // of the bubble's time
 		_, err = ca.Write(second[7:])
 		require.NoError(t, err)
 		raw := socket.New(ca, socket.Options{})

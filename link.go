@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/henrylee2cn/teleport/internal/role"
 	"github.com/henrylee2cn/teleport/internal/tlsconf"
 	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/socket"
@@ -35,10 +36,8 @@ type link struct {
 	// would have to handle. answered is set when it has answered all pulls that it
 	// will.
 	away, answered atomic.Bool
-	// turn says whether the reader may be replaced, see inline.go; slot is where
-	// it begins to look for a slot of the watch.
-	turn atomic.Uint64
-	slot uint32
+	// role is the reading of the link, see inline.go.
+	role role.Role
 	// inline is the route whose handler the reader runs; nil in a write. It is
 	// set before a turn becomes odd and is read by who has made it even.
 	inline     *Handler

@@ -25,7 +25,7 @@ import (
 // them. One that is held may be joined by those behind it only.
 var lockRanks = []string{
 	"syscall.ForkLock", "reboots.mu", "grace.mu", "earlySignals.mu", "Peer.mu", "routes.mu", "handshakes.mu", "packetCtx.mu", "callTable.mu", "Session.mu", "hub.mu", "workers.mu",
-	"pullTable.mu", "keeper.mu", "pace.mu", "socket.reader.setting", "socket.writer.mu", "packet.Budget.mu", "packet.Pool.mu",
+	"pullTable.mu", "keeper.mu", "role.Pace.mu", "socket.reader.setting", "socket.writer.mu", "packet.Budget.mu", "packet.Pool.mu",
 	"rarely.Limiter[].mu", "codec.registry.mu", "alias.Alias.mu",
 }
 
@@ -52,7 +52,7 @@ var takeNone = strings.Fields(`
 	maps.Clone maps.Keys slices.Clone slices.Collect slices.Contains slices.ContainsFunc slices.Delete slices.DeleteFunc slices.Index slices.Insert
 	slices.SortFunc sync.NewCond list.New pending.PushBack pending.Front pending.Len pending.Remove same.Len same.Front same.Remove byAddr[].PushBack
 	addr.IsValid os.NewFile goutil.RwMap bufpool.GetSize bufpool.Put *ast.FuncLit
-	sinceStart c.cost cfg.bound usable peer.draining p.draining cmd.startTimer frame.Drop sock.OutputBusy within hurried uri.Split deadline deadlineOf earlier
+	sinceStart c.cost cfg.bound usable peer.draining p.draining cmd.startTimer frame.Drop sock.OutputBusy within hurried uri.Split role.Init deadline deadlineOf earlier
 	r.overdue w.reserve w.tryTurn p.lend budget.Waits newOwnCtx own.end postReadHeader.merge change
 `)
 
@@ -328,7 +328,7 @@ func (c lockedCall) problem() string {
 
 func TestNoForeignCodeUnderALock(t *testing.T) {
 	n := 0
-	for _, dir := range []string{".", "codec", "packet", "socket", "plugin/alias", "plugin/proxy", "internal/rarely", "internal/bufpool", "internal/printable"} {
+	for _, dir := range []string{".", "codec", "packet", "socket", "plugin/alias", "plugin/proxy", "internal/rarely", "internal/role", "internal/bufpool", "internal/printable"} {
 		for _, c := range lockedCalls(t, dir) {
 			n++
 			if what := c.problem(); what != "" {

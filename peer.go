@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/henrylee2cn/teleport/internal/rarely"
+	"github.com/henrylee2cn/teleport/internal/role"
 	"github.com/henrylee2cn/teleport/internal/sockopt"
 	"github.com/henrylee2cn/teleport/internal/tlsconf"
 	"github.com/henrylee2cn/teleport/packet"
@@ -46,7 +47,7 @@ type Peer struct {
 	chain           *pluginChain
 	packetLevel     slog.Level // at which packets are logged
 	hub             hub
-	watch           watch
+	watch           role.Watch
 	workers         workers
 	keeper          keeper
 	handshakes      handshakes
@@ -105,6 +106,7 @@ func NewPeer(cfg *PeerConfig, plugins ...Plugin) *Peer {
 		p.dialConn = new(net.Dialer).DialContext
 	}
 	p.cfg.check()
+	p.watch.Init(p.closed)
 	p.limits = p.cfg.limits()
 	p.freeLimits = p.limits
 	p.freeLimits.Decoded = -1

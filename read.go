@@ -9,6 +9,7 @@ import (
 	"unsafe"
 
 	"github.com/henrylee2cn/teleport/internal/rarely"
+	"github.com/henrylee2cn/teleport/internal/role"
 	"github.com/henrylee2cn/teleport/internal/uri"
 	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/socket"
@@ -19,10 +20,9 @@ import (
 // a time.
 type reader struct {
 	l     *link
-	turn  uint64 // s.turn
-	slot  int    // of the watch; -1 none
-	dirty bool   // replies of quick handlers are queued
-	began bool   // a packet has been read
+	turn  role.Turn
+	dirty bool // replies of quick handlers are queued
+	began bool // a packet has been read
 	// pending is set when the header of a packet has been read, and that is all.
 	pending bool
 	view    packet.HeaderView // of the packet that is being read
@@ -34,7 +34,7 @@ type reader struct {
 func (l *link) read(replaces bool) { newReader(l, replaces).read() }
 
 func newReader(l *link, replaces bool) *reader {
-	return &reader{l: l, turn: l.turn.Load(), slot: -1, dirty: replaces}
+	return &reader{l: l, turn: l.role.Begin(&l.peer.watch), dirty: replaces}
 }
 
 func (r *reader) read() {
@@ -46,7 +46,7 @@ func (r *reader) read() {
 			l.peer.logPanic(LevelCritical, "reading", "", p)
 			err = fmt.Errorf("reading panicked")
 		}
-		inHandler := r.turn%2 == 1 // which has called runtime.Goexit
+		inHandler := r.turn.Away() // which has called runtime.Goexit
 		if err == errReplaced {
 			return
 		}
@@ -54,7 +54,7 @@ func (r *reader) read() {
 			l.flush() // the other reader may have done so before there was a reply
 			return
 		}
-		r.unwatch()
+		r.turn.Unwatch()
 		if inHandler {
 			go l.read(true)
 			return
@@ -180,7 +180,7 @@ func (r *reader) rest() error {
 			return errReplaced
 		}
 	}
-	r.unwatch()
+	r.turn.Unwatch()
 	return nil
 }
 
@@ -236,7 +236,7 @@ func (r *reader) call(c *packetCtx, table *routeTable) error {
 		}
 	}
 	c.handler = h
-	quick := h.pace.quick.Load() && !l.sock.OutputFull()
+	quick := h.pace.Quick() && !l.sock.OutputFull()
 	c.free = quick && h.small && r.small()
 	if !c.free && !c.charge(callCost+headerCost(&r.view)) {
 		return r.noMemory(c)
@@ -262,7 +262,7 @@ func (r *reader) call(c *packetCtx, table *routeTable) error {
 	}
 	c.in.BodyCodec, _ = packet.RawBody(c.raw.B).Codec()
 	if quick && r.enter(h, c) {
-		c.timed = oneIn(sampleQuick)
+		c.timed = h.pace.Timed(true)
 		return r.run(c)
 	}
 	if c.free { // no place to be watched in: a worker runs it
@@ -270,7 +270,7 @@ func (r *reader) call(c *packetCtx, table *routeTable) error {
 		c.held += callCost
 		l.inBudget.Force(callCost)
 	}
-	c.timed = oneIn(sampleSlow)
+	c.timed = h.pace.Timed(false)
 	c.enter()
 	if c.typ == packet.TypePull && l.unread() {
 		r.refuse(c, newXerror(StatusOverloaded, "the replies are not read, the pull was not run", nil))

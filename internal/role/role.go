@@ -1,0 +1,181 @@
+// Package role is what makes it safe to run handlers on the goroutine that reads their session,
+// which saves a call most of what it costs to hand it to another goroutine: a reader that is held up
+// is replaced by another one, and routes that hold readers up, or take long, are given goroutines.
+//
+// # Invariants
+//
+//   - A turn is odd while the reader is in code that may block, the handler's or a write, and even
+//     while it reads. Nothing of the reader's is touched in odd turns.
+//   - Whoever makes an odd turn even goes on reading: the reader itself when it comes back, or the
+//     watch, which has the owner start another reader. Both use compare-and-swap on the turn that
+//     they have seen, so exactly one succeeds. A reader that comes back too late finishes what it
+//     was about and ends.
+//   - The reader is in a slot of the watch before its turn becomes odd.
+package role
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// Tick is how long a reader may be held up before the watch takes note, and IdleTicks how many
+	// ticks in which nobody was seen the watch goes on for.
+	Tick      = 500 * time.Microsecond
+	IdleTicks = 20
+	// slots bounds how many readers can be watched at once, and thereby what a tick costs. A slot is
+	// used from the first quick handler after a read from the connection to the next read, so few
+	// are in use at a time. Readers that find none hand their calls to goroutines.
+	slots = 64
+	tries = 4
+	// slotStep takes one session's first slot to the next one's, on another cache line, through all
+	// of them.
+	slotStep = 9
+)
+
+// Owner is what has readers, one at a time: a connection.
+type Owner interface {
+	// ReplaceReader is called by the watch when it has ended the reader's turn: the owner has another
+	// goroutine read.
+	ReplaceReader()
+}
+
+// Role is the reading of one owner, which one goroutine has at a time. Init makes it ready.
+type Role struct {
+	turn  atomic.Uint64
+	owner Owner
+	first uint32 // where the reader begins to look for a slot
+}
+
+// Init makes the Role ready; serial is another one for each owner.
+func (r *Role) Init(owner Owner, serial uint32) {
+	r.owner, r.first = owner, serial*slotStep
+}
+
+// Watch has readers replaced that are held up. Its goroutine runs while there is somebody to watch,
+// and ends when Closed is closed. Init makes it ready.
+type Watch struct {
+	slots   [slots]atomic.Pointer[Role]
+	running atomic.Bool
+	closed  <-chan struct{}
+}
+
+// Init makes the Watch ready. When closed is closed there is nothing to read any more.
+func (w *Watch) Init(closed <-chan struct{}) { w.closed = closed }
+
+// Running reports whether the watch's goroutine runs.
+func (w *Watch) Running() bool { return w.running.Load() }
+
+// claim puts the role in a slot and returns that, or -1.
+func (w *Watch) claim(r *Role) int {
+	for try := range uint32(tries) {
+		i := int((r.first + try) % slots)
+		if w.slots[i].Load() == nil && w.slots[i].CompareAndSwap(nil, r) {
+			// The watch looks at the slots after it has said that it does not run.
+			if !w.running.Load() && w.running.CompareAndSwap(false, true) {
+				go w.run()
+			}
+			return i
+		}
+	}
+	return -1
+}
+
+// run is the goroutine's. It ends when nobody has been seen for some time.
+func (w *Watch) run() {
+	ticker := time.NewTicker(Tick)
+	defer ticker.Stop()
+	var seen [slots]struct {
+		role *Role
+		turn uint64
+	}
+	for idle := 0; ; {
+		select {
+		case <-ticker.C:
+		case <-w.closed:
+			return
+		}
+		idle++
+		for i := range w.slots {
+			r := w.slots[i].Load()
+			if r == nil {
+				seen[i].role = nil
+				continue
+			}
+			idle = 0
+			turn := r.turn.Load()
+			if turn%2 == 1 && seen[i].role == r && seen[i].turn == turn && r.turn.CompareAndSwap(turn, turn+1) {
+				w.slots[i].Store(nil)
+				r.owner.ReplaceReader()
+			}
+			seen[i].role, seen[i].turn = r, turn
+		}
+		if idle < IdleTicks {
+			continue
+		}
+		w.running.Store(false)
+		if w.empty() || !w.running.CompareAndSwap(false, true) {
+			return
+		}
+		idle = 0
+	}
+}
+
+func (w *Watch) empty() bool {
+	for i := range w.slots {
+		if w.slots[i].Load() != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// Turn is one reader's part, from when it has begun to read to when it ends or is replaced. Only the
+// reader's goroutine uses it.
+type Turn struct {
+	role  *Role
+	watch *Watch
+	n     uint64 // the role's turn as the reader knows it
+	slot  int    // of the watch; -1 none
+}
+
+// Begin makes the caller the role's reader.
+func (r *Role) Begin(w *Watch) Turn {
+	return Turn{role: r, watch: w, n: r.turn.Load(), slot: -1}
+}
+
+// Watched reports whether the reader is watched, which must be so before Enter, and sees to it if it
+// can: there may be no slot left.
+func (t *Turn) Watched() bool {
+	if t.slot < 0 {
+		t.slot = t.watch.claim(t.role)
+	}
+	return t.slot >= 0
+}
+
+// Enter begins an odd turn: from here on the reader may be replaced.
+func (t *Turn) Enter() {
+	t.n++
+	t.role.turn.Store(t.n)
+}
+
+// Leave ends an odd turn. It reports false if the reader was replaced meanwhile.
+func (t *Turn) Leave() bool {
+	if !t.role.turn.CompareAndSwap(t.n, t.n+1) {
+		t.slot = -1
+		return false
+	}
+	t.n++
+	return true
+}
+
+// Away reports whether the reader is in an odd turn, or was when it was replaced.
+func (t *Turn) Away() bool { return t.n%2 == 1 }
+
+// Unwatch gives the slot back, before the reader waits.
+func (t *Turn) Unwatch() {
+	if t.slot >= 0 {
+		t.watch.slots[t.slot].Store(nil)
+		t.slot = -1
+	}
+}
