@@ -79,6 +79,9 @@ func (l *link) pressReply(id string, x Xerror) {
 func (l *link) heardRefusal(h *packet.Header, raw packet.RawBody) *refusedConn {
 	x := repliedStatus(h)
 	x.notRun = true
+	if x.code == StatusOK { // an error must not look like success
+		x.code = StatusBadGateway
+	}
 	if len(raw) > 0 {
 		x.details, x.gzip, x.limits = slices.Clone(raw), h.Gzip, &l.peer.limits
 	}

@@ -170,6 +170,26 @@ func asError(x Xerror) error {
 	return x
 }
 
+// A refusal that says nothing sensible is one all the same.
+func TestOddRefusals(t *testing.T) {
+	for _, h := range []packet.Header{{StatusCode: StatusOK, Status: "OK"}, {}, {StatusCode: StatusConnClosed}, {StatusCode: 401, Gzip: 5}} {
+		ca, cb := pipe.New(pipe.Options{})
+		raw := newRawPeer(t, cb)
+		h.Id, h.Type = refusedId, packet.TypeReply
+		go func() {
+			raw.send(&packet.Packet{Header: &h, Body: packet.RawBody("\xff\xfegarbage")})
+			_ = raw.sock.Close()
+		}()
+		cli := newTestPeer(t, nil, shower("x"))
+		_, err := cli.DialConn(t.Context(), ca)
+		require.ErrorContains(t, err, "refused by the other side: ")
+		var x Xerror
+		require.ErrorAs(t, err, &x)
+		require.NotEqual(t, StatusOK, x.Code())
+		require.False(t, isLocal(x.Code()))
+	}
+}
+
 // A server that does not know the ping answers it with 410, which is an answer.
 func TestOutcomeByAnOldServer(t *testing.T) {
 	ca, cb := pipe.New(pipe.Options{})
