@@ -149,8 +149,13 @@ func (l *link) greet(ctx context.Context, from *origin) (*reader, error) {
 	done := onItsOwn(func() error {
 		err := from.hooks.run(fore).orNil()
 		fore.over.Store(true)
-		if err == nil && from.confirms {
+		switch {
+		case err == nil && from.confirms:
 			first, err = l.confirm()
+		case err != nil && !from.stranger && isWriteError(err): // perhaps the other side has said why
+			if refused := l.lastWord(); refused != nil {
+				err = refused
+			}
 		}
 		return err
 	})

@@ -110,6 +110,23 @@ func (l *link) confirm() (*reader, error) {
 	return r, nil
 }
 
+// lastWord returns why the other side, which has closed the connection, did not want it; nil if it
+// has not said so.
+func (l *link) lastWord() error {
+	r := newReader(l, false)
+	for range maxStrays {
+		var err error
+		if r.length, err = l.sock.ReadHeaderView(&r.view); err != nil {
+			return nil
+		}
+		if r.view.Type == packet.TypeReply && string(r.view.Id) == refusedId {
+			return r.refusal()
+		}
+		l.sock.SkipBody()
+	}
+	return nil
+}
+
 // refusal is the error of the reply with refusedId that is being read.
 func (r *reader) refusal() error {
 	v := &r.view
