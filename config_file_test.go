@@ -33,6 +33,8 @@ func allSet(t *testing.T) PeerConfig {
 				field.Set(reflect.ValueOf([]string{"127.0.0.1:1", "unix:/a"}))
 			case field.Type() == typeDuration:
 				field.SetInt(n * int64(time.Millisecond) * 700)
+			case field.Kind() == reflect.Int || field.Kind() == reflect.Int32: // which may have 32 bits
+				field.SetInt(n)
 			case field.CanInt():
 				field.SetInt(n << (10 * (n % 4)))
 			}

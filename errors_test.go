@@ -17,7 +17,7 @@ import (
 
 // SecretArgs has a name that is nobody else's business.
 type SecretArgs struct {
-	Count int              `json:"count"`
+	Count int64            `json:"count"`
 	When  time.Time        `json:"when"`
 	Names []string         `json:"names"`
 	Inner struct{ A bool } `json:"inner"`
