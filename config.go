@@ -346,3 +346,15 @@ func splitAddr(addr string) (network, address string) {
 	}
 	return "tcp", addr
 }
+
+// fill makes out, with the header hdr, a packet with the peer's defaults.
+func (cfg *PeerConfig) fill(out *packet.Packet, hdr *packet.Header, typ int32, uri string, body interface{}, settings []PacketSetting) {
+	*hdr = packet.Header{Type: typ, Uri: uri, Gzip: cfg.DefaultBodyGzipLevel}
+	*out = packet.Packet{
+		HeaderCodec: cfg.DefaultHeaderCodec,
+		BodyCodec:   cfg.DefaultBodyCodec,
+		Header:      hdr,
+		Body:        body,
+	}
+	applySettings(out, settings)
+}

@@ -295,18 +295,6 @@ func (c *packetCtx) setOutput(typ int32, uri string, body interface{}, settings 
 	c.link.peer.cfg.fill(&c.out, &c.outHdr, typ, uri, body, settings)
 }
 
-// fill makes out, with the header hdr, a packet with the peer's defaults.
-func (cfg *PeerConfig) fill(out *packet.Packet, hdr *packet.Header, typ int32, uri string, body interface{}, settings []PacketSetting) {
-	*hdr = packet.Header{Type: typ, Uri: uri, Gzip: cfg.DefaultBodyGzipLevel}
-	*out = packet.Packet{
-		HeaderCodec: cfg.DefaultHeaderCodec,
-		BodyCodec:   cfg.DefaultBodyCodec,
-		Header:      hdr,
-		Body:        body,
-	}
-	applySettings(out, settings)
-}
-
 // fixOutput is called after hooks, which may have put another header in, or
 // changed what must not change.
 func (c *packetCtx) fixOutput(id string, typ int32) {

@@ -8,7 +8,13 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/henrylee2cn/goutil"
+
+	"github.com/henrylee2cn/teleport/packet"
+	"github.com/henrylee2cn/teleport/socket"
 )
 
 // A connection that was accepted takes a place until it is a session. Strangers can
@@ -252,4 +258,244 @@ func (p *Peer) patience(overTLS bool) (total time.Duration) {
 		total += p.cfg.HookTimeout
 	}
 	return total
+}
+
+// origin is where a connection comes from.
+type origin struct {
+	hooks     hooks[ForeSession]
+	id        []string        // the session's, if it is given
+	handshake *handshake      // if a listener of the peer's has accepted it
+	stranger  bool            // the other side is one, until the hooks have passed
+	confirms  bool            // the other side is asked whether it wants the connection
+	redial    *redialer       // if the session outlives it
+	connect   hooks[*Session] // to be run when the connection is in use
+}
+
+// newSession runs the hooks and starts the session. One that was accepted while the
+// peer drains is told at once to go elsewhere.
+func (p *Peer) newSession(ctx context.Context, conn net.Conn, from origin) (*Session, error) {
+	s := &Session{peer: p, redial: from.redial}
+	if s.redial != nil {
+		s.redial.sess = s
+	}
+	l := &s.first
+	l.init(s, conn)
+	s.link.Store(l)
+	id, given := conn.RemoteAddr().String(), len(from.id) > 0
+	if given {
+		id = from.id[0]
+	}
+	if err := p.hub.add(s, id, given); err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	p.register()
+	if p.draining() && from.handshake == nil {
+		_ = s.shut(ErrPeerClosed)
+		return nil, ErrPeerClosed
+	}
+	if from.stranger {
+		l.limitReading(p.cfg.handshakeLimits())
+	}
+	first, err := l.greet(ctx, &from)
+	if err == nil && from.handshake != nil && !from.handshake.pass() {
+		err = context.Cause(from.handshake.ctx)
+	}
+	if err == nil {
+		err = p.hub.open(s)
+	}
+	if err == nil && from.stranger {
+		l.limitReading(p.limits)
+	}
+	if err == nil && !s.open() {
+		err = errClosedInHandshake
+	}
+	if err != nil {
+		l.linger()
+		_ = s.shut(err)
+		return nil, err
+	}
+	if err := s.connected(ctx, first, from.connect); err != nil {
+		_ = s.shut(err)
+		return nil, err
+	}
+	return s, nil
+}
+
+// connected starts the session, and runs the hooks of its first connection.
+func (s *Session) connected(ctx context.Context, first *reader, hs hooks[*Session]) error {
+	if len(hs) == 0 {
+		s.first.start(first)
+		return nil
+	}
+	over := make(chan error)
+	defer close(over)
+	if s.redial != nil {
+		s.redial.hooks = over
+	}
+	s.first.start(first)
+	ctx, cancel := bounded(ctx, s.peer.cfg.HookTimeout)
+	defer cancel()
+	select {
+	case err := <-hs.start(s):
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("PostConnect took too long: %w", ctx.Err())
+	case <-s.Done():
+		return s.Err()
+	}
+}
+
+// ForeSession is a session whose handshake is under way: PostDial and PostAccept
+// hooks may exchange packets with the other side before anything is routed, for
+// example to authenticate. It is valid until the hook returns.
+type ForeSession interface {
+	// Peer is the local peer.
+	Peer() *Peer
+	// Id is the session's id so far.
+	Id() string
+	// ChangeId gives the session another id; see [Session.ChangeId].
+	ChangeId(id string) error
+	// ReplaceId takes an id over from a live session; see [Session.ReplaceId].
+	ReplaceId(id string) error
+	// RemoteIp is the other side's address and port.
+	RemoteIp() string
+	// Socket is the socket below, for addresses and TLS state.
+	Socket() *socket.Socket
+	// Public is the session's values, see [Session.Public].
+	Public() goutil.Map
+	// Send sends a packet. Codecs that are not set are the peer's defaults, and a push
+	// without an id is given one that says that it is a part of a handshake.
+	Send(p *packet.Packet) error
+	// Receive reads the next packet and decodes its body into body, a pointer; a
+	// nil body is skipped. If the other side does not want the connection the error is
+	// the Xerror that its PostAccept hook has returned. A packet that is none of a
+	// handshake, a pull of a client that has no PostDial hook for example, is an Xerror
+	// too, with StatusUnauthorized; the pull is answered with what the hook returns.
+	Receive(body interface{}) (*packet.Packet, error)
+	// ReadTimeout and the three methods below are those of Session.
+	ReadTimeout() time.Duration
+	SetReadTimeout(d time.Duration)
+	WriteTimeout() time.Duration
+	SetWriteTimeout(d time.Duration)
+	// Close ends the session.
+	Close() error
+}
+
+type foreSession struct {
+	*Session
+	link    *link // the one whose handshake it is
+	dialled bool  // by this side
+	over    atomic.Bool
+	strays  []string // ids of pulls that were received instead; the hooks' goroutine's
+}
+
+var errHandshakeOver = errors.New("tp: the handshake is over: Send and Receive are for PostDial and PostAccept")
+
+func (f *foreSession) Send(p *packet.Packet) error {
+	if f.over.Load() {
+		return errHandshakeOver
+	}
+	cfg := &f.peer.cfg
+	if p.HeaderCodec == "" {
+		p.HeaderCodec = cfg.DefaultHeaderCodec
+	}
+	if p.BodyCodec == "" {
+		p.BodyCodec = cfg.DefaultBodyCodec
+	}
+	if h := p.Header; h != nil && h.Type == packet.TypePush && h.Id == "" {
+		h.Id = handshakeId
+	}
+	return f.link.sock.WritePacket(p)
+}
+
+func (f *foreSession) Receive(body interface{}) (*packet.Packet, error) {
+	if f.over.Load() {
+		return nil, errHandshakeOver
+	}
+	p := new(packet.Packet)
+	var stray Xerror
+	var refused packet.RawBody
+	err := f.link.sock.ReadPacket(p, func(h *packet.Header) interface{} {
+		if h.Type == packet.TypeReply && h.Id == refusedId {
+			return &refused
+		}
+		if stray = f.stray(h); stray != nil {
+			return nil
+		}
+		return body
+	})
+	switch h := p.Header; {
+	case err != nil && socket.Fatal(err):
+		return p, err
+	case h != nil && h.Type == packet.TypeReply && h.Id == refusedId:
+		return p, f.link.heardRefusal(h, refused)
+	case stray != nil:
+		return p, stray
+	case err != nil:
+		return p, bodyXerror(err)
+	}
+	return p, nil
+}
+
+func (f *foreSession) RemoteIp() string                { return f.link.remoteIp() }
+func (f *foreSession) Socket() *socket.Socket          { return f.link.sock }
+func (f *foreSession) ReadTimeout() time.Duration      { return f.link.sock.ReadTimeout() }
+func (f *foreSession) SetReadTimeout(d time.Duration)  { f.link.sock.SetReadTimeout(d) }
+func (f *foreSession) WriteTimeout() time.Duration     { return f.link.sock.WriteTimeout() }
+func (f *foreSession) SetWriteTimeout(d time.Duration) { f.link.sock.SetWriteTimeout(d) }
+
+// greet runs the hooks of the handshake, for at most HookTimeout, and waits for its outcome
+// where it is to. After an error the link is to be ended. A reader is returned if a packet
+// has come that is not a part of the handshake.
+func (l *link) greet(ctx context.Context, from *origin) (*reader, error) {
+	if len(from.hooks) == 0 && !from.confirms {
+		return nil, nil
+	}
+	ctx, cancel := bounded(ctx, l.peer.cfg.HookTimeout)
+	defer cancel()
+	// On a goroutine of their own: a hook may wait for something that closing
+	// the connection does not end.
+	fore := &foreSession{Session: l.sess, link: l, dialled: !from.stranger}
+	var first *reader
+	done := onItsOwn(func() error {
+		err := from.hooks.run(fore).orNil()
+		fore.over.Store(true)
+		switch {
+		case err == nil && from.confirms:
+			first, err = l.confirm()
+		case err != nil && !from.stranger && isWriteError(err): // perhaps the other side has said why
+			if refused := l.lastWord(); refused != nil {
+				err = refused
+			}
+		}
+		return err
+	})
+	select {
+	case err := <-done:
+		fore.over.Store(true) // if a hook has ended its goroutine
+		var refused *refusedConn
+		switch {
+		case errors.As(err, &refused):
+			err = refused // whatever the hook has made of it
+		case err != nil && from.stranger:
+			l.refuse(err, fore.strays)
+		default:
+			for _, id := range fore.strays { // which the hooks have passed over
+				l.pressReply(id, newXerror(StatusUnauthorized, "it came before the handshake was over", nil))
+			}
+		}
+		return first, err
+	case <-ctx.Done():
+		fore.over.Store(true)
+		err := fmt.Errorf("the handshake took too long: %w", ctx.Err())
+		_ = l.end(err)
+		l.peer.handshakes.count(1) // as long as the hook goes on
+		go func() {
+			<-done
+			l.peer.handshakes.count(-1)
+			l.peer.activity()
+		}()
+		return nil, err
+	}
 }

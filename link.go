@@ -1,9 +1,7 @@
 package tp
 
 import (
-	"context"
 	"errors"
-	"fmt"
 	"net"
 	"sync/atomic"
 	"time"
@@ -130,61 +128,6 @@ func (l *link) start(r *reader) {
 		go l.read(false)
 	} else {
 		go r.read()
-	}
-}
-
-// greet runs the hooks of the handshake, for at most HookTimeout, and waits for its outcome
-// where it is to. After an error the link is to be ended. A reader is returned if a packet
-// has come that is not a part of the handshake.
-func (l *link) greet(ctx context.Context, from *origin) (*reader, error) {
-	if len(from.hooks) == 0 && !from.confirms {
-		return nil, nil
-	}
-	ctx, cancel := bounded(ctx, l.peer.cfg.HookTimeout)
-	defer cancel()
-	// On a goroutine of their own: a hook may wait for something that closing
-	// the connection does not end.
-	fore := &foreSession{Session: l.sess, link: l, dialled: !from.stranger}
-	var first *reader
-	done := onItsOwn(func() error {
-		err := from.hooks.run(fore).orNil()
-		fore.over.Store(true)
-		switch {
-		case err == nil && from.confirms:
-			first, err = l.confirm()
-		case err != nil && !from.stranger && isWriteError(err): // perhaps the other side has said why
-			if refused := l.lastWord(); refused != nil {
-				err = refused
-			}
-		}
-		return err
-	})
-	select {
-	case err := <-done:
-		fore.over.Store(true) // if a hook has ended its goroutine
-		var refused *refusedConn
-		switch {
-		case errors.As(err, &refused):
-			err = refused // whatever the hook has made of it
-		case err != nil && from.stranger:
-			l.refuse(err, fore.strays)
-		default:
-			for _, id := range fore.strays { // which the hooks have passed over
-				l.pressReply(id, newXerror(StatusUnauthorized, "it came before the handshake was over", nil))
-			}
-		}
-		return first, err
-	case <-ctx.Done():
-		fore.over.Store(true)
-		err := fmt.Errorf("the handshake took too long: %w", ctx.Err())
-		_ = l.end(err)
-		l.peer.handshakes.count(1) // as long as the hook goes on
-		go func() {
-			<-done
-			l.peer.handshakes.count(-1)
-			l.peer.activity()
-		}()
-		return nil, err
 	}
 }
 

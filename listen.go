@@ -1,0 +1,278 @@
+package tp
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net"
+	"runtime"
+	"slices"
+	"time"
+
+	"github.com/henrylee2cn/teleport/internal/sockopt"
+	"github.com/henrylee2cn/teleport/internal/tlsconf"
+	"github.com/henrylee2cn/teleport/packet"
+	"github.com/henrylee2cn/teleport/socket"
+)
+
+// Listen serves all of PeerConfig.ListenAddrs until Close or Shutdown is
+// through, and then returns nil. Any other end is an error, which is for the caller to log.
+// If one address cannot be served none is.
+func (p *Peer) Listen() error {
+	if len(p.cfg.ListenAddrs) == 0 {
+		return errors.New("tp: listen: PeerConfig.ListenAddrs is empty; expected addresses such as 127.0.0.1:9090, or use Serve")
+	}
+	if _, err := p.serverTLS(); err != nil {
+		return err
+	}
+	var lns []net.Listener
+	closeAll := func() {
+		for _, ln := range lns {
+			_ = ln.Close()
+		}
+	}
+	for _, addr := range p.cfg.ListenAddrs {
+		ln, err := newListener(addr, p.cfg.UnixMode)
+		if err != nil {
+			closeAll()
+			return err
+		}
+		lns = append(lns, ln)
+	}
+	errs := make(chan error, len(lns))
+	for _, ln := range lns {
+		logf(LevelInfo, "listening", "listening on %s", slog.Any("address", ln.Addr()))
+		go func() {
+			err := p.Serve(ln)
+			if err != nil {
+				closeAll()
+			}
+			errs <- err
+		}()
+	}
+	var first error
+	for range lns {
+		if err := <-errs; first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+// Serve accepts connections from ln, over TLS if the peer is configured for it,
+// until Close or Shutdown is through, and then returns nil. It closes ln.
+func (p *Peer) Serve(ln net.Listener) error {
+	defer func() { _ = ln.Close() }()
+	cfg, err := p.serverTLS()
+	if err != nil {
+		return err
+	}
+	p.acceptors.Add(1)
+	err = ErrPeerClosed
+	if p.addListener(ln) {
+		p.register()
+		err = p.acceptFrom(ln, cfg)
+		p.removeListener(ln)
+	}
+	p.acceptors.Add(-1)
+	p.activity()
+	if err == errNoMore {
+		<-p.closed
+		waitForExit()
+		err = nil
+	}
+	return err
+}
+
+// errNoMore is the end of acceptFrom when the peer wants no more connections.
+var errNoMore = errors.New("the peer accepts no more connections")
+
+// acceptFrom starts the handshakes of what it accepts.
+func (p *Peer) acceptFrom(ln net.Listener, cfg *tls.Config) error {
+	var delay time.Duration
+	for {
+		conn, err := ln.Accept()
+		if err == nil {
+			delay = 0
+			p.admit(conn, cfg)
+			continue
+		}
+		select {
+		case <-p.closing:
+			return errNoMore
+		default:
+		}
+		var temp interface{ Temporary() bool }
+		if !errors.As(err, &temp) || !temp.Temporary() {
+			return fmt.Errorf("tp: accept: %w", err)
+		}
+		delay = min(max(2*delay, 5*time.Millisecond), time.Second)
+		p.rarely(LevelWarn, "accepting failed", "accept on %s: %v; again in %v", slog.Any("address", ln.Addr()), errAttr(err), slog.Duration("again_in", delay))
+		select {
+		case <-time.After(delay):
+		case <-p.closing:
+		}
+	}
+}
+
+// serverTLS returns what accepted connections speak TLS with, nil for none.
+func (p *Peer) serverTLS() (*tls.Config, error) {
+	pair, err := p.loadTLS()
+	if err != nil {
+		return nil, err
+	}
+	return pair.server, tlsconf.CanServe(pair.server)
+}
+
+// admit begins the handshakes of a connection that was accepted. It does not wait.
+func (p *Peer) admit(conn net.Conn, cfg *tls.Config) {
+	h, gone, err := p.handshakes.enter(conn, p.patience(cfg != nil))
+	for _, d := range gone {
+		d.end()
+	}
+	if err != nil {
+		p.turnAway(conn, err)
+		return
+	}
+	go p.accept(h, cfg)
+	if p.handshakes.crowded(h) {
+		runtime.Gosched() // others may be able to go on, and leave
+	}
+}
+
+// turnAway closes a connection that was accepted and is not wanted.
+func (p *Peer) turnAway(conn net.Conn, why error) {
+	addr := conn.RemoteAddr()
+	go conn.Close() // which may take a while
+	p.rarely(LevelWarn, "connection refused", "connection from %s refused: %v", slog.Any("remote", addr), errAttr(why))
+}
+
+// accept takes one connection through its handshakes, off the accept loop.
+func (p *Peer) accept(h *handshake, cfg *tls.Config) {
+	if conn, err := p.shake(h, cfg); err != nil {
+		var hook *hookError
+		if cause := context.Cause(h.ctx); cause != nil && !errors.As(err, &hook) {
+			err = cause
+		}
+		p.turnAway(conn, err)
+	}
+	h.done()
+	p.activity()
+}
+
+// shake makes a session of the connection, or returns what is to be closed.
+func (p *Peer) shake(h *handshake, cfg *tls.Config) (net.Conn, error) {
+	conn := h.conn
+	if p.hub.full() { // before it costs anything
+		return conn, errTooManySessions
+	}
+	p.tune(conn)
+	if cfg != nil {
+		tc := tls.Server(conn, cfg)
+		ctx, cancel := bounded(h.ctx, p.cfg.HandshakeTimeout)
+		defer cancel()
+		if err := tc.HandshakeContext(ctx); err != nil {
+			return conn, refuseTLS(err)
+		}
+		conn = tc
+	}
+	_, err := p.newSession(h.ctx, conn, origin{hooks: p.chain.postAccept, stranger: true, handshake: h})
+	return conn, err
+}
+
+// tune sets the options of a connection of the kernel's, as far as it has them.
+func (p *Peer) tune(conn net.Conn) {
+	tc, ok := conn.(*net.TCPConn)
+	if !ok {
+		return
+	}
+	keep := net.KeepAliveConfig{Enable: p.cfg.KeepAlive > 0, Idle: p.cfg.KeepAlive, Interval: p.cfg.KeepAlive / 3, Count: 3}
+	_ = tc.SetKeepAliveConfig(keep)
+	if d := p.cfg.UserTimeout; d > 0 {
+		sockopt.SetUserTimeout(tc, d)
+	}
+}
+
+// tlsError says what has come instead of TLS, as far as that can be told.
+func tlsError(err error) error {
+	err = fmt.Errorf("TLS handshake: %w", err)
+	var record tls.RecordHeaderError
+	switch {
+	case errors.As(err, &record):
+		if guess := packet.LooksLike(record.RecordHeader[:]); guess != "" {
+			return fmt.Errorf("%w: %s", err, guess)
+		}
+	case errors.Is(err, io.EOF) || socket.Gone(err):
+		return fmt.Errorf("%w: the other side has ended the connection; perhaps it speaks no TLS", err)
+	}
+	return err
+}
+
+// alertNoTLS is a record of TLS that says that a handshake has failed, as in RFC 8446: who
+// has sent something else, and reads a packet, sees by it that TLS is spoken here.
+var alertNoTLS = []byte{21, 3, 1, 0, 2, 2, 40}
+
+// refuseTLS is tlsError on the side that has accepted the connection, which it tells.
+func refuseTLS(err error) error {
+	var record tls.RecordHeaderError
+	if errors.As(err, &record) && record.Conn != nil {
+		_ = record.Conn.SetWriteDeadline(time.Now().Add(time.Second))
+		_, _ = record.Conn.Write(alertNoTLS)
+		if half, ok := record.Conn.(interface{ CloseWrite() error }); ok {
+			_ = half.CloseWrite()
+		}
+	}
+	return tlsError(err)
+}
+
+// ServeConn makes a session of a connection that was accepted elsewhere, as it
+// is, without TLS of its own. It runs the PostAccept hooks and returns the
+// session, which is then read from; an error closes conn. The id is as for
+// [Peer.Dial].
+func (p *Peer) ServeConn(conn net.Conn, id ...string) (*Session, error) {
+	if conn == nil {
+		return nil, errNoConn
+	}
+	return p.newSession(context.Background(), conn, origin{hooks: p.chain.postAccept, id: id, stranger: true})
+}
+
+var errNoConn = errors.New("tp: the connection is nil")
+
+// Addrs returns the addresses that the peer listens on now, in no set order, for
+// ports that the system has chosen.
+func (p *Peer) Addrs() []net.Addr {
+	var addrs []net.Addr
+	for _, ln := range p.allListeners() {
+		addrs = append(addrs, ln.Addr())
+	}
+	return addrs
+}
+
+func (p *Peer) allListeners() []net.Listener {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Collect(maps.Keys(p.listeners))
+}
+
+func (p *Peer) addListener(ln net.Listener) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.state != peerServing {
+		return false
+	}
+	if p.listeners == nil {
+		p.listeners = make(map[net.Listener]struct{})
+	}
+	p.listeners[ln] = struct{}{}
+	return true
+}
+
+func (p *Peer) removeListener(ln net.Listener) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.listeners, ln)
+}

@@ -1,0 +1,147 @@
+package tp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/henrylee2cn/teleport/packet"
+)
+
+// resend is what a pull that may be sent more than once has beside its arguments.
+type resend struct {
+	ctx      context.Context
+	settings []PacketSetting
+	patience patience
+	flying   bool // it is launched and not settled
+	entered  bool // and in the table of pulls in flight, or was
+}
+
+// patience is how long a pull or a push waits for links, in all.
+type patience struct {
+	until   time.Time // the end of the pull's time,
+	maxWait time.Time // and of MaxWait; zero if there is none
+}
+
+func (r *redialer) resend(ctx context.Context, settings []PacketSetting) *resend {
+	return &resend{ctx: ctx, settings: slices.Clone(settings), patience: r.patience(r.sess.peer.cfg.DefaultPullTimeout)}
+}
+
+func (r *redialer) patience(timeout time.Duration) (p patience) {
+	now := time.Now()
+	if timeout > 0 {
+		p.until = now.Add(timeout)
+	}
+	if r.cfg.MaxWait >= 0 {
+		p.maxWait = now.Add(r.cfg.MaxWait)
+	}
+	return p
+}
+
+// end returns when nobody waits any more, and why then.
+func (r *redialer) end(p patience) (time.Time, Xerror) {
+	if !p.until.IsZero() && (p.maxWait.IsZero() || p.until.Before(p.maxWait)) {
+		return p.until, unrun(StatusDeadlineExceeded, fmt.Sprintf("no connection within %v, nothing was sent", r.sess.peer.cfg.DefaultPullTimeout), nil)
+	}
+	return p.maxWait, unrun(StatusConnClosed, fmt.Sprintf("no connection for %v, nothing was sent", r.cfg.MaxWait), nil)
+}
+
+// await returns a link that can be used, when there is one.
+func (r *redialer) await(ctx context.Context, p patience) (*link, Xerror) {
+	s := r.sess
+	if l := s.link.Load(); l.usable() {
+		return l, nil
+	}
+	late := make(<-chan time.Time)
+	end, giveUp := r.end(p)
+	if !end.IsZero() {
+		timer := time.NewTimer(time.Until(end))
+		defer timer.Stop()
+		late = timer.C
+	}
+	closing := s.peer.closing
+	for {
+		s.mu.Lock()
+		l := s.link.Load()
+		fails := r.cfg.FailFast && (r.failed || !l.usable() && !l.away.Load())
+		closed, err, changed := s.state == stateClosed, r.err, r.changeLocked()
+		if r.gaveUp != nil {
+			fails, err = true, r.gaveUp
+		}
+		s.mu.Unlock()
+		switch {
+		case closed:
+			return l, s.closedXerror("connection closed, nothing was sent", nil)
+		case l.usable():
+			return l, nil
+		case s.peer.draining():
+			return l, unrun(StatusServiceUnavailable, "this peer is shutting down and has no connection, nothing was sent", nil)
+		case fails:
+			text := "no connection, nothing was sent"
+			if err != nil {
+				text += ": " + err.Error()
+			}
+			var refused *refusedConn
+			if errors.As(err, &refused) {
+				return l, refused.unrun()
+			}
+			return l, unrun(StatusConnClosed, text, err)
+		}
+		select {
+		case <-changed:
+		case <-closing:
+			closing = nil
+		case <-late:
+			return l, giveUp
+		case <-ctx.Done():
+			return l, notSent(ctx)
+		}
+	}
+}
+
+// persist sends the command, which nobody else has, until it may have run, and
+// completes it. The caller has set waits.
+func (cmd *PullCmd) persist() {
+	r := cmd.link.sess.redial
+	for {
+		l, x := r.await(cmd.again.ctx, cmd.again.patience)
+		cmd.link, cmd.Xerror, cmd.packed = l, nil, packed{}
+		f := cmd.board(cmd.again.ctx)
+		cmd.again.flying, cmd.again.entered = true, false
+		if x == nil {
+			cmd.launch(cmd.again.ctx, cmd.again.settings)
+			cmd.await(cmd.again.ctx, f)
+		} else {
+			f.show(l)
+			f.ctx.setOutput(packet.TypePull, cmd.uri, cmd.args, cmd.again.settings)
+			cmd.settle(x)
+			cmd.await(context.Background(), f) // not by its context, as its id is of another link
+		}
+		cmd.again.flying = false
+		cmd.finish()
+		if x != nil || !cmd.refused() {
+			return
+		}
+	}
+}
+
+// refused reports whether the command, which is complete, is to be sent again.
+func (cmd *PullCmd) refused() bool {
+	return cmd.again != nil && !cmd.link.usable() && NotRun(cmd.Xerror)
+}
+
+// push is Session.Push.
+func (r *redialer) push(ctx context.Context, uri string, args interface{}, settings []PacketSetting) Xerror {
+	p := r.patience(0)
+	for {
+		l, x := r.await(ctx, p)
+		if x != nil {
+			return x
+		}
+		if x = l.push(ctx, uri, args, settings); x == nil || l.usable() || !NotRun(x) {
+			return x
+		}
+	}
+}
