@@ -40,10 +40,8 @@ type link struct {
 	// set before a turn becomes odd and is read by who has made it even.
 	inline     *Handler
 	inlineCall *packetCtx // the same for its call
-	// pushed counts the pushes that were handed to the connection, and pushesRead those that
-	// have come; only the reader uses that. taken is how many of the former the other side
-	// says that it has taken.
-	pushed     atomic.Uint64
+	// pushesRead counts the pushes that have come; only the reader uses it. taken is how many
+	// of those that were sent the other side says that it has taken.
 	pushesRead uint64
 	taken      atomic.Pointer[uint64]
 	queues     queues // of calls on workers; guarded by workers.mu

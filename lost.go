@@ -64,7 +64,7 @@ func (l *link) heardFarewell(code int32, meta map[string]string) {
 func (l *link) why(cause error) error {
 	if taken := l.taken.Load(); taken != nil && cause != errClosedHere {
 		_ = l.sock.CloseWrite(0) // what is counted from now on is refused
-		sent := l.pushed.Load()
+		sent := l.sock.Posted()
 		return &PushesLost{Sent: max(sent, *taken), Taken: *taken}
 	}
 	return cause

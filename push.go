@@ -54,10 +54,7 @@ func (l *link) pushBare(ctx context.Context, uri string, args interface{}, setti
 func (l *link) post(ctx context.Context, x *exchange) error {
 	frame, err := l.encodeInTurn(ctx, x, nil)
 	if err == nil {
-		l.pushed.Add(1) // before anybody can say what has become of it
-		if err = l.sock.PostFrame(ctx, frame); err != nil {
-			l.pushed.Add(^uint64(0))
-		}
+		err = l.sock.PostFrame(ctx, frame)
 	}
 	return l.waited(ctx, err)
 }

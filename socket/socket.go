@@ -224,6 +224,14 @@ func (s *Socket) PostFrame(ctx context.Context, f Frame) error {
 	return err
 }
 
+// Posted returns how many frames PostFrame has taken. After CloseWrite the number does not
+// change any more.
+func (s *Socket) Posted() uint64 {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	return s.w.posted
+}
+
 // QueueFrame only queues the frame: it leaves with the next packet that is
 // written, or with Flush, which must follow. It returns how many bytes wait. Its
 // error is a [*WriteError].

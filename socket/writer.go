@@ -55,6 +55,7 @@ type writer struct {
 	cond     *sync.Cond // made when first waited on; see waitLocked
 	queue    []*bufpool.Buffer
 	spare    []*bufpool.Buffer // the queue's other half, while it is not in use
+	posted   uint64            // frames that PostFrame has queued
 	queued   int64             // bytes in queue and under way
 	taken    int64             // bytes from the budget, given back when nothing is queued
 	fullAt   int64             // most, or less where the budget has refused more
@@ -133,6 +134,9 @@ func (w *writer) write(ctx context.Context, f Frame, mode flushMode) (waiting in
 	}
 	waiting = int(w.queued)
 	w.enqueueLocked(f)
+	if mode == flushElsewhere {
+		w.posted++
+	}
 	w.watchLocked(0)
 	if f.turn {
 		w.endTurnLocked()
