@@ -71,7 +71,17 @@ func (p *Peer) memory() int64 {
 func newTestPeer(t testing.TB, cfg *PeerConfig, plugins ...Plugin) *Peer {
 	t.Helper()
 	p := NewPeer(cfg, plugins...)
-	t.Cleanup(func() { _ = p.Close() })
+	t.Cleanup(func() {
+		_ = p.Close()
+		// Handshakes that end with it say so in the log, which is another test's then: a bubble's
+		// channel cannot be sent on from here. A hook that never ends is not waited for.
+		for range 1000 {
+			if p.handshakes.len() == 0 {
+				return
+			}
+			time.Sleep(time.Millisecond)
+		}
+	})
 	tested.mu.Lock()
 	defer tested.mu.Unlock()
 	if tested.peers == nil {
