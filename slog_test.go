@@ -84,6 +84,7 @@ func TestLinesHaveAttributes(t *testing.T) {
 		sess, there := connect(t, cli, srv, pipe.Options{})
 		require.NoError(t, there.ChangeId("ann"))
 		require.Nil(t, sess.Pull("/echo?token=secret", "hello\n", nil).Xerror)
+		synctest.Wait() // the handler's line comes after its reply
 		require.Nil(t, sess.Push("/said", "x"))
 		require.NotNil(t, sess.Pull("/nope", "x", nil).Xerror)
 		require.NotNil(t, sess.Pull("/echo", "panic", nil).Xerror)
