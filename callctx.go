@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"math"
 	"time"
 
@@ -66,7 +67,7 @@ func (c *packetCtx) Context() context.Context {
 	switch {
 	case v.gone != nil:
 		own.end(v.gone)
-	case !c.link.calls.enterLocked(c):
+	case !c.enterLocked():
 		own.end(ErrSessionEnded)
 	}
 	return own
@@ -90,7 +91,8 @@ func (c *packetCtx) leave() {
 func (c *packetCtx) leaveLocked() *ownCtx {
 	c.over = true
 	if c.entered {
-		c.link.calls.leaveLocked(c)
+		c.entered = false
+		c.link.calls.Remove(&c.entry)
 	}
 	if c.values == nil {
 		return nil
@@ -102,16 +104,28 @@ func (c *packetCtx) leaveLocked() *ownCtx {
 func (c *packetCtx) enter() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.over && !c.link.calls.enterLocked(c) {
+	if !c.over && !c.enterLocked() {
 		c.valuesLocked().gone = ErrSessionEnded
 	}
 }
 
-// end tells the call that nobody waits for it any more.
-func (c *packetCtx) end(cause error) {
+// enterLocked reports false if the link has ended.
+func (c *packetCtx) enterLocked() bool {
+	if !c.entered {
+		c.entered = c.link.calls.Add(&c.entry, maphash.String(idSeed, c.id), c)
+	}
+	return c.entered
+}
+
+// idSeed makes it hard to choose ids that meet in one place of a table of calls.
+var idSeed = maphash.MakeSeed()
+
+// end tells the call that nobody waits for it any more, if it is the pull with the id, or whatever it is
+// where that is nil.
+func (c *packetCtx) end(id []byte, cause error) {
 	c.mu.Lock()
 	var own *ownCtx
-	if !c.over {
+	if !c.over && (id == nil || c.typ == packet.TypePull && c.id == string(id)) {
 		v := c.valuesLocked()
 		if v.gone == nil {
 			v.gone = cause
@@ -124,17 +138,17 @@ func (c *packetCtx) end(cause error) {
 	}
 }
 
-// gaveUp is told that the other side does not wait for the pull with the id any more.
-func (t *callTable) gaveUp(id []byte) {
-	for _, c := range t.pulls(id) {
-		c.end(context.Canceled)
+// heardCancel is told that the other side does not wait for the pull with the id any more.
+func (l *link) heardCancel(id []byte) {
+	for _, c := range l.calls.Find(maphash.Bytes(idSeed, id)) {
+		c.end(id, context.Canceled)
 	}
 }
 
-// linkEnded ends the contexts of all calls.
-func (t *callTable) linkEnded() {
-	for _, c := range t.end() {
-		c.end(ErrSessionEnded)
+// endCalls ends the contexts of all calls.
+func (l *link) endCalls() {
+	for _, c := range l.calls.Close() {
+		c.end(nil, ErrSessionEnded)
 	}
 }
 

@@ -86,7 +86,7 @@ func FuzzCancels(f *testing.F) {
 				if inline != nil {
 					continue
 				}
-				l.calls.gaveUp([]byte(id))
+				l.heardCancel([]byte(id))
 				for _, c := range live {
 					if c.pull && c.id == id && c.told == nil {
 						c.told = context.Canceled
@@ -105,7 +105,7 @@ func FuzzCancels(f *testing.F) {
 					inline = nil
 				}
 			case 5: // the link ends
-				l.calls.linkEnded()
+				l.endCalls()
 				for _, c := range live {
 					if c.told == nil && (c != inline || c.asked != nil) {
 						c.told = ErrSessionEnded
@@ -127,6 +127,6 @@ func FuzzCancels(f *testing.F) {
 			}
 			over(0)
 		}
-		require.Zero(t, l.calls.len())
+		require.Zero(t, l.calls.Len())
 	})
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/henrylee2cn/goutil"
 
+	"github.com/henrylee2cn/teleport/internal/calltable"
 	"github.com/henrylee2cn/teleport/internal/uri"
 	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/socket"
@@ -149,9 +150,7 @@ type transit struct {
 	in, out       packet.Packet
 	inHdr, outHdr packet.Header
 
-	// These are the call table's of the link, while the call is in it.
-	hashed uint64
-	next   *packetCtx
+	entry calltable.Entry[packetCtx]
 
 	// id is the input's as it came: hooks cannot change whom the reply goes to. A
 	// pull of this side's has the same in both packets.
@@ -194,16 +193,6 @@ func (x *exchange) readBody(sock *socket.Socket, length int64, keep bool) (err e
 		x.body = x.raw.B
 	}
 	return err
-}
-
-// takeBody makes the body of another exchange its own, and puts that back.
-func (x *exchange) takeBody(from *exchange) {
-	if from.raw.Cost() == 0 {
-		x.raw.B = append(x.bodyMem[:0], from.raw.B...)
-	} else {
-		x.raw = from.raw
-	}
-	from.put()
 }
 
 // put gives an exchange back that nobody else has.
@@ -287,12 +276,6 @@ func (c *packetCtx) release() {
 	if !kept {
 		x.put()
 	}
-}
-
-// setOutput fills in a packet of this side's own: the peer's defaults, then the
-// call's settings.
-func (c *packetCtx) setOutput(typ int32, uri string, body interface{}, settings []PacketSetting) {
-	c.link.peer.cfg.fill(&c.out, &c.outHdr, typ, uri, body, settings)
 }
 
 // fixOutput is called after hooks, which may have put another header in, or
@@ -400,7 +383,7 @@ func (c *packetCtx) Unmarshal(b []byte, v interface{}, assignToInput ...bool) (s
 	name, cost, err := packet.DecodeCharged(b, c.inHdr.Gzip, v, c.link.sock.Limits())
 	assign := err == nil && len(assignToInput) > 0 && assignToInput[0]
 	printed := ""
-	if assign && c.prints() {
+	if assign && c.link.prints(c.start) {
 		printed = printBody(v)
 	}
 	c.mu.Lock()
@@ -500,7 +483,9 @@ func (c *packetCtx) process() (interface{}, Xerror) {
 		}
 		c.raw.Release() // it is not needed any more
 		c.in.Body = arg
-		c.printInput(arg)
+		if c.link.prints(c.start) {
+			c.printed = printBody(arg)
+		}
 	}
 	if err := h.chain.postReadBody.run(c); err != nil {
 		return nil, err.xerror()

@@ -144,7 +144,7 @@ func (h *hub) waiting() (list []*link) {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
 	for l := range h.links {
-		if l.lingers.Load() || !l.ended.Load() && l.pulls.len() > 0 {
+		if l.lingers.Load() || !l.ended.Load() && l.pulls.Len() > 0 {
 			list = append(list, l)
 		}
 	}

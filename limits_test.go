@@ -164,7 +164,7 @@ func TestPushesOverTheLimitOfHandlers(t *testing.T) {
 						require.Zero(t, l.queues.running)
 						require.Empty(t, l.queues.pushes)
 						require.Zero(t, l.queues.pushBytes)
-						require.Zero(t, l.calls.len())
+						require.Zero(t, l.calls.Len())
 						requireAlive(t, sess)
 					}
 				})
@@ -436,7 +436,7 @@ func TestDefaultPullTimeout(t *testing.T) {
 			cmd = <-sess.GoPull("/wait", "", nil, nil).Done()
 			require.Equal(t, StatusDeadlineExceeded, cmd.Xerror.Code())
 			require.Equal(t, 6*time.Second, time.Since(start))
-			require.Zero(t, sess.link.Load().pulls.len())
+			require.Zero(t, sess.link.Load().pulls.Len())
 			close(release) // the replies come too late
 			synctest.Wait()
 			for range 100 {

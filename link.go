@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/henrylee2cn/teleport/internal/calltable"
 	"github.com/henrylee2cn/teleport/internal/role"
 	"github.com/henrylee2cn/teleport/internal/tlsconf"
 	"github.com/henrylee2cn/teleport/packet"
@@ -20,7 +21,7 @@ type link struct {
 	sess  *Session
 	peer  *Peer // the session's
 	sock  *socket.Socket
-	pulls pullTable
+	pulls pulls
 	// running counts pulls and pushes from the time their body was read until
 	// their reply is queued on the socket.
 	running atomic.Int64
@@ -45,7 +46,7 @@ type link struct {
 	pushesRead uint64
 	taken      atomic.Pointer[uint64]
 	queues     queues // of calls on workers; guarded by workers.mu
-	calls      callTable
+	calls      calltable.Table[packetCtx]
 	// The link's parts of the peer's memory: for what is received, and what waits to be
 	// written.
 	inBudget, outBudget packet.Budget
@@ -95,14 +96,14 @@ func (l *link) usable() bool { return !l.ended.Load() && !l.away.Load() && !l.go
 // goneAway reports whether the other side has asked to begin nothing more.
 func (l *link) goneAway() bool { return l.away.Load() && !l.ended.Load() }
 
-// takePull makes the caller the owner of the pull in flight with the id; nil
+// takePull makes the caller the owner of the pull in flight with the number; nil
 // means that it is none, or another's.
-func (l *link) takePull(id uint64) *PullCmd {
-	cmd := l.pulls.take(id)
-	if cmd != nil {
+func (l *link) takePull(number uint64) *flight {
+	f := l.pulls.Take(number)
+	if f != nil {
 		l.peer.activity()
 	}
-	return cmd
+	return f
 }
 
 // handlerDone counts a handler that has replied.
@@ -233,10 +234,10 @@ func (l *link) end(cause error) error {
 		l.running.Add(1) // so that Shutdown waits for the hooks
 	}
 	l.peer.hub.detach(l)
-	l.calls.linkEnded()
+	l.endCalls()
 	l.wakeReader()
-	for _, cmd := range l.pulls.close() {
-		cmd.settle(l.lostPull(cause))
+	for _, f := range l.pulls.Close() {
+		f.complete(l.lostPull(cause))
 	}
 	var err error
 	if !lingers {

@@ -304,7 +304,7 @@ func TestEveryCancelIsTold(t *testing.T) {
 		require.EqualValues(t, n+4, told.Load())
 		time.Sleep(2 * time.Hour)
 		require.EqualValues(t, 1, not.Load(), "y, which nobody has cancelled")
-		require.Zero(t, far.link.Load().calls.len())
+		require.Zero(t, far.link.Load().calls.Len())
 		require.Zero(t, used(srv))
 	})
 }

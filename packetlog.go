@@ -33,33 +33,34 @@ type packetLine struct {
 	in, out       *packet.Packet // nil if there was none
 }
 
-// logPacket logs what happened to a packet: as slow, or at the level of packets.
-func (c *packetCtx) logPacket(line packetLine) {
-	if c.start.IsZero() {
+// logPacket logs what happened to a packet, whose time began at start, if it did: as slow, or at the
+// level of packets. Slow ones of one route, if there is one, are told apart from those of another;
+// printed is the input's body, as prints has said that it will be shown.
+func (l *link) logPacket(start time.Time, route, printed string, line packetLine) {
+	if start.IsZero() {
 		return
 	}
-	p := c.link.peer
-	cost := time.Since(c.start)
+	p := l.peer
+	cost := time.Since(start)
 	level, slow, left := p.packetLevel, false, 0
 	if p.cfg.SlowCometDuration > 0 && cost >= p.cfg.SlowCometDuration && logEnabled(LevelWarn) {
-		kind := lineKind{format: "slow " + line.what}
-		if c.handler != nil {
-			kind.about = c.handler.path
-		}
-		n, ok := p.lines.Allow(kind)
+		n, ok := p.lines.Allow(lineKind{"slow " + line.what, route})
 		if ok {
 			level, slow, left = LevelWarn, true, n
 		}
+	}
+	if printed == "" {
+		printed = printBody(nil)
 	}
 	if !logEnabled(level) {
 		return
 	}
 	if !structured() {
-		logLine(level, line.message, c.packetText(line, slow, cost)+rarely.More(left), nil)
+		logLine(level, line.message, l.packetText(line, printed, slow, cost)+rarely.More(left), nil)
 		return
 	}
 	attrs := []slog.Attr{
-		slog.String("kind", line.kind), uriAttr(line.uri), slog.String("session", c.link.sess.Id()), slog.String("remote", c.Ip()),
+		slog.String("kind", line.kind), uriAttr(line.uri), slog.String("session", l.sess.Id()), slog.String("remote", l.remoteIp()),
 		slog.Duration("duration", cost),
 	}
 	if line.code != 0 || line.status != "" {
@@ -71,7 +72,7 @@ func (c *packetCtx) logPacket(line packetLine) {
 	if line.in != nil && line.in.Length > 0 {
 		attrs = append(attrs, slog.Int64("received", line.in.Length))
 		if p.cfg.PrintBody && line.in.BodyLength > 0 {
-			attrs = append(attrs, slog.Any("received_body", body(c.printedInput())))
+			attrs = append(attrs, slog.Any("received_body", body(printed)))
 		}
 	}
 	if line.out != nil && line.out.Length > 0 {
@@ -84,32 +85,23 @@ func (c *packetCtx) logPacket(line packetLine) {
 }
 
 // packetText is the line for people.
-func (c *packetCtx) packetText(line packetLine, slow bool, cost time.Duration) string {
+func (l *link) packetText(line packetLine, printed string, slow bool, cost time.Duration) string {
 	var b strings.Builder
 	if slow {
 		b.WriteString("slow ")
 	}
-	fmt.Fprintf(&b, "%s %s %s", line.what, quote(c.Ip()), quote(uri.WithoutQuery(line.uri)))
+	fmt.Fprintf(&b, "%s %s %s", line.what, quote(l.remoteIp()), quote(uri.WithoutQuery(line.uri)))
 	if line.code != 0 || line.status != "" {
 		b.WriteString(" " + statusString(line.code, line.status))
 	}
 	fmt.Fprintf(&b, " in %v", cost.Round(time.Microsecond))
-	p := c.link.peer
 	if line.in != nil {
-		p.describe(&b, "received", line.in, c.printedInput)
+		l.peer.describe(&b, "received", line.in, func() string { return printed })
 	}
 	if line.out != nil {
-		p.describe(&b, "sent", line.out, func() string { return printBody(line.out.Body) })
+		l.peer.describe(&b, "sent", line.out, func() string { return printBody(line.out.Body) })
 	}
 	return b.String()
-}
-
-// printedInput is the input's body as the log shows it.
-func (c *packetCtx) printedInput() string {
-	if c.printed == "" {
-		return printBody(nil)
-	}
-	return c.printed
 }
 
 // describe appends a packet's size and, with PrintBody, its body.
@@ -124,15 +116,8 @@ func (p *Peer) describe(b *strings.Builder, name string, pkt *packet.Packet, bod
 	}
 }
 
-// prints reports whether the log will show the bodies.
-func (c *packetCtx) prints() bool { return c.link.peer.cfg.PrintBody && !c.start.IsZero() }
-
-// printInput keeps what the log will show of the input's body.
-func (c *packetCtx) printInput(v interface{}) {
-	if c.prints() {
-		c.printed = printBody(v)
-	}
-}
+// prints reports whether the log will show the bodies of a call that is measured since start.
+func (l *link) prints(start time.Time) bool { return l.peer.cfg.PrintBody && !start.IsZero() }
 
 func statusString(code int32, text string) string {
 	if text == "" {
@@ -143,30 +128,21 @@ func statusString(code int32, text string) string {
 
 // logHandled logs a pull or a push that this side was sent.
 func (c *packetCtx) logHandled(x Xerror) {
-	if c.typ != packet.TypePush {
-		c.logPacket(packetLine{"pull handled", "pull-handle", "pull", c.inHdr.Uri, c.outHdr.StatusCode, c.outHdr.Status, &c.in, &c.out})
+	if c.start.IsZero() {
 		return
 	}
-	var code int32
-	var text string
-	if x != nil {
-		code, text = x.Code(), x.Text()
+	route := ""
+	if c.handler != nil {
+		route = c.handler.path
 	}
-	c.logPacket(packetLine{"push handled", "push-handle", "push", c.inHdr.Uri, code, text, &c.in, nil})
-}
-
-// logPulled logs a pull that this side has made.
-func (cmd *PullCmd) logPulled(c *packetCtx) {
-	code, text := StatusOK, ""
-	if x := cmd.Xerror; x != nil {
-		code, text = x.Code(), x.Text()
+	line := packetLine{"pull handled", "pull-handle", "pull", c.inHdr.Uri, c.outHdr.StatusCode, c.outHdr.Status, &c.in, &c.out}
+	if c.typ == packet.TypePush {
+		line = packetLine{"push handled", "push-handle", "push", c.inHdr.Uri, 0, "", &c.in, nil}
+		if x != nil {
+			line.code, line.status = x.Code(), x.Text()
+		}
 	}
-	c.logPacket(packetLine{"pull made", "pull-launch", "pull", cmd.uri, code, text, &c.in, &c.out})
-}
-
-// logPushed logs a push that this side has sent.
-func (c *packetCtx) logPushed() {
-	c.logPacket(packetLine{"push sent", "push-launch", "push", c.outHdr.Uri, 0, "", nil, &c.out})
+	c.link.logPacket(c.start, route, c.printed, line)
 }
 
 // printBody renders a body for people: one line, escaped, at most 1 KiB. A panic of the

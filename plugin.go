@@ -290,6 +290,11 @@ type pluginChain struct {
 	postReadBody   hooks[ReadCtx]
 }
 
+// seesPulls reports whether a hook looks at the packets of pulls that this side makes.
+func (c *pluginChain) seesPulls() bool {
+	return len(c.preWritePull)+len(c.postWritePull)+len(c.preReadHeader)+len(c.postReadHeader)+len(c.preReadBody)+len(c.postReadBody) > 0
+}
+
 // place is where plugins are added: the function's name as the caller knows it, and whether
 // the plugins are a peer's.
 type place struct {

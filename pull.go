@@ -7,14 +7,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"reflect"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/henrylee2cn/goutil"
 
-	"github.com/henrylee2cn/teleport/internal/waiter"
 	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/socket"
 )
@@ -30,74 +29,24 @@ type PullCmd struct {
 	again       *resend // nil unless it may be sent more than once
 	uri         string
 	args, reply interface{}
-	id          uint64
+	number      uint64
 	done        chan *PullCmd // GoPull delivers on it; nil for Pull
-	waits       bool          // somebody is parked until it is settled
-	timeout     uint32        // a part of packed
-	// flight is nil once the pull is complete and all that is left of it is in
-	// packed, until somebody asks for more.
-	flight atomic.Pointer[flight]
-	packed packed
+	wire        wire
+	seen        atomic.Pointer[outgoing] // the packets, where more is kept of them than wire, or somebody has asked
 }
-
-// flight is what a pull needs until it is complete. Nearly nobody looks at it
-// afterwards, so it is used again.
-type flight struct {
-	// bare is true while nobody can see the packets. Then they are not made: what
-	// there is to know of them is in the command's packed.
-	bare bool
-	ctx  packetCtx // of the packet sent and of the reply
-	exchange
-	settled waiter.Waiter // where Pull waits,
-	ended   chan struct{} // or here, if it may give up
-	timer   *time.Timer   // of DefaultPullTimeout; nil if there is none
-	stop    func() bool   // ends the watch of the pull's context; nil if that never ends
-	meta    *map[string]string
-}
-
-var flights = sync.Pool{New: func() any {
-	f := new(flight)
-	f.settled.Init()
-	return f
-}}
 
 func newPullCmd(s *Session, uri string, args, reply interface{}) *PullCmd {
 	return &PullCmd{link: s.link.Load(), uri: uri, args: args, reply: reply}
-}
-
-// board gives the command a flight by its link.
-func (cmd *PullCmd) board(ctx context.Context) *flight {
-	l := cmd.link
-	f := flights.Get().(*flight)
-	start := l.peer.startTime()
-	if len(l.peer.chain.all) == 0 && start.IsZero() {
-		f.bare = true
-	} else {
-		f.show(l)
-		f.start = start
-	}
-	if cmd.waits && ctx.Done() != nil {
-		f.ended = make(chan struct{}, 1)
-	}
-	cmd.flight.Store(f)
-	return f
-}
-
-// show makes a bare flight one whose packets are seen.
-func (f *flight) show(l *link) {
-	f.bare = false
-	f.ctx.link, f.ctx.exchange = l, &f.exchange
-	f.in.Header = &f.inHdr
 }
 
 // Session returns the session that the pull was made on.
 func (cmd *PullCmd) Session() *Session { return cmd.link.sess }
 
 // Output returns the packet that was sent.
-func (cmd *PullCmd) Output() *packet.Packet { return &cmd.unpacked().out }
+func (cmd *PullCmd) Output() *packet.Packet { return cmd.packets().Output() }
 
 // Input returns the reply; its header is empty if there was none.
-func (cmd *PullCmd) Input() *packet.Packet { return &cmd.unpacked().in }
+func (cmd *PullCmd) Input() *packet.Packet { return cmd.packets().Input() }
 
 // Result returns what was given to Pull as reply, and Xerror.
 func (cmd *PullCmd) Result() (interface{}, Xerror) { return cmd.reply, cmd.Xerror }
@@ -106,133 +55,230 @@ func (cmd *PullCmd) Result() (interface{}, Xerror) { return cmd.reply, cmd.Xerro
 func (cmd *PullCmd) Meta() map[string]string { return cmd.Input().Header.Meta }
 
 // Public returns the values that the hooks of this pull and of its reply share.
-func (cmd *PullCmd) Public() goutil.Map { return cmd.unpacked().ctx.Public() }
+func (cmd *PullCmd) Public() goutil.Map { return cmd.packets().Public() }
 
 // Done returns the channel that GoPull delivers the command on; nil after Pull.
 func (cmd *PullCmd) Done() <-chan *PullCmd { return cmd.done }
 
-// launch sends the pull. Whatever happens, the command is settled once.
-func (cmd *PullCmd) launch(ctx context.Context, settings []PacketSetting) {
-	l := cmd.link // which the command may leave when it is complete
-	cmd.id = l.pulls.newId()
-	l.wakeReader()
-	l.peer.expectReplies()
-	if !cmd.enter(ctx, settings) {
-		l.pulls.unsent.Add(1)
+// packets returns the packets, made again of what is kept of them if need be.
+func (cmd *PullCmd) packets() *outgoing {
+	if o := cmd.seen.Load(); o != nil {
+		return o
 	}
+	o := cmd.unpack()
+	if !cmd.seen.CompareAndSwap(nil, o) { // somebody else has asked too
+		return cmd.seen.Load()
+	}
+	return o
 }
 
-// enter makes the packet and sends it. It reports whether the pull has been among those in
-// flight.
-func (cmd *PullCmd) enter(ctx context.Context, settings []PacketSetting) (entered bool) {
-	f := cmd.flight.Load()
+func (cmd *PullCmd) unpack() *outgoing {
+	o := newOutgoing(cmd.link, context.Background(), time.Time{})
+	cmd.wire.packets(o, cmd.number, cmd.uri, cmd.args)
+	if cmd.wire.inHeader > 0 && cmd.Xerror == nil {
+		o.in.packet.Body = cmd.reply
+	}
+	return o
+}
+
+// Pull sends a request to the URI and waits for the reply, which is decoded into
+// reply, a pointer; a nil reply drops the body. The returned command's Xerror
+// is nil on success. Args and reply belong to the call until it returns.
+func (s *Session) Pull(uri string, args, reply interface{}, setting ...PacketSetting) *PullCmd {
+	return s.PullContext(context.Background(), uri, args, reply, setting...)
+}
+
+// PullContext is Pull for as long as ctx lasts. When that is done the pull completes
+// at once: with StatusDeadlineExceeded, which errors.Is finds to be
+// context.DeadlineExceeded, or with StatusCanceled and context.Canceled. The other
+// side's handler is told of the deadline and of a cancellation, see [Ctx]. A reply that
+// comes later is dropped.
+func (s *Session) PullContext(ctx context.Context, uri string, args, reply interface{}, setting ...PacketSetting) *PullCmd {
+	ctx = orNone(ctx)
+	cmd := newPullCmd(s, uri, args, reply)
+	if s.redial != nil {
+		cmd.again = s.redial.resend(ctx, setting)
+		cmd.persist()
+		return cmd
+	}
+	f := cmd.board(ctx, true)
+	cmd.launch(ctx, f, setting)
+	cmd.await(ctx, f)
+	cmd.finish(f)
+	return cmd
+}
+
+// GoPull is Pull without the wait. The command is delivered on done when it is
+// complete, exactly once and without holding up anything else, whether done is
+// buffered or not; if done is nil a buffered channel is made. Args and reply
+// belong to the call until then. Like Pull and Push it may wait while the
+// connection takes no output. The command that
+// is returned gives the same channel with [PullCmd.Done], and nothing else of it
+// may be used before it was delivered.
+func (s *Session) GoPull(uri string, args, reply interface{}, done chan *PullCmd, setting ...PacketSetting) *PullCmd {
+	return s.GoPullContext(context.Background(), uri, args, reply, done, setting...)
+}
+
+// GoPullContext is GoPull for as long as ctx lasts, see [Session.PullContext].
+func (s *Session) GoPullContext(ctx context.Context, uri string, args, reply interface{}, done chan *PullCmd, setting ...PacketSetting) *PullCmd {
+	ctx = orNone(ctx)
+	if done == nil {
+		done = make(chan *PullCmd, 1)
+	}
+	cmd := newPullCmd(s, uri, args, reply)
+	cmd.done = done
+	if s.redial != nil {
+		cmd.again = s.redial.resend(ctx, setting)
+		if !cmd.link.usable() {
+			go cmd.deliver(nil)
+			return cmd
+		}
+	}
+	f := cmd.board(ctx, false)
+	f.deliver, f.command = deliver, cmd
+	cmd.launch(ctx, f, setting)
+	return cmd
+}
+
+// deliver is the goroutine's of a pull that nobody waits for, when it is complete.
+func deliver(f *flight) { f.command.(*PullCmd).deliver(f) }
+
+// board gives the command a flight by its link, for a goroutine that waits for it or not.
+func (cmd *PullCmd) board(ctx context.Context, waits bool) *flight {
+	l := cmd.link
+	f := flights.Get().(*flight)
+	if start := l.peer.startTime(); l.peer.chain.seesPulls() || !start.IsZero() {
+		f.seen = newOutgoing(l, ctx, start)
+	}
+	if waits && ctx.Done() != nil {
+		f.ended = make(chan struct{}, 1)
+	}
+	return f
+}
+
+// launch sends the pull. Whatever happens, the flight is completed once.
+func (cmd *PullCmd) launch(ctx context.Context, f *flight, settings []PacketSetting) {
+	l := cmd.link // which the command may leave when it is complete
+	cmd.number = l.pulls.next()
+	f.number = cmd.number
+	l.wakeReader()
+	l.peer.expectReplies()
+	entered := false
+	defer func() {
+		if !entered {
+			l.pulls.unsent.Add(1)
+		}
+	}()
+	d := newDraft()
+	entered = cmd.depart(ctx, f, d, settings)
+	d.put()
+}
+
+// depart makes the packet, in the draft unless somebody sees it, and sends it. It reports whether
+// the pull has been among those in flight.
+func (cmd *PullCmd) depart(ctx context.Context, f *flight, d *draft, settings []PacketSetting) (entered bool) {
+	l, o := cmd.link, f.seen
 	for i := range settings {
 		if settings[i].kind == settingReplyMeta {
 			f.meta = settings[i].meta
 		}
 	}
+	w := &d.whole
+	if o != nil {
+		w = &o.out
+	}
+	w.fill(&l.peer.cfg, packet.TypePull, cmd.uri, cmd.args, settings)
+	w.number(cmd.number)
 	if x := replyArgument(cmd.reply); x != nil {
-		if f.bare {
-			f.show(cmd.link)
+		f.sent(l, w)
+		f.complete(x)
+		return false
+	}
+	w.header.Timeout = cmd.timeoutFor(ctx)
+	if o != nil {
+		if err := l.peer.chain.preWritePull.run(o); err != nil {
+			f.complete(notRun(err.xerror()))
+			return false
 		}
-		f.ctx.setOutput(packet.TypePull, cmd.uri, cmd.args, settings)
-		cmd.settle(x)
-		return false
+		w.number(cmd.number)
+		w.fix(w.header.Id, packet.TypePull)
 	}
-	if f.bare {
-		x := exchanges.Get().(*exchange)
-		entered = cmd.launchBare(ctx, f, x, settings)
-		x.put()
-		return entered
-	}
-	c, chain := &f.ctx, cmd.link.peer.chain
-	c.setOutput(packet.TypePull, cmd.uri, cmd.args, settings)
-	c.valuesLocked().ctx = ctx // which nobody else has yet
-	f.numberId(cmd.id)
-	c.outHdr.Id = c.id
-	c.outHdr.Timeout = cmd.timeoutFor(ctx)
-	if err := chain.preWritePull.run(c); err != nil {
-		cmd.settle(notRun(err.xerror()))
-		return false
-	}
-	c.fixOutput(c.id, packet.TypePull)
-	frame, err := cmd.link.encodeInTurn(ctx, &f.exchange, cmd)
+	frame, err := cmd.encode(ctx, w, d.frame[:0])
+	f.sent(l, w)
 	if err != nil {
-		cmd.settle(cmd.link.sendXerror(ctx, cmd.link.waited(ctx, err)))
+		f.complete(l.sendXerror(ctx, l.waited(ctx, err)))
 		return false
 	}
-	entered, sent := cmd.send(ctx, frame)
-	if sent { // it may be complete by now
-		if err := chain.postWritePull.run(c); err != nil {
-			c.link.peer.rarely(LevelWarn, "hook failed", "pull %s: %v", append([]slog.Attr{uriAttr(cmd.uri), errAttr(err)}, c.link.logAttrs()...)...)
+	entered, sent := cmd.send(ctx, f, frame)
+	if sent && o != nil { // the flight may be complete by now
+		if err := l.peer.chain.postWritePull.run(o); err != nil {
+			l.peer.rarely(LevelWarn, "hook failed", "pull %s: %v", append([]slog.Attr{uriAttr(cmd.uri), errAttr(err)}, l.logAttrs()...)...)
 		}
 	}
 	return entered
 }
 
-// launchBare is launch where nobody sees the packet, which is made in x.
-func (cmd *PullCmd) launchBare(ctx context.Context, f *flight, x *exchange, settings []PacketSetting) (entered bool) {
-	l := cmd.link
-	l.peer.cfg.fill(&x.out, &x.outHdr, packet.TypePull, cmd.uri, cmd.args, settings)
-	x.numberId(cmd.id)
-	x.outHdr.Id = x.id
-	x.outHdr.Timeout = cmd.timeoutFor(ctx)
-	frame, err := l.encodeInTurn(ctx, x, cmd)
-	if err != nil || !cmd.packOutput(&x.out) {
-		f.show(l)
-		f.ctx.setOutput(packet.TypePull, cmd.uri, cmd.args, settings)
-		f.ctx.numberId(cmd.id)
-		f.outHdr.Id, f.outHdr.Timeout = f.id, x.outHdr.Timeout
-		f.out.HeaderLength, f.out.BodyLength, f.out.Length = x.out.HeaderLength, x.out.BodyLength, x.out.Length
+// encode encodes the packet when its turn has come. What the header says of a timeout is what is left
+// of it then.
+func (cmd *PullCmd) encode(ctx context.Context, w *whole, mem []byte) (socket.Frame, error) {
+	if err := cmd.link.sock.TakeTurn(ctx); err != nil {
+		return socket.Frame{}, err
 	}
-	if err != nil {
-		cmd.settle(cmd.link.sendXerror(ctx, cmd.link.waited(ctx, err)))
-		return false
+	if w.header.Timeout > 0 {
+		w.header.Timeout = min(w.header.Timeout, cmd.timeoutFor(ctx))
 	}
-	entered, _ = cmd.send(ctx, frame)
-	return entered
+	return cmd.link.sock.EncodeInTurn(ctx, mem, &w.packet)
 }
 
 // send enters the pull among those in flight and writes it. It reports what of that it
-// has done, and settles the command if it is not sent.
-func (cmd *PullCmd) send(ctx context.Context, frame socket.Frame) (entered, sent bool) {
-	l, id := cmd.link, cmd.id
+// has done, and completes the flight if it is not sent.
+func (cmd *PullCmd) send(ctx context.Context, f *flight, frame socket.Frame) (entered, sent bool) {
+	l, number := cmd.link, cmd.number
 	ends := ctx.Done() != nil
 	if ends && ctx.Err() != nil {
 		frame.Drop()
-		cmd.settle(notSent(ctx))
+		f.complete(notSent(ctx))
 		return false, false
 	}
 	if l.goneAway() {
 		frame.Drop()
-		cmd.settle(unrun(StatusServiceUnavailable, "the other side is shutting down, the pull was not sent", nil))
+		f.complete(unrun(StatusServiceUnavailable, "the other side is shutting down, the pull was not sent", nil))
 		return false, false
 	}
 	if cmd.again != nil {
 		cmd.again.entered = true
 	}
-	watched := ends && !cmd.waits
+	watched := ends && f.ended == nil // by nobody who waits
 	if watched {
-		cmd.watch(ctx)
+		f.stop = context.AfterFunc(ctx, func() { l.abandonPull(ctx, number) })
+	}
+	var timer *time.Timer // runs when there is a pull to end
+	left := cmd.timeLeft()
+	if left > 0 {
+		timer = l.pullTimer(number)
+		f.timer = timer
 	}
 	// From here on a reply may come: whoever takes the entry out of the table
-	// settles the command.
-	if !l.pulls.add(cmd, cmd.timeLeft()) {
+	// completes the flight.
+	if !l.pulls.Add(&f.entry, number, f) {
 		frame.Drop()
-		cmd.settle(l.sess.closedXerror("connection closed, the pull was not sent", nil))
+		f.complete(l.sess.closedXerror("connection closed, the pull was not sent", nil))
 		return false, false
+	}
+	if timer != nil {
+		timer.Reset(left)
 	}
 	if watched && ctx.Err() != nil { // it may have been watched before there was a pull to give up
 		frame.Drop()
-		if l.takePull(id) != nil {
-			cmd.settle(notSent(ctx))
+		if f := l.takePull(number); f != nil {
+			f.complete(notSent(ctx))
 		}
 		return true, false
 	}
 	if l.peer.refusesPulls() {
 		frame.Drop()
-		if l.takePull(cmd.id) != nil {
-			cmd.settle(unrun(StatusServiceUnavailable, "this peer is shutting down, the pull was not sent", nil))
+		if f := l.takePull(number); f != nil {
+			f.complete(unrun(StatusServiceUnavailable, "this peer is shutting down, the pull was not sent", nil))
 		}
 		return true, false
 	}
@@ -243,13 +289,13 @@ func (cmd *PullCmd) send(ctx context.Context, frame socket.Frame) (entered, sent
 		err = l.wrote(l.sock.WriteFrame(frame))
 	}
 	if err != nil {
-		if l.takePull(id) != nil {
-			cmd.settle(cmd.link.sendXerror(ctx, err))
+		if f := l.takePull(number); f != nil {
+			f.complete(l.sendXerror(ctx, err))
 		}
 		return true, false
 	}
 	if ends && ctx.Err() == context.Canceled { // it may have said so before the pull was sent
-		l.cancelPull(id)
+		l.cancelPull(number)
 	}
 	return true, true
 }
@@ -274,7 +320,7 @@ func notSent(ctx context.Context) Xerror {
 	return x
 }
 
-// await waits until the command is settled, which it does itself when ctx is done.
+// await waits until the flight is complete, which the caller sees to itself when ctx is done.
 func (cmd *PullCmd) await(ctx context.Context, f *flight) {
 	if f.ended == nil {
 		f.settled.Wait()
@@ -283,28 +329,31 @@ func (cmd *PullCmd) await(ctx context.Context, f *flight) {
 	select {
 	case <-f.ended:
 	case <-ctx.Done():
-		cmd.abandon(ctx, cmd.link, cmd.id)
+		cmd.link.abandonPull(ctx, cmd.number)
 		<-f.ended
 	}
-	f.ended = nil
 }
 
-// abandon settles the command, if it is still in flight on the link with the id, and
-// tells the other side.
-func (cmd *PullCmd) abandon(ctx context.Context, l *link, id uint64) {
-	if l.takePull(id) == nil {
+// abandonPull ends the pull with the number, if it is still in flight, and tells the other side.
+func (l *link) abandonPull(ctx context.Context, number uint64) {
+	f := l.takePull(number)
+	if f == nil {
 		return
 	}
-	cmd.settle(ctxXerror(ctx, "the outcome of the pull is unknown"))
+	f.complete(ctxXerror(ctx, "the outcome of the pull is unknown"))
 	if ctx.Err() == context.Canceled { // of a deadline the other side knows
-		l.cancelPull(id)
+		l.cancelPull(number)
 	}
 }
 
-// watch abandons the pull when its context is done.
-func (cmd *PullCmd) watch(ctx context.Context) {
-	l, id := cmd.link, cmd.id // which are others when the pull is sent again
-	cmd.flight.Load().stop = context.AfterFunc(ctx, func() { cmd.abandon(ctx, l, id) })
+// pullTimer returns a timer that ends the pull with the number, if it is still in flight then. It is to
+// be set.
+func (l *link) pullTimer(number uint64) *time.Timer {
+	return time.AfterFunc(math.MaxInt64, func() {
+		if f := l.takePull(number); f != nil {
+			f.complete(newXerror(StatusDeadlineExceeded, fmt.Sprintf("no reply after %v, the outcome of the pull is unknown", l.peer.cfg.DefaultPullTimeout), context.DeadlineExceeded))
+		}
+	})
 }
 
 // timeoutFor is what the header says about the time that the pull may take.
@@ -321,34 +370,9 @@ func (cmd *PullCmd) timeoutFor(ctx context.Context) int64 {
 	return timeoutOf(left)
 }
 
-// startTimer completes the pull when it has taken too long.
-func (cmd *PullCmd) startTimer(d time.Duration) {
-	l, id := cmd.link, cmd.id // which are others when the pull is sent again
-	cmd.flight.Load().timer = time.AfterFunc(d, func() {
-		if l.takePull(id) != nil {
-			cmd.settle(newXerror(StatusDeadlineExceeded, fmt.Sprintf("no reply after %v, the outcome of the pull is unknown", l.peer.cfg.DefaultPullTimeout), context.DeadlineExceeded))
-		}
-	})
-}
-
-// settle completes the command: with an error, or with the reply in the flight's
-// in and body. Only whoever owns the command may call it, once.
-func (cmd *PullCmd) settle(x Xerror) {
-	cmd.Xerror = x
-	if cmd.waits {
-		if f := cmd.flight.Load(); f.ended != nil {
-			f.ended <- struct{}{}
-		} else {
-			f.settled.Done()
-		}
-		return
-	}
-	go cmd.deliver(true)
-}
-
-// deliver completes a command of GoPull's: one that is settled, or one that has to
-// wait for a connection.
-func (cmd *PullCmd) deliver(settled bool) {
+// deliver completes a command of GoPull's: one whose flight is complete, or, with none, one that has
+// to wait for a connection.
+func (cmd *PullCmd) deliver(f *flight) {
 	finished := false
 	defer func() {
 		if finished {
@@ -358,24 +382,21 @@ func (cmd *PullCmd) deliver(settled bool) {
 		if p := recover(); p != nil {
 			cmd.link.peer.logPanic(LevelCritical, "pull", "", p)
 		}
-		f := cmd.flight.Load()
-		if again := cmd.again; again != nil && again.flying && again.entered {
-			cmd.await(again.ctx, f) // it is on its way, and will be settled
-			again.flying = false
-			cmd.deliver(true)
-			return
-		}
-		if f != nil {
-			f.raw.Release()
+		if again := cmd.again; again != nil && again.last != nil {
+			if again.entered { // it is on its way, and will be complete
+				f, again.last = again.last, nil
+				cmd.await(again.ctx, f)
+				cmd.deliver(f)
+				return
+			}
 		}
 		cmd.Xerror = newXerror(StatusFailedPlugin, "", nil)
 		cmd.done <- cmd
 	}()
-	if settled {
-		cmd.finish()
+	if f != nil {
+		cmd.finish(f)
 	}
-	if !settled || cmd.refused() {
-		cmd.waits = true
+	if f == nil || cmd.refused() {
 		cmd.persist()
 	}
 	finished = true
@@ -393,10 +414,9 @@ func (cmd *PullCmd) timeLeft() time.Duration {
 	return max(time.Until(cmd.again.patience.until), 1)
 }
 
-// finish does the part of completing that belongs on the waiting goroutine:
-// decoding.
-func (cmd *PullCmd) finish() {
-	f := cmd.flight.Load()
+// finish does the part of completing that belongs on the waiting goroutine, decoding, and gives the
+// flight back.
+func (cmd *PullCmd) finish(f *flight) {
 	if f.timer != nil {
 		f.timer.Stop()
 		f.timer = nil
@@ -405,59 +425,90 @@ func (cmd *PullCmd) finish() {
 		f.stop()
 		f.stop = nil
 	}
+	cmd.Xerror, cmd.wire = f.failure, f.wire
+	reply := f.replied()
 	if f.meta != nil {
-		if *f.meta = f.inHdr.Meta; f.bare {
-			*f.meta = nil
+		if *f.meta = nil; reply != nil {
+			*f.meta = reply.header.Meta
 		}
-		f.meta = nil
 	}
-	if f.bare {
+	switch o := f.seen; {
+	case o != nil:
+		cmd.seen.Store(o)
+		cmd.finishSeen(f, o)
+	case f.failure != nil:
+	case reply != nil && reply.header.StatusCode != StatusOK:
+		cmd.Xerror = cmd.repliedError(f, &reply.header)
+	case reply != nil:
+		cmd.Xerror = cmd.decode(f, reply.header.Gzip)
+	default:
+		cmd.Xerror = cmd.decode(f, int32(f.wire.inGzip))
+	}
+	if reply != nil && f.seen == nil {
+		o := cmd.unpack()
+		id := o.out.header.Id
+		o.in = *reply
+		o.in.packet.Header, o.in.header.Id = &o.in.header, id
 		if cmd.Xerror == nil {
-			cmd.Xerror = cmd.decode(f, int32(cmd.packed.inGzip))
+			o.in.packet.Body = cmd.reply
 		}
-		f.raw.Release()
-		cmd.flight.Store(nil)
-		flights.Put(f)
-		return
+		cmd.seen.Store(o)
 	}
-	if cmd.Xerror == nil {
-		cmd.Xerror = cmd.readReply(f)
-	}
-	f.raw.Release()
-	cmd.logPulled(&f.ctx)
+	f.body.Release()
+	f.put()
 }
 
-func (cmd *PullCmd) readReply(f *flight) Xerror {
-	c := &f.ctx
-	if f.inHdr.StatusCode != StatusOK {
-		x := repliedStatus(&f.inHdr)
-		if len(f.raw.B) > 0 {
-			x.details, x.gzip, x.limits = packet.RawBody(bytes.Clone(f.raw.B)), f.inHdr.Gzip, &c.link.peer.limits
-		}
-		return x
+// finishSeen is finish where hooks or the log see the packets.
+func (cmd *PullCmd) finishSeen(f *flight, o *outgoing) {
+	defer f.body.Release() // if a hook ends the goroutine
+	if cmd.Xerror == nil {
+		cmd.Xerror = cmd.readReply(f, o)
 	}
-	chain := c.link.peer.chain
-	if err := chain.preReadBody.run(c); err != nil {
+	code, text := StatusOK, ""
+	if x := cmd.Xerror; x != nil {
+		code, text = x.Code(), x.Text()
+	}
+	line := packetLine{"pull made", "pull-launch", "pull", cmd.uri, code, text, &o.in.packet, &o.out.packet}
+	o.link.logPacket(o.start, "", o.printed, line)
+}
+
+func (cmd *PullCmd) readReply(f *flight, o *outgoing) Xerror {
+	if o.in.header.StatusCode != StatusOK {
+		return cmd.repliedError(f, &o.in.header)
+	}
+	chain := o.link.peer.chain
+	if err := chain.preReadBody.run(o); err != nil {
 		return err.xerror()
 	}
-	if x := cmd.decode(f, f.inHdr.Gzip); x != nil {
+	if x := cmd.decode(f, o.in.header.Gzip); x != nil {
 		return x
 	}
-	f.in.Body = cmd.reply
-	c.printInput(cmd.reply)
-	if err := chain.postReadBody.run(c); err != nil {
+	o.in.packet.Body = cmd.reply
+	if o.link.prints(o.start) {
+		o.printed = printBody(cmd.reply)
+	}
+	if err := chain.postReadBody.run(o); err != nil {
 		return err.xerror()
 	}
 	return nil
 }
 
+// repliedError is the error that the reply is.
+func (cmd *PullCmd) repliedError(f *flight, h *packet.Header) Xerror {
+	x := repliedStatus(h)
+	if len(f.body.B) > 0 {
+		x.details, x.gzip, x.limits = packet.RawBody(bytes.Clone(f.body.B)), h.Gzip, &cmd.link.peer.limits
+	}
+	return x
+}
+
 // decode decodes the reply's body; no body leaves the reply as it is.
 func (cmd *PullCmd) decode(f *flight, gzip int32) Xerror {
 	var err error
-	if len(f.raw.B) <= smallPacket && gzip == 0 { // too little to be counted
-		_, err = packet.DecodeBody(f.raw.B, 0, cmd.reply, cmd.link.peer.freeLimits)
+	if len(f.body.B) <= smallPacket && gzip == 0 { // too little to be counted
+		_, err = packet.DecodeBody(f.body.B, 0, cmd.reply, cmd.link.peer.freeLimits)
 	} else {
-		_, err = packet.DecodeBody(f.raw.B, gzip, cmd.reply, cmd.link.sock.Limits())
+		_, err = packet.DecodeBody(f.body.B, gzip, cmd.reply, cmd.link.sock.Limits())
 	}
 	if err != nil {
 		return replyXerror(err)

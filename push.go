@@ -7,6 +7,22 @@ import (
 	"github.com/henrylee2cn/teleport/packet"
 )
 
+// Push sends args to the URI, one way. Nil means that the packet was handed to
+// the connection, not that it was handled.
+func (s *Session) Push(uri string, args interface{}, setting ...PacketSetting) Xerror {
+	return s.PushContext(context.Background(), uri, args, setting...)
+}
+
+// PushContext is Push unless ctx is done before the packet is handed to the
+// connection: then it fails as [Session.PullContext] does, and nothing was sent.
+func (s *Session) PushContext(ctx context.Context, uri string, args interface{}, setting ...PacketSetting) Xerror {
+	ctx = orNone(ctx)
+	if s.redial != nil {
+		return s.redial.push(ctx, uri, args, setting)
+	}
+	return s.link.Load().push(ctx, uri, args, setting)
+}
+
 // push is Session.Push by this link.
 func (l *link) push(ctx context.Context, uri string, args interface{}, settings []PacketSetting) Xerror {
 	if l.goneAway() {
@@ -16,45 +32,34 @@ func (l *link) push(ctx context.Context, uri string, args interface{}, settings 
 		return notSent(ctx)
 	}
 	chain := l.peer.chain
-	start := l.peer.startTime()
-	if len(chain.preWritePush) == 0 && len(chain.postWritePush) == 0 && start.IsZero() {
-		return l.pushBare(ctx, uri, args, settings)
+	d := newDraft()
+	defer d.put()
+	w := &d.whole
+	var o *outgoing // if somebody sees the packet
+	if start := l.peer.startTime(); len(chain.preWritePush)+len(chain.postWritePush) > 0 || !start.IsZero() {
+		o = newOutgoing(l, ctx, start)
+		w = &o.out
 	}
-	c := &packetCtx{link: l, exchange: new(exchange)}
-	c.start = start
-	c.setOutput(packet.TypePush, uri, args, settings)
-	c.valuesLocked().ctx = ctx // which nobody else has yet
-	if err := chain.preWritePush.run(c); err != nil {
-		return notRun(err.xerror())
+	w.fill(&l.peer.cfg, packet.TypePush, uri, args, settings)
+	if o != nil {
+		if err := chain.preWritePush.run(o); err != nil {
+			return notRun(err.xerror())
+		}
+		w.fix(w.header.Id, packet.TypePush)
 	}
-	c.fixOutput(c.outHdr.Id, packet.TypePush)
-	if err := l.post(ctx, c.exchange); err != nil {
-		return l.sendXerror(ctx, err)
-	}
-	if err := chain.postWritePush.run(c); err != nil {
-		l.peer.rarely(LevelWarn, "hook failed", "push %s: %v", append([]slog.Attr{uriAttr(uri), errAttr(err)}, l.logAttrs()...)...)
-	}
-	c.logPushed()
-	return nil
-}
-
-// pushBare is push where no hook and no log needs a context.
-func (l *link) pushBare(ctx context.Context, uri string, args interface{}, settings []PacketSetting) Xerror {
-	x := exchanges.Get().(*exchange)
-	l.peer.cfg.fill(&x.out, &x.outHdr, packet.TypePush, uri, args, settings)
-	err := l.post(ctx, x)
-	x.put()
-	if err != nil {
-		return l.sendXerror(ctx, err)
-	}
-	return nil
-}
-
-// post encodes and sends the output, which has no answer.
-func (l *link) post(ctx context.Context, x *exchange) error {
-	frame, err := l.encodeInTurn(ctx, x, nil)
+	frame, err := l.encodeInTurn(ctx, &w.packet, d.frame[:0])
 	if err == nil {
 		err = l.sock.PostFrame(ctx, frame)
 	}
-	return l.waited(ctx, err)
+	if err != nil {
+		return l.sendXerror(ctx, l.waited(ctx, err))
+	}
+	if o == nil {
+		return nil
+	}
+	if err := chain.postWritePush.run(o); err != nil {
+		l.peer.rarely(LevelWarn, "hook failed", "push %s: %v", append([]slog.Attr{uriAttr(uri), errAttr(err)}, l.logAttrs()...)...)
+	}
+	l.logPacket(o.start, "", "", packetLine{"push sent", "push-launch", "push", w.header.Uri, 0, "", nil, &w.packet})
+	return nil
 }

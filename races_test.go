@@ -169,8 +169,8 @@ func TestCloseRaces(t *testing.T) {
 		wg.Wait()
 		<-a.Done()
 		<-b.Done()
-		require.Zero(t, a.link.Load().pulls.len())
-		require.Zero(t, b.link.Load().pulls.len())
+		require.Zero(t, a.link.Load().pulls.Len())
+		require.Zero(t, b.link.Load().pulls.Len())
 	}
 	rounds := 0
 	for begun := time.Now(); rounds < *raceRounds || *raceRounds == 0 && (rounds < 20 || time.Since(begun) < 4*time.Second && !testing.Short()); rounds++ {

@@ -140,7 +140,7 @@ func (r *reader) next(c *packetCtx) error {
 		return r.call(c, l.peer.PushRouter.routes.table.Load())
 	case packet.TypeCancel:
 		l.sock.SkipBody()
-		l.calls.gaveUp(r.view.Id)
+		l.heardCancel(r.view.Id)
 		return nil
 	case packet.TypePing:
 		l.sock.SkipBody()
@@ -413,84 +413,73 @@ func (l *link) refusedForALimit(c *packetCtx, x Xerror) {
 // reply hands a reply to the pull that waits for it. The context c is that of
 // PreReadHeader hooks; nil if there are none.
 func (r *reader) reply(c *packetCtx) error {
-	l := r.l
+	l, v := r.l, &r.view
+	id, ok := parsePullId(v.Id)
+	var late *socket.Body // that had not come with its header
+	var err error
 	if !l.sock.BodyBuffered() {
 		l.running.Add(1) // so that Shutdown waits for the body too
 		defer l.handlerDone()
-	}
-	id, ok := parsePullId(r.view.Id)
-	var late *exchange // with a body that had not come with its header
-	var err error
-	if ok && !l.sock.BodyBuffered() && l.pulls.has(id) {
-		// Until it has, whoever waits for the pull may give it up.
-		v := &r.view // whose texts last until the next read
-		v.Id, v.Uri, v.Status = bytes.Clone(v.Id), bytes.Clone(v.Uri), bytes.Clone(v.Status)
-		late = exchanges.Get().(*exchange)
-		if err = late.readBody(l.sock, r.length, false); socket.Fatal(err) {
-			late.put()
-			return fmt.Errorf("in the middle of a reply: %w", err)
-		}
-	}
-	var cmd *PullCmd
-	if ok {
-		cmd = l.takePull(id)
-	}
-	if cmd == nil {
-		if late != nil {
-			late.raw.Release()
-			late.put()
-		}
-		if string(r.view.Id) == refusedId && l.pushesRead == 0 {
-			return r.refusal()
-		}
-		l.sock.SkipBody()
-		logf(LevelDebug, "reply to no pull in flight dropped", "session %s: reply %s to no pull in flight dropped", slog.String("session", l.sess.Id()), slog.String("id", string(r.view.Id)), slog.String("remote", l.remoteIp()))
-		return nil
-	}
-	f := cmd.flight.Load()
-	if late != nil {
-		f.takeBody(late)
-	}
-	if f.bare && !cmd.packInput(&r.view, r.length) {
-		f.show(l)
-		f.unpack(cmd)
-	}
-	if !f.bare {
-		pull := &f.ctx
-		pull.typ = packet.TypeReply
-		pull.setInput(&r.view, r.length, string(r.view.Uri))
-		if c != nil {
-			pull.addPublic(c)
-		}
-		if hooks := l.peer.chain.postReadHeader; len(hooks) > 0 {
-			if err := hooks.run(pull); err != nil {
-				l.sock.SkipBody()
-				cmd.settle(err.xerror())
-				return nil
+		if ok && l.pulls.Has(id) { // until the body has come, whoever waits for the pull may give up
+			v.Id, v.Uri, v.Status = bytes.Clone(v.Id), bytes.Clone(v.Uri), bytes.Clone(v.Status) // which last until the next read
+			late = new(socket.Body)
+			if err = l.sock.ReadBody(late); socket.Fatal(err) {
+				return fmt.Errorf("in the middle of a reply: %w", err)
 			}
-			pull.fixInput()
 		}
 	}
-	if late == nil {
-		err = f.readBody(l.sock, r.length, false)
+	var f *flight
+	if ok {
+		f = l.takePull(id)
 	}
-	if f.bare && (err != nil || f.raw.B[0] != cmd.packed.bodyCodec) {
-		f.show(l)
-		f.unpack(cmd)
-		f.in.BodyCodec = ""
+	if f == nil {
+		if late != nil {
+			late.Release()
+		}
+		return r.strayReply()
+	}
+	f.received(v, r.length)
+	if o := f.seen; o != nil {
+		if c != nil {
+			o.addPublic(c)
+		}
+		if err := l.peer.chain.postReadHeader.run(o); err != nil {
+			l.sock.SkipBody()
+			if late != nil {
+				late.Release()
+			}
+			f.complete(err.xerror())
+			return nil
+		}
+		o.in.fix(o.out.header.Id, packet.TypeReply)
+	}
+	if late != nil {
+		f.body = *late
+	} else {
+		f.body.B = f.bodyMem[:0]
+		err = l.sock.ReadBody(&f.body)
 	}
 	switch {
 	case err == nil:
-		if !f.bare {
-			f.in.BodyCodec, _ = packet.RawBody(f.raw.B).Codec()
-		}
-		cmd.settle(nil)
+		f.receivedBody()
+		f.complete(nil)
 	case socket.Fatal(err):
-		cmd.settle(newXerror(StatusConnClosed, "connection closed in the middle of the reply: "+err.Error(), err))
+		f.complete(newXerror(StatusConnClosed, "connection closed in the middle of the reply: "+err.Error(), err))
 		return err
 	default:
-		cmd.settle(replyXerror(err))
+		f.complete(replyXerror(err))
 	}
+	return nil
+}
+
+// strayReply passes over a reply that no pull waits for, or takes the reply that ends a handshake.
+func (r *reader) strayReply() error {
+	l, id := r.l, r.view.Id
+	if string(id) == refusedId && l.pushesRead == 0 {
+		return r.refusal()
+	}
+	l.sock.SkipBody()
+	logf(LevelDebug, "reply to no pull in flight dropped", "session %s: reply %s to no pull in flight dropped", slog.String("session", l.sess.Id()), slog.String("id", string(id)), slog.String("remote", l.remoteIp()))
 	return nil
 }
 
@@ -514,15 +503,10 @@ func (x *exchange) keepId(id []byte) {
 	x.id = unsafe.String(&x.idText[0], copy(x.idText[:], id))
 }
 
-// numberId sets x.id to a pull's number.
-func (x *exchange) numberId(n uint64) {
-	x.id = unsafe.String(&x.idText[0], len(appendPullId(x.idText[:0], n)))
-}
-
 // addPublic adds what hooks have stored in another context.
-func (c *packetCtx) addPublic(from *packetCtx) {
+func (o *outgoing) addPublic(from *packetCtx) {
 	if from.values != nil {
-		public := c.Public()
+		public := o.Public()
 		from.Public().Range(func(k, v interface{}) bool {
 			public.Store(k, v)
 			return true

@@ -334,7 +334,7 @@ func (r *redialer) adopt(l *link) bool {
 		r.others = append(r.others, old)
 	}
 	if len(r.others) > maxOldLinks { // of sides that go away again and again
-		if oldest := r.others[0]; oldest.running.Load() == 0 && oldest.pulls.len() == 0 {
+		if oldest := r.others[0]; oldest.running.Load() == 0 && oldest.pulls.Len() == 0 {
 			go oldest.shut(errors.New("nothing is in flight, and it goes away"))
 		}
 	}

@@ -195,7 +195,7 @@ func TestRedialAndGoexit(t *testing.T) {
 				require.Nil(t, cmd.Xerror)
 				require.Equal(t, "late", got)
 			}
-			require.Zero(t, sess.link.Load().pulls.len())
+			require.Zero(t, sess.link.Load().pulls.Len())
 			time.Sleep(time.Minute)
 		})
 	}

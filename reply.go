@@ -115,7 +115,7 @@ func (c *packetCtx) send() error {
 			return l.wrote(err)
 		}
 	}
-	frame, err := l.encodeInTurn(context.Background(), c.exchange, nil)
+	frame, err := l.encodeInTurn(context.Background(), &c.out, c.frameMem[:0])
 	if err == nil {
 		err = sock.WriteFrame(frame)
 	}

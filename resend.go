@@ -15,8 +15,8 @@ type resend struct {
 	ctx      context.Context
 	settings []PacketSetting
 	patience patience
-	flying   bool // it is launched and not settled
-	entered  bool // and in the table of pulls in flight, or was
+	last     *flight // that it was launched with and that is not complete; nil if there is none
+	entered  bool    // and in the table of pulls in flight, or was
 }
 
 // patience is how long a pull or a push waits for links, in all.
@@ -102,29 +102,42 @@ func (r *redialer) await(ctx context.Context, p patience) (*link, Xerror) {
 }
 
 // persist sends the command, which nobody else has, until it may have run, and
-// completes it. The caller has set waits.
+// completes it.
 func (cmd *PullCmd) persist() {
-	r := cmd.link.sess.redial
+	r, again := cmd.link.sess.redial, cmd.again
 	for {
-		l, x := r.await(cmd.again.ctx, cmd.again.patience)
-		cmd.link, cmd.Xerror, cmd.packed = l, nil, packed{}
-		f := cmd.board(cmd.again.ctx)
-		cmd.again.flying, cmd.again.entered = true, false
+		l, x := r.await(again.ctx, again.patience)
+		cmd.link, cmd.Xerror = l, nil
+		cmd.seen.Store(nil)
+		f := cmd.board(again.ctx, true)
+		again.last, again.entered = f, false
 		if x == nil {
-			cmd.launch(cmd.again.ctx, cmd.again.settings)
-			cmd.await(cmd.again.ctx, f)
+			cmd.launch(again.ctx, f, again.settings)
+			cmd.await(again.ctx, f)
 		} else {
-			f.show(l)
-			f.ctx.setOutput(packet.TypePull, cmd.uri, cmd.args, cmd.again.settings)
-			cmd.settle(x)
-			cmd.await(context.Background(), f) // not by its context, as its id is of another link
+			cmd.missed(f, x)
 		}
-		cmd.again.flying = false
-		cmd.finish()
+		again.last = nil
+		cmd.finish(f)
 		if x != nil || !cmd.refused() {
 			return
 		}
 	}
+}
+
+// missed completes a flight that there was no link for.
+func (cmd *PullCmd) missed(f *flight, x Xerror) {
+	d := newDraft()
+	defer d.put()
+	w := &d.whole
+	if f.seen != nil {
+		w = &f.seen.out
+	}
+	w.fill(&cmd.link.peer.cfg, packet.TypePull, cmd.uri, cmd.args, cmd.again.settings)
+	f.sent(cmd.link, w)
+	f.ended = nil // its number is of another link
+	f.complete(x)
+	f.settled.Wait()
 }
 
 // refused reports whether the command, which is complete, is to be sent again.

@@ -1,7 +1,6 @@
 package tp
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -148,81 +147,6 @@ func (s *Session) WriteTimeout() time.Duration { return s.Socket().WriteTimeout(
 // SetWriteTimeout changes how long one write may take, from the next one on.
 func (s *Session) SetWriteTimeout(d time.Duration) {
 	s.onLinks(func(l *link) { l.sock.SetWriteTimeout(d) })
-}
-
-// Pull sends a request to the URI and waits for the reply, which is decoded into
-// reply, a pointer; a nil reply drops the body. The returned command's Xerror
-// is nil on success. Args and reply belong to the call until it returns.
-func (s *Session) Pull(uri string, args, reply interface{}, setting ...PacketSetting) *PullCmd {
-	return s.PullContext(context.Background(), uri, args, reply, setting...)
-}
-
-// PullContext is Pull for as long as ctx lasts. When that is done the pull completes
-// at once: with StatusDeadlineExceeded, which errors.Is finds to be
-// context.DeadlineExceeded, or with StatusCanceled and context.Canceled. The other
-// side's handler is told of the deadline and of a cancellation, see [Ctx]. A reply that
-// comes later is dropped.
-func (s *Session) PullContext(ctx context.Context, uri string, args, reply interface{}, setting ...PacketSetting) *PullCmd {
-	ctx = orNone(ctx)
-	cmd := newPullCmd(s, uri, args, reply)
-	cmd.waits = true
-	if s.redial != nil {
-		cmd.again = s.redial.resend(ctx, setting)
-		cmd.persist()
-		return cmd
-	}
-	f := cmd.board(ctx)
-	cmd.launch(ctx, setting)
-	cmd.await(ctx, f)
-	cmd.finish()
-	return cmd
-}
-
-// GoPull is Pull without the wait. The command is delivered on done when it is
-// complete, exactly once and without holding up anything else, whether done is
-// buffered or not; if done is nil a buffered channel is made. Args and reply
-// belong to the call until then. Like Pull and Push it may wait while the
-// connection takes no output. The command that
-// is returned gives the same channel with [PullCmd.Done], and nothing else of it
-// may be used before it was delivered.
-func (s *Session) GoPull(uri string, args, reply interface{}, done chan *PullCmd, setting ...PacketSetting) *PullCmd {
-	return s.GoPullContext(context.Background(), uri, args, reply, done, setting...)
-}
-
-// GoPullContext is GoPull for as long as ctx lasts, see [Session.PullContext].
-func (s *Session) GoPullContext(ctx context.Context, uri string, args, reply interface{}, done chan *PullCmd, setting ...PacketSetting) *PullCmd {
-	ctx = orNone(ctx)
-	if done == nil {
-		done = make(chan *PullCmd, 1)
-	}
-	cmd := newPullCmd(s, uri, args, reply)
-	cmd.done = done
-	if s.redial != nil {
-		cmd.again = s.redial.resend(ctx, setting)
-		if !cmd.link.usable() {
-			go cmd.deliver(false)
-			return cmd
-		}
-	}
-	cmd.board(ctx)
-	cmd.launch(ctx, setting)
-	return cmd
-}
-
-// Push sends args to the URI, one way. Nil means that the packet was handed to
-// the connection, not that it was handled.
-func (s *Session) Push(uri string, args interface{}, setting ...PacketSetting) Xerror {
-	return s.PushContext(context.Background(), uri, args, setting...)
-}
-
-// PushContext is Push unless ctx is done before the packet is handed to the
-// connection: then it fails as [Session.PullContext] does, and nothing was sent.
-func (s *Session) PushContext(ctx context.Context, uri string, args interface{}, setting ...PacketSetting) Xerror {
-	ctx = orNone(ctx)
-	if s.redial != nil {
-		return s.redial.push(ctx, uri, args, setting)
-	}
-	return s.link.Load().push(ctx, uri, args, setting)
 }
 
 // Done returns a channel that is closed when the session has ended.

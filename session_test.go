@@ -105,7 +105,7 @@ func TestManyPullsInFlightOnOneSession(t *testing.T) {
 		require.False(t, seen[got])
 		seen[got] = true
 	}
-	require.Zero(t, sess.link.Load().pulls.len())
+	require.Zero(t, sess.link.Load().pulls.Len())
 }
 
 func TestGoPullDeliversOnUnbufferedChannel(t *testing.T) {
@@ -151,7 +151,7 @@ func TestFailedEncodeCostsNothingElse(t *testing.T) {
 		require.Equal(t, "the reply could not be encoded", cmd.Xerror.Text())
 		requireAlive(t, sess)
 	}
-	require.Zero(t, sess.link.Load().pulls.len())
+	require.Zero(t, sess.link.Load().pulls.Len())
 }
 
 func TestReplyThatDoesNotDecodeFailsOnlyItsCall(t *testing.T) {
@@ -772,7 +772,7 @@ func TestReplyThatComesBeforeTheWriteReturns(t *testing.T) {
 	for range 10 {
 		require.Nil(t, sess.Pull("/a", 1, nil).Xerror)
 	}
-	require.Zero(t, sess.link.Load().pulls.len())
+	require.Zero(t, sess.link.Load().pulls.Len())
 	close(conn.replies)
 	<-sess.Done()
 }

@@ -165,7 +165,7 @@ func (h *hub) busy() (handlers, pulls int) {
 	defer h.mu.RUnlock()
 	for l := range h.links {
 		handlers += int(l.running.Load())
-		pulls += l.pulls.len()
+		pulls += l.pulls.Len()
 	}
 	return handlers, pulls
 }

@@ -11,16 +11,13 @@ import (
 // errSocketClosed is what the socket says when this side has closed it.
 var errSocketClosed = socket.ErrClosed
 
-// encodeInTurn encodes the output when its turn has come, which is as long as it waits no
-// longer than ctx lasts. Of a pull that takes a timeout the header says what is left then.
-func (l *link) encodeInTurn(ctx context.Context, x *exchange, pull *PullCmd) (socket.Frame, error) {
+// encodeInTurn encodes a packet when its turn has come, which is as long as it waits no longer than ctx
+// lasts.
+func (l *link) encodeInTurn(ctx context.Context, p *packet.Packet, mem []byte) (socket.Frame, error) {
 	if err := l.sock.TakeTurn(ctx); err != nil {
 		return socket.Frame{}, err
 	}
-	if pull != nil && x.outHdr.Timeout > 0 {
-		x.outHdr.Timeout = min(x.outHdr.Timeout, pull.timeoutFor(ctx))
-	}
-	return l.sock.EncodeInTurn(ctx, x.frameMem[:0], &x.out)
+	return l.sock.EncodeInTurn(ctx, mem, p)
 }
 
 // press sends one of the small packets that keep the connection in order. It does not

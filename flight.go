@@ -1,0 +1,311 @@
+package tp
+
+import (
+	"context"
+	"math"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/henrylee2cn/goutil"
+
+	"github.com/henrylee2cn/teleport/codec"
+	"github.com/henrylee2cn/teleport/internal/calltable"
+	"github.com/henrylee2cn/teleport/internal/waiter"
+	"github.com/henrylee2cn/teleport/packet"
+	"github.com/henrylee2cn/teleport/socket"
+)
+
+// whole is a packet, its header and the text of its id in one piece of memory.
+type whole struct {
+	packet packet.Packet
+	header packet.Header
+	idText [20]byte // where a pull's number is as text
+}
+
+// fill makes the packet one of this side's own: the peer's defaults, then the call's settings.
+func (w *whole) fill(cfg *PeerConfig, typ int32, uri string, body interface{}, settings []PacketSetting) {
+	cfg.fill(&w.packet, &w.header, typ, uri, body, settings)
+}
+
+// number gives the packet a pull's number as its id.
+func (w *whole) number(n uint64) {
+	w.header.Id = unsafe.String(&w.idText[0], len(appendPullId(w.idText[:0], n)))
+}
+
+// fix is called after hooks, which may have put another header in, or changed what must not change.
+func (w *whole) fix(id string, typ int32) {
+	if h := w.packet.Header; h != nil && h != &w.header {
+		w.header = *h
+	}
+	w.packet.Header = &w.header
+	w.header.Id, w.header.Type = id, typ
+}
+
+// receive makes the packet one whose header has been read, but for its id. The texts of v are copied.
+func (w *whole) receive(v *packet.HeaderView, bodyLength int64, id, uri string) {
+	w.header = packet.Header{
+		Id: id, Type: v.Type, Uri: uri, Gzip: v.Gzip, StatusCode: v.StatusCode, Status: string(v.Status),
+		Timeout: v.Timeout, Meta: v.Meta, NotRun: v.NotRun,
+	}
+	w.packet = packet.Packet{
+		Header: &w.header, HeaderCodec: v.Codec,
+		HeaderLength: v.Length, BodyLength: bodyLength, Length: v.Length + bodyLength,
+	}
+}
+
+// draft is a packet of this side's that nobody else sees, and memory for a small frame. Drafts are
+// used again.
+type draft struct {
+	whole
+	frame [smallPacket]byte
+}
+
+var drafts = sync.Pool{New: func() any { return new(draft) }}
+
+func newDraft() *draft { return drafts.Get().(*draft) }
+
+// put gives the draft back.
+func (d *draft) put() {
+	d.packet, d.header = packet.Packet{}, packet.Header{}
+	drafts.Put(d)
+}
+
+// outgoing is a pull or a push that this side sends, with the reply to a pull, as hooks and the log
+// see them. It is made where there are hooks or the log wants it, or when a program asks a PullCmd for
+// its packets, and is never used again, as users may hold it.
+type outgoing struct {
+	link    *link
+	out, in whole
+	ctx     context.Context // that was given
+	start   time.Time       // zero unless the call is measured
+	printed string          // the reply's body as the log shows it
+
+	mu     sync.Mutex // guards public
+	public goutil.Map // made when asked for
+}
+
+var (
+	_ WriteCtx = (*outgoing)(nil)
+	_ ReadCtx  = (*outgoing)(nil)
+)
+
+func newOutgoing(l *link, ctx context.Context, start time.Time) *outgoing {
+	o := &outgoing{link: l, ctx: ctx, start: start}
+	o.out.packet.Header, o.in.packet.Header = &o.out.header, &o.in.header
+	return o
+}
+
+func (o *outgoing) Peer() *Peer              { return o.link.peer }
+func (o *outgoing) Session() *Session        { return o.link.sess }
+func (o *outgoing) Ip() string               { return o.link.remoteIp() }
+func (o *outgoing) Context() context.Context { return o.ctx }
+func (o *outgoing) Output() *packet.Packet   { return &o.out.packet }
+func (o *outgoing) Input() *packet.Packet    { return &o.in.packet }
+
+func (o *outgoing) Public() goutil.Map {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.public == nil {
+		o.public = o.link.sess.copyPublic()
+	}
+	return o.public
+}
+
+// flight is a pull until it is complete, as its connection knows it. Whoever takes a flight out of the
+// connection's table owns it, and completes it once; then it is the goroutine's that waits for it,
+// which decodes the reply and gives the flight back to be used again.
+type flight struct {
+	entry  calltable.Entry[flight]
+	number uint64
+
+	// What has come of the pull: why there is no reply, or what of the reply was read.
+	failure Xerror
+	wire    wire
+	reply   *whole      // a reply that wire does not tell all of
+	seen    *outgoing   // the packets, where hooks or the log see them, or wire does not tell all
+	body    socket.Body // of the reply
+	bodyMem [smallPacket]byte
+
+	settled waiter.Waiter   // where Pull waits,
+	ended   chan struct{}   // or here, if it may give up,
+	deliver func(f *flight) // or nobody waits, and a goroutine calls this, for the command:
+	command interface{}
+
+	timer *time.Timer        // of the time that the pull may take; nil if there is none
+	stop  func() bool        // ends the watch of the pull's context; nil if that never ends
+	meta  *map[string]string // of WithReplyMeta
+}
+
+var flights = sync.Pool{New: func() any {
+	f := new(flight)
+	f.settled.Init()
+	return f
+}}
+
+// put gives the flight back, of which nobody else knows any more.
+func (f *flight) put() {
+	f.failure, f.wire, f.reply, f.seen, f.ended, f.deliver, f.command, f.meta = nil, wire{}, nil, nil, nil, nil, nil, nil
+	flights.Put(f)
+}
+
+// complete ends the flight: with an error, or with the reply that it has. Only whoever owns the flight
+// may call it, once.
+func (f *flight) complete(x Xerror) {
+	f.failure = x
+	switch {
+	case f.deliver != nil:
+		go f.deliver(f)
+	case f.ended != nil:
+		f.ended <- struct{}{}
+	default:
+		f.settled.Done()
+	}
+}
+
+// sent keeps what is to be known of the packet that was, or would have been, sent.
+func (f *flight) sent(l *link, w *whole) {
+	if f.seen == nil && !f.wire.sent(&w.packet) {
+		o := newOutgoing(l, context.Background(), time.Time{})
+		o.out.packet, o.out.header = w.packet, w.header
+		o.out.packet.Header = &o.out.header
+		o.out.number(f.number)
+		f.seen = o
+	}
+}
+
+// received keeps what is to be known of the reply's header.
+func (f *flight) received(v *packet.HeaderView, bodyLength int64) {
+	if o := f.seen; o != nil {
+		o.in.receive(v, bodyLength, o.out.header.Id, string(v.Uri))
+	} else if !f.wire.received(v, bodyLength) {
+		f.reply = new(whole)
+		f.reply.receive(v, bodyLength, "", string(v.Uri))
+	}
+}
+
+// receivedBody keeps which codec has made the reply's body.
+func (f *flight) receivedBody() {
+	if f.seen == nil && f.reply == nil {
+		if len(f.body.B) > 0 {
+			f.wire.inCodec = f.body.B[0]
+		}
+		return
+	}
+	f.replied().packet.BodyCodec, _ = packet.RawBody(f.body.B).Codec()
+}
+
+// replied returns the reply if it is kept whole, and otherwise nil.
+func (f *flight) replied() *whole {
+	if f.seen != nil {
+		return &f.seen.in
+	}
+	return f.reply
+}
+
+// wire is what is kept of a pull's two packets beside what its command has anyway, if they are as most
+// are.
+type wire struct {
+	outBody, inBody          uint32 // lengths
+	timeout                  uint32 // in milliseconds
+	outHeader, inHeader      uint16 // lengths; inHeader is 0 if there was no reply
+	outHeaderCodec, outCodec byte   // ids; 0 is none
+	inHeaderCodec, inCodec   byte
+	outGzip, inGzip          int8
+}
+
+// sent takes in a packet that was sent. It reports false if that does not fit.
+func (w *wire) sent(p *packet.Packet) bool {
+	h := p.Header
+	headerCodec, err := codec.GetByName(p.HeaderCodec)
+	if err != nil {
+		return false
+	}
+	bodyCodec, err := codec.GetByName(p.BodyCodec)
+	if err != nil || p.HeaderLength > math.MaxUint16 || h.Timeout > math.MaxUint32 || len(h.Meta) > 0 || packet.CheckGzip(h.Gzip) != nil {
+		return false
+	}
+	w.outHeaderCodec, w.outCodec = headerCodec.Id(), bodyCodec.Id()
+	w.outHeader, w.outBody = uint16(p.HeaderLength), uint32(p.BodyLength)
+	w.outGzip, w.timeout = int8(h.Gzip), uint32(h.Timeout)
+	return true
+}
+
+// received takes in a reply. It reports false if that does not fit.
+func (w *wire) received(v *packet.HeaderView, body int64) bool {
+	if v.StatusCode != StatusOK || len(v.Status) > 0 || len(v.Uri) > 0 || len(v.Meta) > 0 || v.Timeout != 0 || v.NotRun ||
+		v.Length > math.MaxUint16 || packet.CheckGzip(v.Gzip) != nil {
+		return false
+	}
+	if v.Codec == codec.NameProtobuf {
+		w.inHeaderCodec = codec.IdProtobuf
+	} else if c, err := codec.GetByName(v.Codec); err == nil {
+		w.inHeaderCodec = c.Id()
+	} else {
+		return false
+	}
+	w.inHeader, w.inBody, w.inGzip = uint16(v.Length), uint32(body), int8(v.Gzip)
+	return true
+}
+
+// packets makes the packets again of what is kept of them.
+func (w *wire) packets(o *outgoing, number uint64, uri string, args interface{}) {
+	o.out.header = packet.Header{Type: packet.TypePull, Uri: uri, Gzip: int32(w.outGzip), Timeout: int64(w.timeout)}
+	o.out.number(number)
+	o.out.packet = packet.Packet{
+		HeaderCodec: codecName(w.outHeaderCodec), BodyCodec: codecName(w.outCodec), Header: &o.out.header, Body: args,
+		HeaderLength: int64(w.outHeader), BodyLength: int64(w.outBody), Length: int64(w.outHeader) + int64(w.outBody),
+	}
+	if w.inHeader == 0 {
+		return
+	}
+	o.in.header = packet.Header{Id: o.out.header.Id, Type: packet.TypeReply, Gzip: int32(w.inGzip), StatusCode: StatusOK}
+	o.in.packet = packet.Packet{
+		HeaderCodec: codecName(w.inHeaderCodec), BodyCodec: codecName(w.inCodec), Header: &o.in.header,
+		HeaderLength: int64(w.inHeader), BodyLength: int64(w.inBody), Length: int64(w.inHeader) + int64(w.inBody),
+	}
+}
+
+// codecName is the name of a codec that was there before; 0 stands for none.
+func codecName(id byte) string {
+	if c, err := codec.GetById(id); err == nil {
+		return c.Name()
+	}
+	return ""
+}
+
+// pulls are those that are in flight by a connection.
+type pulls struct {
+	calltable.Table[flight]
+	last   atomic.Uint64 // the number of the newest
+	unsent atomic.Uint64 // numbers of pulls that were never in the table
+}
+
+func (p *pulls) next() uint64 { return p.last.Add(1) }
+
+// awaited reports whether any pull is in flight, or about to be.
+func (p *pulls) awaited() bool {
+	done := p.Taken() + p.unsent.Load() // which are counted after the number
+	return p.last.Load() != done
+}
+
+// appendPullId and parsePullId turn a pull's number into its id on the wire and back. No two ids are
+// the same number.
+func appendPullId(dst []byte, n uint64) []byte { return strconv.AppendUint(dst, n, 10) }
+
+func parsePullId(id []byte) (uint64, bool) {
+	if len(id) == 0 || id[0] == '0' {
+		return 0, false
+	}
+	var n uint64
+	for _, c := range id {
+		d := uint64(c - '0')
+		if d > 9 || n > (math.MaxUint64-d)/10 {
+			return 0, false
+		}
+		n = 10*n + d
+	}
+	return n, true
+}
