@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/henrylee2cn/teleport/codec"
+	"github.com/henrylee2cn/teleport/internal/sockopt"
 	"github.com/henrylee2cn/teleport/packet"
 )
 
@@ -269,14 +270,14 @@ func (c *PeerConfig) withDefaults() PeerConfig {
 	orDefault(&cfg.MaxSessionHandlers, defaultMaxSessionHandlers)
 	orDefault(&cfg.MaxHandlers, defaultMaxHandlers)
 	cfg.Redial = cfg.Redial.withDefaults()
-	orDefault(&cfg.MaxHandshakes, max(1, min(defaultMaxHandshakes, maxOpenFiles()/10)))
+	orDefault(&cfg.MaxHandshakes, max(1, min(defaultMaxHandshakes, sockopt.MaxOpenFiles()/10)))
 	if cfg.MaxHandshakes < 0 {
 		orDefault(&cfg.MaxHandshakesPerAddr, -1)
 	} else {
 		orDefault(&cfg.MaxHandshakesPerAddr, max(1, cfg.MaxHandshakes/4))
 	}
 	if cfg.MaxSessions == 0 {
-		cfg.MaxSessions = max(1, min(defaultMaxSessions, maxOpenFiles()/5*4))
+		cfg.MaxSessions = max(1, min(defaultMaxSessions, sockopt.MaxOpenFiles()/5*4))
 	}
 	return cfg
 }

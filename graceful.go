@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/henrylee2cn/teleport/internal/handover"
 )
 
 // defaultShutdownTimeout holds until SetShutdown is called.
@@ -65,7 +67,7 @@ func Shutdown(timeout ...time.Duration) {
 	if len(timeout) > 0 {
 		limit = timeout[0]
 	}
-	endSuccessor()
+	handover.End()
 	logf(LevelInfo, "shutting down", "shutting down %d peers", slog.Int("peers", len(peers)))
 	code := 0
 	check := func(what string, err error) {
@@ -107,7 +109,7 @@ func GraceSignal() { awaitSignals(notifySignals()) }
 
 func notifySignals() chan os.Signal {
 	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, append(graceSignals, rebootSignals...)...)
+	signal.Notify(signals, append(graceSignals, handover.Signals...)...)
 	early.take(signals)
 	return signals
 }
@@ -126,11 +128,11 @@ type earlySignals struct {
 func (e *earlySignals) keep() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.closed || e.kept != nil || len(rebootSignals) == 0 {
+	if e.closed || e.kept != nil || len(handover.Signals) == 0 {
 		return
 	}
 	e.kept = make(chan os.Signal, 1)
-	signal.Notify(e.kept, rebootSignals...)
+	signal.Notify(e.kept, handover.Signals...)
 }
 
 // take hands what was kept to signals, which are notified already.
@@ -153,7 +155,7 @@ func awaitSignals(signals chan os.Signal) {
 	for ending := false; ; {
 		sig := <-signals
 		switch {
-		case slices.Contains(rebootSignals, sig):
+		case slices.Contains(handover.Signals, sig):
 			logf(LevelInfo, "received a signal to reboot", "received %v: rebooting", slog.Any("signal", sig))
 			go Reboot()
 		case !ending:

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/henrylee2cn/teleport/internal/handover"
 	"github.com/henrylee2cn/teleport/internal/sockopt"
 	"github.com/henrylee2cn/teleport/internal/tlsconf"
 	"github.com/henrylee2cn/teleport/packet"
@@ -36,7 +37,8 @@ func (p *Peer) Listen() error {
 		}
 	}
 	for _, addr := range p.cfg.ListenAddrs {
-		ln, err := newListener(addr, p.cfg.UnixMode)
+		network, address := splitAddr(addr)
+		ln, err := handover.Listen(network, address, addr, p.cfg.UnixMode)
 		if err != nil {
 			closeAll()
 			return err

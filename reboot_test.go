@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/henrylee2cn/teleport/internal/handover"
 )
 
 // The program of these tests serves a listener of its own and one of ListenAddrs,
@@ -29,7 +31,7 @@ func init() {
 			_, _ = io.Copy(io.Discard, os.Stdin)
 			os.Exit(3)
 		}()
-		successor := handed.byReboot
+		successor := handover.ByPredecessor()
 		if how, err := os.ReadFile(os.Getenv("TP_TEST_SUCCESSOR")); err == nil && successor {
 			if addr, ok := strings.CutPrefix(string(how), "listen "); ok { // which is taken
 				_, err := NewListener(addr)
@@ -544,31 +546,5 @@ func init() {
 		HandlePull(p.PullRouter, "/pid", func(PullCtx, *string) (int, Xerror) { return os.Getpid(), nil })
 		go awaitSignals(notifySignals()) // which are caught from here on
 		_ = p.Listen()
-	}
-}
-
-// A socket of systemd's is that of an address if it could have been made for it.
-func TestSameAddr(t *testing.T) {
-	tcp := func(ip string, port int) net.Addr { return &net.TCPAddr{IP: net.ParseIP(ip), Port: port} }
-	for _, c := range []struct {
-		have net.Addr
-		want string
-		same bool
-	}{
-		{tcp("127.0.0.1", 80), "127.0.0.1:80", true},
-		{tcp("127.0.0.1", 80), "127.0.0.1:81", false},
-		{tcp("127.0.0.1", 80), "127.0.0.2:80", false},
-		{tcp("127.0.0.1", 80), ":80", false},
-		{tcp("0.0.0.0", 80), ":80", true},
-		{tcp("::", 80), ":80", true},
-		{tcp("::", 80), "0.0.0.0:80", true},
-		{tcp("::1", 80), "[::1]:80", true},
-		{tcp("::", 80), "no such host.:80", false},
-		{&net.UnixAddr{Name: "/a/b", Net: "unix"}, "unix:/a/b", true},
-		{&net.UnixAddr{Name: "/a/b", Net: "unix"}, "unix:/a/c", false},
-		{&net.UnixAddr{Name: "/a/b", Net: "unix"}, "127.0.0.1:80", false},
-	} {
-		network, address := splitAddr(c.want)
-		require.Equal(t, c.same, sameAddr(c.have, network, address), "%v %s", c.have, c.want)
 	}
 }

@@ -1,22 +1,12 @@
 //go:build unix
 
-package tp
+package handover
 
 import (
-	"math"
 	"net"
 	"os"
 	"syscall"
 )
-
-// maxOpenFiles returns how many files the process may open.
-func maxOpenFiles() int {
-	var lim syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &lim); err != nil {
-		return math.MaxInt32
-	}
-	return int(min(uint64(lim.Cur), math.MaxInt32))
-}
 
 // unixBacklog is how many connections wait to be accepted; the kernel has a bound of its own.
 const unixBacklog = 4096

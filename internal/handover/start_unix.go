@@ -1,6 +1,6 @@
 //go:build unix
 
-package tp
+package handover
 
 import (
 	"errors"
@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// rebootSignals are the signals that ask for a reboot.
-var rebootSignals = []os.Signal{syscall.SIGUSR2}
+// Signals are those that ask for a new start.
+var Signals = []os.Signal{syscall.SIGUSR2}
 
 // startedAs is this process's file and directory as they were when it started: the
 // file may have been replaced by now.
@@ -46,10 +46,10 @@ func closeOnExec(fd int) { syscall.CloseOnExec(fd) }
 // follow is told of the successor that is about to serve; nil when it does, or has
 // ended.
 func follow(child *os.Process) {
-	reboots.mu.Lock()
-	reboots.child = child
-	ending := reboots.ending
-	reboots.mu.Unlock()
+	state.mu.Lock()
+	state.child = child
+	ending := state.ending
+	state.mu.Unlock()
 	if child != nil && ending {
 		_ = child.Kill()
 	}
