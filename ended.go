@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/henrylee2cn/teleport/internal/errno"
 	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/socket"
 )
@@ -32,11 +33,11 @@ func (l *link) plain(cause error) error {
 		return cause
 	case errors.Is(cause, io.ErrUnexpectedEOF):
 		text = "the other side has closed the connection in the middle of a packet"
-	case errors.Is(cause, errnoReset):
+	case errors.Is(cause, errno.Reset):
 		text = "the other side, or the network, has reset the connection"
-	case errors.Is(cause, errnoPipe):
+	case errors.Is(cause, errno.Pipe):
 		text = "the other side has closed the connection, and does not read"
-	case errors.Is(cause, errnoTimeout):
+	case errors.Is(cause, errno.TimedOut):
 		text = "the other side, or the network, does not answer any more"
 	default:
 		return cause

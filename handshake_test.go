@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/henrylee2cn/teleport/internal/pipe"
+	"github.com/henrylee2cn/teleport/internal/places"
 	"github.com/henrylee2cn/teleport/packet"
 )
 
@@ -79,11 +80,10 @@ func TestSilentClientsLockOutNobody(t *testing.T) {
 				good.Wait()
 			}
 			require.Equal(t, 40, srv.CountSession())
-			require.LessOrEqual(t, srv.handshakes.pending.Len(), 32)
+			require.LessOrEqual(t, srv.handshakes.Pending(), 32)
 			log.next(t, "refused", "make room for others")
 			require.NoError(t, srv.Close())
-			require.Eventually(t, func() bool { return srv.handshakes.len() == 0 }, time.Minute, time.Millisecond)
-			require.Empty(t, srv.handshakes.byAddr)
+			require.Eventually(t, func() bool { return srv.handshakes.Len() == 0 }, time.Minute, time.Millisecond)
 		})
 	}
 }
@@ -146,12 +146,11 @@ func TestOldestHandshakeMakesRoom(t *testing.T) {
 					synctest.Wait()
 				}
 				require.Equal(t, c.closed, closedConns(far))
-				require.Equal(t, len(far)-len(c.closed), p.handshakes.len())
-				require.Zero(t, p.handshakes.leaving)
+				require.Equal(t, len(far)-len(c.closed), p.handshakes.Len())
+				require.Equal(t, p.handshakes.Pending(), p.handshakes.Len())
 				require.NoError(t, p.Close())
 				synctest.Wait()
-				require.Zero(t, p.handshakes.len())
-				require.Empty(t, p.handshakes.byAddr)
+				require.Zero(t, p.handshakes.Len())
 				for _, c := range far {
 					require.NoError(t, c.Close())
 				}
@@ -162,12 +161,6 @@ func TestOldestHandshakeMakesRoom(t *testing.T) {
 
 // The more places are in use, the less time there is.
 func TestPatienceOfHandshakes(t *testing.T) {
-	const all = 16 * time.Second
-	for n, want := range map[int]time.Duration{0: all, 4: all, 5: all - all*15/16/4, 6: all - all*15/16/2, 8: time.Second, 9: time.Second} {
-		require.Equal(t, want, hurried(all, n, 8), n)
-	}
-	require.Equal(t, all, hurried(all, 100, -1))
-	require.Equal(t, time.Second, hurried(all, 1, 1))
 	synctest.Test(t, func(t *testing.T) {
 		p := waitingRoom(t, PeerConfig{MaxHandshakes: 8, HookTimeout: 16 * time.Second})
 		var far []net.Conn
@@ -190,7 +183,7 @@ func TestPatienceOfHandshakes(t *testing.T) {
 		require.Equal(t, []int{0, 1, 2, 3}, closedConns(far), "which is over")
 		time.Sleep(time.Minute)
 		require.Len(t, closedConns(far), len(far))
-		require.Zero(t, p.handshakes.len())
+		require.Zero(t, p.handshakes.Len())
 		require.NoError(t, p.Close())
 		for _, c := range far {
 			require.NoError(t, c.Close())
@@ -206,15 +199,15 @@ func TestRefusedHandshakeMakesRoom(t *testing.T) {
 		first, far := pipe.New(pipe.Options{})
 		p.admit(first, nil)
 		synctest.Wait()
-		require.Equal(t, 1, p.handshakes.len())
+		require.Equal(t, 1, p.handshakes.Len())
 		second, far2 := pipe.New(pipe.Options{})
 		p.admit(second, nil)
 		synctest.Wait()
-		require.Equal(t, 1, p.handshakes.len())
+		require.Equal(t, 1, p.handshakes.Len())
 		_, err := first.Read(make([]byte, 1))
 		require.ErrorIs(t, err, net.ErrClosed)
 		time.Sleep(time.Minute)
-		require.Zero(t, p.handshakes.len())
+		require.Zero(t, p.handshakes.Len())
 		require.NoError(t, errors.Join(far.Close(), far2.Close(), p.Close()))
 	})
 }
@@ -225,19 +218,19 @@ func TestHandshakesThatDoNotEnd(t *testing.T) {
 		hold := make(chan struct{})
 		p := NewPeer(&PeerConfig{MaxHandshakes: 2}, hookPlugin("hang", "PostAccept", func(interface{}) error { <-hold; return nil }))
 		var far []net.Conn
-		for range minLeaving + 100 {
+		for range places.MinLeaving + 100 {
 			here, there := pipe.New(pipe.Options{})
 			far = append(far, there)
 			p.admit(here, nil)
 			synctest.Wait()
 		}
-		require.Equal(t, minLeaving+2, p.handshakes.len())
+		require.Equal(t, places.MinLeaving+2, p.handshakes.Len())
 		closed := closedConns(far)
 		require.Len(t, closed, len(far)-2)
-		require.NotContains(t, closed, minLeaving+1)
+		require.NotContains(t, closed, places.MinLeaving+1)
 		close(hold)
 		synctest.Wait()
-		require.Zero(t, p.handshakes.len())
+		require.Zero(t, p.handshakes.Len())
 		require.Equal(t, 2, p.CountSession(), "who had a place")
 		require.NoError(t, p.Close())
 		for _, c := range far {
@@ -267,29 +260,5 @@ func TestHandshakesAreNoSessions(t *testing.T) {
 		sess, err := cli.Dial(addr)
 		require.NoError(t, err)
 		requireAlive(t, sess)
-	}
-}
-
-// A handshake is not told to end any more once it has passed, and is told otherwise:
-// whichever comes first.
-func TestHandshakePassesOrMakesRoom(t *testing.T) {
-	for range 1000 {
-		hs := handshakes{most: 1, mostOfOne: -1}
-		here, there := pipe.New(pipe.Options{})
-		h, gone, err := hs.enter(here, -1)
-		require.NoError(t, err)
-		require.Empty(t, gone)
-		passed := make(chan bool)
-		go func() {
-			ok := h.pass()
-			h.done()
-			passed <- ok
-		}()
-		other, gone, err := hs.enter(there, -1)
-		require.NoError(t, err)
-		require.NotEqual(t, <-passed, len(gone) == 1)
-		other.done()
-		require.Zero(t, hs.len())
-		require.NoError(t, errors.Join(here.Close(), there.Close()))
 	}
 }

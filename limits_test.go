@@ -720,10 +720,10 @@ func TestHooksThatHangAreLimited(t *testing.T) {
 			require.ErrorContains(t, err, "took too long")
 			require.NoError(t, far.Close())
 		}
-		require.EqualValues(t, 3, srv.handshakes.len())
+		require.EqualValues(t, 3, srv.handshakes.Len())
 		close(hold)
 		synctest.Wait()
-		require.Zero(t, srv.handshakes.len())
+		require.Zero(t, srv.handshakes.Len())
 	})
 }
 

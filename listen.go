@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/henrylee2cn/teleport/internal/handover"
+	"github.com/henrylee2cn/teleport/internal/places"
 	"github.com/henrylee2cn/teleport/internal/sockopt"
 	"github.com/henrylee2cn/teleport/internal/tlsconf"
 	"github.com/henrylee2cn/teleport/packet"
@@ -132,16 +133,16 @@ func (p *Peer) serverTLS() (*tls.Config, error) {
 
 // admit begins the handshakes of a connection that was accepted. It does not wait.
 func (p *Peer) admit(conn net.Conn, cfg *tls.Config) {
-	h, gone, err := p.handshakes.enter(conn, p.patience(cfg != nil))
+	h, gone, err := p.handshakes.Enter(conn, p.patience(cfg != nil))
 	for _, d := range gone {
-		d.end()
+		d.End()
 	}
 	if err != nil {
 		p.turnAway(conn, err)
 		return
 	}
 	go p.accept(h, cfg)
-	if p.handshakes.crowded(h) {
+	if p.handshakes.Crowded(h) {
 		runtime.Gosched() // others may be able to go on, and leave
 	}
 }
@@ -154,35 +155,35 @@ func (p *Peer) turnAway(conn net.Conn, why error) {
 }
 
 // accept takes one connection through its handshakes, off the accept loop.
-func (p *Peer) accept(h *handshake, cfg *tls.Config) {
+func (p *Peer) accept(h *places.Place, cfg *tls.Config) {
 	if conn, err := p.shake(h, cfg); err != nil {
 		var hook *hookError
-		if cause := context.Cause(h.ctx); cause != nil && !errors.As(err, &hook) {
+		if cause := context.Cause(h.Ctx); cause != nil && !errors.As(err, &hook) {
 			err = cause
 		}
 		p.turnAway(conn, err)
 	}
-	h.done()
+	h.Done()
 	p.activity()
 }
 
 // shake makes a session of the connection, or returns what is to be closed.
-func (p *Peer) shake(h *handshake, cfg *tls.Config) (net.Conn, error) {
-	conn := h.conn
+func (p *Peer) shake(h *places.Place, cfg *tls.Config) (net.Conn, error) {
+	conn := h.Conn
 	if p.hub.full() { // before it costs anything
 		return conn, errTooManySessions
 	}
 	p.tune(conn)
 	if cfg != nil {
 		tc := tls.Server(conn, cfg)
-		ctx, cancel := bounded(h.ctx, p.cfg.HandshakeTimeout)
+		ctx, cancel := bounded(h.Ctx, p.cfg.HandshakeTimeout)
 		defer cancel()
 		if err := tc.HandshakeContext(ctx); err != nil {
 			return conn, refuseTLS(err)
 		}
 		conn = tc
 	}
-	_, err := p.newSession(h.ctx, conn, origin{hooks: p.chain.postAccept, stranger: true, handshake: h})
+	_, err := p.newSession(h.Ctx, conn, origin{hooks: p.chain.postAccept, stranger: true, place: h})
 	return conn, err
 }
 

@@ -24,7 +24,7 @@ import (
 // lockRanks are the locks in the order in which they may be taken, as docs/architecture.md has
 // them. One that is held may be joined by those behind it only.
 var lockRanks = []string{
-	"handover.syscall.ForkLock", "handover.state.mu", "grace.mu", "earlySignals.mu", "Peer.mu", "routes.mu", "handshakes.mu", "packetCtx.mu", "outgoing.mu", "Session.mu", "hub.mu", "workers.mu",
+	"handover.syscall.ForkLock", "handover.state.mu", "grace.mu", "earlySignals.mu", "Peer.mu", "routes.mu", "places.Places.mu", "packetCtx.mu", "outgoing.mu", "Session.mu", "hub.mu", "workers.mu",
 	"calltable.Table[].mu", "keeper.mu", "role.Pace.mu", "socket.reader.setting", "socket.writer.mu", "packet.Budget.mu", "packet.Pool.mu",
 	"rarely.Limiter[].mu", "codec.registry.mu", "alias.Alias.mu",
 }
@@ -328,7 +328,7 @@ func (c lockedCall) problem() string {
 
 func TestNoForeignCodeUnderALock(t *testing.T) {
 	n := 0
-	for _, dir := range []string{".", "codec", "packet", "socket", "plugin/alias", "plugin/proxy", "internal/calltable", "internal/handover", "internal/rarely", "internal/role", "internal/bufpool", "internal/printable"} {
+	for _, dir := range []string{".", "codec", "packet", "socket", "plugin/alias", "plugin/proxy", "internal/calltable", "internal/handover", "internal/places", "internal/rarely", "internal/role", "internal/bufpool", "internal/printable"} {
 		for _, c := range lockedCalls(t, dir) {
 			n++
 			if what := c.problem(); what != "" {
@@ -342,7 +342,8 @@ func TestNoForeignCodeUnderALock(t *testing.T) {
 }
 
 var usualTypes = map[string]map[string]string{
-	"tp":     {"s": "Session", "sess": "Session", "l": "link", "p": "Peer", "first": "link", "all": "handshakes"},
+	"tp":     {"s": "Session", "sess": "Session", "l": "link", "p": "Peer", "first": "link"},
+	"places": {"all": "Places"},
 	"socket": {"w": "writer", "r": "reader"},
 }
 

@@ -76,7 +76,7 @@ func newTestPeer(t testing.TB, cfg *PeerConfig, plugins ...Plugin) *Peer {
 		// Handshakes that end with it say so in the log, which is another test's then: a bubble's
 		// channel cannot be sent on from here. A hook that never ends is not waited for.
 		for range 1000 {
-			if p.handshakes.len() == 0 {
+			if p.handshakes.Len() == 0 {
 				return
 			}
 			time.Sleep(time.Millisecond)

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/henrylee2cn/teleport/internal/places"
 	"github.com/henrylee2cn/teleport/internal/rarely"
 	"github.com/henrylee2cn/teleport/internal/role"
 	"github.com/henrylee2cn/teleport/internal/tlsconf"
@@ -41,7 +42,7 @@ type Peer struct {
 	watch           role.Watch
 	workers         workers
 	keeper          keeper
-	handshakes      handshakes
+	handshakes      places.Places
 	acceptors       atomic.Int64 // goroutines that accept connections
 	lines           rarely.Limiter[lineKind]
 	// dialConn makes connections.
@@ -103,7 +104,7 @@ func NewPeer(cfg *PeerConfig, plugins ...Plugin) *Peer {
 	p.freeLimits.Decoded = -1
 	p.inPool, p.outPool = p.cfg.pools()
 	p.hub.most = p.cfg.MaxSessions
-	p.handshakes.most, p.handshakes.mostOfOne = p.cfg.MaxHandshakes, p.cfg.MaxHandshakesPerAddr
+	p.handshakes.Init(p.cfg.MaxHandshakes, p.cfg.MaxHandshakesPerAddr, ErrPeerClosed)
 	p.workers.most, p.workers.mostOfOne = p.cfg.MaxHandlers, p.cfg.MaxSessionHandlers
 	p.workers.mostWaiting = p.cfg.MaxSessionInput
 	if p.cfg.PrintBody {
@@ -157,7 +158,7 @@ func (p *Peer) CountSession() int {
 func (p *Peer) Close() error {
 	err := p.stopAccepting()
 	p.setState(peerClosed)
-	p.handshakes.close()
+	p.handshakes.Close()
 	sessions := p.hub.close()
 	errs := make(chan error, len(sessions))
 	for _, s := range sessions { // each may take a second

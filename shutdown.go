@@ -65,7 +65,7 @@ func (p *Peer) Shutdown(ctx context.Context) error {
 func (p *Peer) awaitHandshakes(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, drainLinger)
 	defer cancel()
-	for p.acceptors.Load() > 0 || p.handshakes.len() > 0 {
+	for p.acceptors.Load() > 0 || p.handshakes.Len() > 0 {
 		select {
 		case <-p.quiet:
 		case <-p.closed:

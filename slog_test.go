@@ -19,6 +19,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/henrylee2cn/teleport/internal/errno"
 	"github.com/henrylee2cn/teleport/internal/pipe"
 )
 
@@ -263,7 +264,7 @@ func TestEndsInPlainWords(t *testing.T) {
 		})
 	}
 	l := new(link)
-	for _, err := range []error{errnoReset, errnoPipe, errnoTimeout} {
+	for _, err := range []error{errno.Reset, errno.Pipe, errno.TimedOut} {
 		require.Contains(t, l.plain(&packetError{err}).Error(), "the other side")
 		require.ErrorIs(t, l.plain(&packetError{err}), err)
 	}

@@ -10,6 +10,8 @@ var (
 	// connection.
 	Pipe  error = syscall.EPIPE
 	Reset error = syscall.ECONNRESET
+	// TimedOut is what the kernel says of a connection whose other side does not answer any more.
+	TimedOut error = syscall.ETIMEDOUT
 	// InUse is what listening fails with when somebody has the address, and Refused what
 	// dialling does when nobody listens.
 	InUse   error = syscall.EADDRINUSE

@@ -5,8 +5,9 @@ import "syscall"
 
 // Plan 9 has texts for errors.
 var (
-	Pipe    error = syscall.NewError("write to hungup stream")
-	Reset   error = syscall.NewError("connection reset")
-	InUse   error = syscall.NewError("address in use")
-	Refused error = syscall.NewError("connection refused")
+	Pipe     error = syscall.NewError("write to hungup stream")
+	Reset    error = syscall.NewError("connection reset")
+	TimedOut error = syscall.NewError("connection timed out")
+	InUse    error = syscall.NewError("address in use")
+	Refused  error = syscall.NewError("connection refused")
 )
