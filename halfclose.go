@@ -22,7 +22,7 @@ func (l *link) lingerLocked(cause error) bool {
 	}
 	l.running.Add(1) // until finish is over
 	l.lingers.Store(true)
-	l.peer.expectReplies()
+	l.peer.keeper.Expect()
 	return true
 }
 

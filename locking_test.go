@@ -25,7 +25,7 @@ import (
 // them. One that is held may be joined by those behind it only.
 var lockRanks = []string{
 	"handover.syscall.ForkLock", "handover.state.mu", "grace.mu", "earlySignals.mu", "Peer.mu", "routes.mu", "places.Places.mu", "packetCtx.mu", "outgoing.mu", "Session.mu", "hub.mu", "workers.mu",
-	"calltable.Table[].mu", "keeper.mu", "role.Pace.mu", "socket.reader.setting", "socket.writer.mu", "packet.Budget.mu", "packet.Pool.mu",
+	"calltable.Table[].mu", "keepalive.Keeper.mu", "role.Pace.mu", "socket.reader.setting", "socket.writer.mu", "packet.Budget.mu", "packet.Pool.mu",
 	"rarely.Limiter[].mu", "codec.registry.mu", "alias.Alias.mu",
 }
 
@@ -33,7 +33,7 @@ var lockRanks = []string{
 // what stands in the sources.
 var takeLocks = map[string]string{
 	"calls.Add": "calltable.Table[].mu", "calls.Remove": "calltable.Table[].mu", "sess.copyPublic": "Session.mu",
-	"pulls.Len": "calltable.Table[].mu", "peer.expectReplies": "keeper.mu",
+	"pulls.Len": "calltable.Table[].mu", "keeper.Expect": "keepalive.Keeper.mu",
 	"sock.Unsent": "socket.writer.mu", "sock.PressFrame": "socket.writer.mu",
 	"budget.Take": "packet.Budget.mu", "budget.Give": "packet.Budget.mu", "inBudget.Give": "packet.Budget.mu",
 	"inBudget.End": "packet.Budget.mu", "outBudget.End": "packet.Budget.mu", "pool.enter": "packet.Pool.mu", "p.promised": "packet.Pool.mu", "pool.leave": "packet.Pool.mu",
@@ -328,7 +328,7 @@ func (c lockedCall) problem() string {
 
 func TestNoForeignCodeUnderALock(t *testing.T) {
 	n := 0
-	for _, dir := range []string{".", "codec", "packet", "socket", "plugin/alias", "plugin/proxy", "internal/calltable", "internal/handover", "internal/places", "internal/rarely", "internal/role", "internal/bufpool", "internal/printable"} {
+	for _, dir := range []string{".", "codec", "packet", "socket", "plugin/alias", "plugin/proxy", "internal/calltable", "internal/handover", "internal/keepalive", "internal/places", "internal/rarely", "internal/role", "internal/bufpool", "internal/printable"} {
 		for _, c := range lockedCalls(t, dir) {
 			n++
 			if what := c.problem(); what != "" {

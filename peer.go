@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/henrylee2cn/teleport/internal/keepalive"
 	"github.com/henrylee2cn/teleport/internal/places"
 	"github.com/henrylee2cn/teleport/internal/rarely"
 	"github.com/henrylee2cn/teleport/internal/role"
@@ -41,7 +42,7 @@ type Peer struct {
 	hub             hub
 	watch           role.Watch
 	workers         workers
-	keeper          keeper
+	keeper          keepalive.Keeper
 	handshakes      places.Places
 	acceptors       atomic.Int64 // goroutines that accept connections
 	lines           rarely.Limiter[lineKind]
@@ -99,6 +100,7 @@ func NewPeer(cfg *PeerConfig, plugins ...Plugin) *Peer {
 	}
 	p.cfg.check()
 	p.watch.Init(p.closed)
+	p.keeper.Init(p.cfg.KeepAlive, p.hub.waiting)
 	p.limits = p.cfg.limits()
 	p.freeLimits = p.limits
 	p.freeLimits.Decoded = -1
@@ -180,7 +182,7 @@ func (p *Peer) Close() error {
 	}
 	p.mu.Unlock()
 	p.workers.close()
-	p.keeper.stop()
+	p.keeper.Stop()
 	p.unregister()
 	return err
 }

@@ -162,7 +162,7 @@ func (cmd *PullCmd) launch(ctx context.Context, f *flight, settings []PacketSett
 	cmd.number = l.pulls.next()
 	f.number = cmd.number
 	l.wakeReader()
-	l.peer.expectReplies()
+	l.peer.keeper.Expect()
 	entered := false
 	defer func() {
 		if !entered {

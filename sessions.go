@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
+
+	"github.com/henrylee2cn/teleport/internal/keepalive"
 )
 
 // ErrIdTaken is what errors.Is finds when a session id belongs to another live
@@ -218,4 +220,16 @@ func (h *hub) close() []*Session {
 	h.closed = true
 	h.mu.Unlock()
 	return h.all()
+}
+
+// waiting returns the links on which replies are waited for, or which linger.
+func (h *hub) waiting() (list []keepalive.Link) {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	for l := range h.links {
+		if l.lingers.Load() || !l.ended.Load() && l.pulls.Len() > 0 {
+			list = append(list, l)
+		}
+	}
+	return list
 }
