@@ -11,6 +11,7 @@ import (
 
 	"github.com/henrylee2cn/teleport/internal/calltable"
 	"github.com/henrylee2cn/teleport/internal/uri"
+	"github.com/henrylee2cn/teleport/internal/workers"
 	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/socket"
 )
@@ -231,8 +232,37 @@ func (c *packetCtx) charge(n int64) bool {
 	return true
 }
 
-// cost is all that is taken for the call.
-func (c *packetCtx) cost() int64 { return c.held + c.raw.Cost() }
+// callCost is what a call takes beside its header and its body: its contexts, 1.2 KB,
+// and about as much for the goroutine, of which most have a small stack.
+const callCost = 5 << 9
+
+// job is a call as the pool of workers has it: a type of its own, whose methods programs do not find in
+// their contexts.
+type job packetCtx
+
+func (j *job) call() *packetCtx      { return (*packetCtx)(j) }
+func (j *job) Run()                  { j.call().handle() }
+func (j *job) Drop()                 { j.call().drop() }
+func (j *job) Waits()                { j.waited = true }
+func (j *job) Cost() int64           { return j.held + j.raw.Cost() } // all that is taken for the call
+func (j *job) Queue() *workers.Queue { return &j.link.queue }
+
+func (j *job) Kind() workers.Kind {
+	switch {
+	case j.refusal != nil:
+		return workers.Refusal
+	case j.typ == packet.TypePull:
+		return workers.Pull
+	}
+	return workers.Push
+}
+
+// drop gives up a call that was counted and will not run.
+func (c *packetCtx) drop() {
+	l := c.link
+	c.release()
+	l.handlerDone()
+}
 
 // settle gives back what was taken for the call, but for what Unmarshal has taken.
 func (c *packetCtx) settle() {

@@ -46,7 +46,7 @@ func (l *link) finish(wait time.Duration) {
 		_ = l.sock.CloseWrite(wait)
 	}
 	_ = l.sock.Close()
-	l.peer.workers.dropPulls(l)
+	l.peer.workers.DropPulls(&l.queue)
 	l.peer.hub.leave(l.sess)
 	l.handlerDone()
 }

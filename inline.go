@@ -10,7 +10,8 @@ func (l *link) ReplaceReader() {
 	if h := l.inline; h != nil {
 		h.pace.HeldUp()
 	}
-	l.peer.workers.adopt(l)
+	l.inBudget.Force(callCost)
+	l.peer.workers.Adopt(&l.queue)
 	if c := l.inlineCall; c != nil {
 		c.enter()
 	}
@@ -34,7 +35,8 @@ func (r *reader) enter(h *Handler, c *packetCtx) bool {
 // leave ends an odd turn. It reports false if the reader was replaced.
 func (r *reader) leave() bool {
 	if !r.turn.Leave() {
-		r.l.peer.workers.adopted(r.l)
+		r.l.inBudget.Give(callCost)
+		r.l.peer.workers.Ended(&r.l.queue)
 		return false
 	}
 	return true

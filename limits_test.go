@@ -158,12 +158,13 @@ func TestPushesOverTheLimitOfHandlers(t *testing.T) {
 					require.EqualValues(t, sessions*pushes, handled.Load())
 					require.LessOrEqual(t, most.Load(), limit)
 					require.Zero(t, srv.memory())
-					require.Zero(t, srv.workers.running)
+					require.Zero(t, srv.workers.Running())
 					for i, sess := range all {
 						l := others[i].link.Load()
-						require.Zero(t, l.queues.running)
-						require.Empty(t, l.queues.pushes)
-						require.Zero(t, l.queues.pushBytes)
+						running, pushes, pushBytes := srv.workers.Count(&l.queue)
+						require.Zero(t, running)
+						require.Zero(t, pushes)
+						require.Zero(t, pushBytes)
 						require.Zero(t, l.calls.Len())
 						requireAlive(t, sess)
 					}
@@ -623,7 +624,8 @@ func TestLargePushThatCannotWait(t *testing.T) {
 		require.Nil(t, sess.Push("/wait", "x"))
 		require.Nil(t, sess.Push("/wait", strings.Repeat("x", 10<<20)), "one may wait, whatever its size")
 		synctest.Wait()
-		require.Greater(t, other.link.Load().queues.pushBytes, int64(10<<20))
+		_, _, pushBytes := srv.workers.Count(&other.link.Load().queue)
+		require.Greater(t, pushBytes, int64(10<<20))
 		require.Nil(t, sess.Push("/wait", strings.Repeat("x", 5000)))
 		<-other.Done()
 		close(release)
@@ -643,7 +645,8 @@ func TestPushesThatWaitAndTheBudget(t *testing.T) {
 			require.Nil(t, greedy.Push("/wait", strings.Repeat("x", 5000)))
 		}
 		synctest.Wait()
-		require.GreaterOrEqual(t, other.link.Load().queues.pushBytes, used(srv)-2*(65<<10))
+		_, _, pushBytes := srv.workers.Count(&other.link.Load().queue)
+		require.GreaterOrEqual(t, pushBytes, used(srv)-2*(65<<10))
 		modest, another := connect(t, cli, srv, pipe.Options{})
 		require.Nil(t, modest.Push("/wait", "x"))
 		for i := 0; i < 10_000 && greedy.Push("/wait", "x") == nil; i++ {

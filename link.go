@@ -9,6 +9,7 @@ import (
 	"github.com/henrylee2cn/teleport/internal/calltable"
 	"github.com/henrylee2cn/teleport/internal/role"
 	"github.com/henrylee2cn/teleport/internal/tlsconf"
+	"github.com/henrylee2cn/teleport/internal/workers"
 	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/socket"
 )
@@ -45,7 +46,7 @@ type link struct {
 	// of those that were sent the other side says that it has taken.
 	pushesRead uint64
 	taken      atomic.Pointer[uint64]
-	queues     queues // of calls on workers; guarded by workers.mu
+	queue      workers.Queue // of calls for workers
 	calls      calltable.Table[packetCtx]
 	// The link's parts of the peer's memory: for what is received, and what waits to be
 	// written.
@@ -80,6 +81,7 @@ func (l *link) init(s *Session, conn net.Conn) {
 		o.ReadTimeout, o.WriteTimeout = last.sock.ReadTimeout(), last.sock.WriteTimeout()
 	}
 	l.sess, l.peer, l.sock = s, s.peer, socket.New(conn, o)
+	l.queue.Init(l)
 }
 
 // limitReading changes the limits of what is read from now on. It is for who reads.
@@ -242,7 +244,7 @@ func (l *link) end(cause error) error {
 	var err error
 	if !lingers {
 		err = l.sock.Close()
-		l.peer.workers.dropPulls(l)
+		l.peer.workers.DropPulls(&l.queue)
 	}
 	if lost {
 		go l.disconnected(cause)

@@ -24,7 +24,7 @@ import (
 // lockRanks are the locks in the order in which they may be taken, as docs/architecture.md has
 // them. One that is held may be joined by those behind it only.
 var lockRanks = []string{
-	"handover.syscall.ForkLock", "handover.state.mu", "grace.mu", "earlySignals.mu", "Peer.mu", "routes.mu", "places.Places.mu", "packetCtx.mu", "outgoing.mu", "Session.mu", "hub.mu", "workers.mu",
+	"handover.syscall.ForkLock", "handover.state.mu", "grace.mu", "earlySignals.mu", "Peer.mu", "routes.mu", "places.Places.mu", "packetCtx.mu", "outgoing.mu", "Session.mu", "hub.mu", "workers.Pool.mu",
 	"calltable.Table[].mu", "keepalive.Keeper.mu", "role.Pace.mu", "socket.reader.setting", "socket.writer.mu", "packet.Budget.mu", "packet.Pool.mu",
 	"rarely.Limiter[].mu", "codec.registry.mu", "alias.Alias.mu",
 }
@@ -52,7 +52,7 @@ var takeNone = strings.Fields(`
 	maps.Clone maps.Keys slices.Clone slices.Collect slices.Contains slices.ContainsFunc slices.Delete slices.DeleteFunc slices.Index slices.Insert
 	slices.SortFunc sync.NewCond list.New pending.PushBack pending.Front pending.Len pending.Remove same.Len same.Front same.Remove byAddr[].PushBack
 	addr.IsValid os.NewFile goutil.RwMap bufpool.GetSize bufpool.Put *ast.FuncLit
-	sinceStart c.cost cfg.bound usable peer.draining p.draining frame.Drop sock.OutputBusy within hurried uri.Split role.Init deadline deadlineOf earlier
+	sinceStart c.Cost c.Kind c.Queue c.Waits j.Queue cfg.bound usable peer.draining p.draining frame.Drop OutputBusy within hurried uri.Split role.Init deadline deadlineOf earlier
 	r.overdue w.reserve w.tryTurn p.lend budget.Waits newOwnCtx own.end postReadHeader.merge change
 `)
 
@@ -328,7 +328,7 @@ func (c lockedCall) problem() string {
 
 func TestNoForeignCodeUnderALock(t *testing.T) {
 	n := 0
-	for _, dir := range []string{".", "codec", "packet", "socket", "plugin/alias", "plugin/proxy", "internal/calltable", "internal/handover", "internal/keepalive", "internal/places", "internal/rarely", "internal/role", "internal/bufpool", "internal/printable"} {
+	for _, dir := range []string{".", "codec", "packet", "socket", "plugin/alias", "plugin/proxy", "internal/calltable", "internal/handover", "internal/workers", "internal/keepalive", "internal/places", "internal/rarely", "internal/role", "internal/bufpool", "internal/printable"} {
 		for _, c := range lockedCalls(t, dir) {
 			n++
 			if what := c.problem(); what != "" {
@@ -342,9 +342,10 @@ func TestNoForeignCodeUnderALock(t *testing.T) {
 }
 
 var usualTypes = map[string]map[string]string{
-	"tp":     {"s": "Session", "sess": "Session", "l": "link", "p": "Peer", "first": "link"},
-	"places": {"all": "Places"},
-	"socket": {"w": "writer", "r": "reader"},
+	"tp":      {"s": "Session", "sess": "Session", "l": "link", "p": "Peer", "first": "link"},
+	"places":  {"all": "Places"},
+	"workers": {"w": "Pool"},
+	"socket":  {"w": "writer", "r": "reader"},
 }
 
 func heldBy(pkg, receiver string) string {

@@ -116,7 +116,7 @@ func TestAFullOutputHoldsUpNoReply(t *testing.T) {
 		synctest.Wait()
 		l := s.sess.link.Load()
 		require.True(t, l.sock.OutputFull())
-		require.True(t, l.resting.Load(), "%d bytes of pulls wait", l.queues.pullBytes.Load())
+		require.True(t, l.resting.Load(), "%d bytes of pulls wait", l.queue.PullBytes())
 
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan Xerror)

@@ -16,6 +16,7 @@ import (
 	"github.com/henrylee2cn/teleport/internal/rarely"
 	"github.com/henrylee2cn/teleport/internal/role"
 	"github.com/henrylee2cn/teleport/internal/tlsconf"
+	"github.com/henrylee2cn/teleport/internal/workers"
 	"github.com/henrylee2cn/teleport/packet"
 )
 
@@ -41,7 +42,7 @@ type Peer struct {
 	packetLevel     slog.Level // at which packets are logged
 	hub             hub
 	watch           role.Watch
-	workers         workers
+	workers         workers.Pool
 	keeper          keepalive.Keeper
 	handshakes      places.Places
 	acceptors       atomic.Int64 // goroutines that accept connections
@@ -107,8 +108,7 @@ func NewPeer(cfg *PeerConfig, plugins ...Plugin) *Peer {
 	p.inPool, p.outPool = p.cfg.pools()
 	p.hub.most = p.cfg.MaxSessions
 	p.handshakes.Init(p.cfg.MaxHandshakes, p.cfg.MaxHandshakesPerAddr, ErrPeerClosed)
-	p.workers.most, p.workers.mostOfOne = p.cfg.MaxHandlers, p.cfg.MaxSessionHandlers
-	p.workers.mostWaiting = p.cfg.MaxSessionInput
+	p.workers.Init(p.cfg.MaxHandlers, p.cfg.MaxSessionHandlers, p.cfg.MaxSessionInput)
 	if p.cfg.PrintBody {
 		p.packetLevel = LevelInfo
 	}
@@ -181,7 +181,7 @@ func (p *Peer) Close() error {
 		close(p.closed)
 	}
 	p.mu.Unlock()
-	p.workers.close()
+	p.workers.Close()
 	p.keeper.Stop()
 	p.unregister()
 	return err

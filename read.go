@@ -11,6 +11,7 @@ import (
 	"github.com/henrylee2cn/teleport/internal/rarely"
 	"github.com/henrylee2cn/teleport/internal/role"
 	"github.com/henrylee2cn/teleport/internal/uri"
+	"github.com/henrylee2cn/teleport/internal/workers"
 	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/socket"
 )
@@ -277,12 +278,12 @@ func (r *reader) call(c *packetCtx, table *routeTable) error {
 		l.handlerDone()
 		return nil
 	}
-	switch l.peer.workers.run(c) {
-	case overloaded:
+	switch l.peer.workers.Run((*job)(c)) {
+	case workers.Overloaded:
 		r.refuse(c, newXerror(StatusOverloaded, "too many handlers are running, the pull was not run", nil))
 		l.handlerDone()
-	case overflown:
-		c.giveUp()
+	case workers.Overflown:
+		c.drop()
 		return r.overflow(1)
 	}
 	return nil
@@ -329,7 +330,7 @@ func (r *reader) noMemory(c *packetCtx) error {
 // overflow is the end of a session that has pushed more than may wait; so many pushes are
 // lost beside those that wait.
 func (r *reader) overflow(lost int) error {
-	dropped := uint64(lost + r.l.peer.workers.dropPushes(r.l))
+	dropped := uint64(lost + r.l.peer.workers.DropPushes(&r.l.queue))
 	return &overflow{taken: r.l.pushesRead - dropped, dropped: dropped}
 }
 
@@ -384,7 +385,7 @@ func (r *reader) refuse(c *packetCtx, x Xerror) {
 	if chain := c.replyChain(); len(chain.preWriteReply)+len(chain.postWriteReply) > 0 && x.Code() != StatusOverloaded && (c.held > 0 || c.charge(callCost)) {
 		l.running.Add(1)
 		c.enter()
-		if l.peer.workers.run(c) == accepted {
+		if l.peer.workers.Run((*job)(c)) == workers.Accepted {
 			return
 		}
 		l.handlerDone()

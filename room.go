@@ -7,15 +7,22 @@ import (
 )
 
 // While the other side does not read, what it sends must not pile up here. A session whose
-// output is full begins no more handlers of pulls: those wait, see workers.hold, and when
+// output is full begins no more handlers of pulls: those wait, see internal/workers, and when
 // enough of them do the reader rests, so that the other side's own writes come to a stop.
 // It does not rest while this side waits for replies of the other: those may be what the
 // handlers wait for that make the output full, on both sides at once.
 
+const (
+	// A session whose output is full may have pulls of restBytes waiting before its reader
+	// rests, and of maxPullBytes before they are refused.
+	restBytes    = 64 << 10
+	maxPullBytes = 8 << 20
+)
+
 // unread reports whether the output is full, as the other side does not read, and pulls of
 // too many bytes wait for it.
 func (l *link) unread() bool {
-	return l.queues.pullBytes.Load() >= maxPullBytes && l.sock.OutputFull()
+	return l.queue.PullBytes() >= maxPullBytes && l.sock.OutputFull()
 }
 
 // restWhileFull holds the reader while it is of no use to read on.
@@ -33,7 +40,7 @@ func (l *link) restWhileFull() {
 }
 
 func (l *link) rests() bool {
-	return l.queues.pullBytes.Load() >= restBytes && l.sock.OutputBusy() && !l.ended.Load() && !l.pulls.awaited()
+	return l.queue.PullBytes() >= restBytes && l.sock.OutputBusy() && !l.ended.Load() && !l.pulls.awaited()
 }
 
 // wakeReader lets the reader look again whether to rest.
@@ -46,10 +53,14 @@ func (l *link) wakeReader() {
 	}
 }
 
+// OutputBusy and QueueChanged are called by the pool of workers, see [workers.Owner].
+func (l *link) OutputBusy() bool { return l.sock.OutputBusy() }
+func (l *link) QueueChanged()    { l.wakeReader() }
+
 // OutputHasRoom is called by the socket, see [socket.Roomer].
 func (l *link) OutputHasRoom() {
-	if l.queues.pullBytes.Load() > 0 {
-		l.peer.workers.resume(l)
+	if l.queue.PullBytes() > 0 {
+		l.peer.workers.Resume(&l.queue)
 	}
 	l.wakeReader()
 }

@@ -1,0 +1,416 @@
+// Package workers runs the calls of connections, each on a goroutine of its own, and no more of them than
+// are allowed. What may not run yet waits or is refused: pushes wait for other calls to end, within a bound
+// of memory, and pulls are refused then; pulls wait while their replies could not be sent.
+package workers
+
+import (
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Job is a call that a goroutine is to run.
+type Job interface {
+	// Run handles the call. It may end its goroutine.
+	Run()
+	// Drop gives the call up, which will not run.
+	Drop()
+	// Waits says that the call is a push and could not run at once.
+	Waits()
+	// Kind says what kind of call it is.
+	Kind() Kind
+	// Cost is how many bytes the call keeps alive, the same all the time that it waits.
+	Cost() int64
+	// Queue is that of the call's connection.
+	Queue() *Queue
+}
+
+// Kind is what kind of call a Job is.
+type Kind uint8
+
+const (
+	Push    Kind = iota // may wait for other calls to end
+	Pull                // may wait for room in the output
+	Refusal             // the answer to a pull that will not run, which waits for neither
+)
+
+// Owner is what a Queue is for: a connection.
+type Owner interface {
+	// OutputBusy reports whether another reply could not be sent now. The end of that is told to the
+	// Pool by Resume. It is called under a lock, and must not block.
+	OutputBusy() bool
+	// QueueChanged is called, without a lock, when less runs or waits.
+	QueueChanged()
+}
+
+// Pool has the goroutines. A goroutine is used again: its stack has grown to what calls need. All methods
+// are safe for concurrent use. Init makes the Pool ready.
+type Pool struct {
+	// The most calls that run at once, in all and for one connection, and the most
+	// memory of one connection's pushes that wait; negative numbers are no bounds.
+	most, mostOfOne int
+	mostWaiting     int64
+
+	mu sync.Mutex // guards the fields below, and every Queue
+	// idle is a stack: the one that was used last is the next.
+	idle     []*worker
+	spare    int  // the fewest that were idle since the last sweep
+	sweeping bool // a goroutine runs sweep
+	closed   bool
+	running  int // calls, and readers that were replaced while they ran one
+	// blocked are the connections with pushes that wait only because too many calls
+	// run in all, each of which has its turn. Others wait for the end of a call of
+	// their own.
+	blocked []*Queue
+}
+
+// Init makes the Pool ready: for so many calls at once, in all and of one connection, and for so many bytes
+// of one connection's pushes that wait. Negative numbers are no bounds.
+func (w *Pool) Init(most, mostOfOne int, mostWaiting int64) {
+	w.most, w.mostOfOne, w.mostWaiting = most, mostOfOne, mostWaiting
+}
+
+// Queue is what the Pool knows of one connection's calls. Init makes it ready.
+type Queue struct {
+	owner   Owner
+	running int
+	// pushes wait for other handlers to end.
+	pushes    []Job
+	pushBytes int64
+	blocked   bool // is in Pool.blocked
+	// pulls wait for room in the output: what they would reply could not be sent.
+	pulls     []Job
+	pullBytes atomic.Int64 // written under Pool.mu
+}
+
+// Init makes the Queue ready.
+func (q *Queue) Init(owner Owner) { q.owner = owner }
+
+// PullBytes returns what the pulls keep alive that wait for room in the output.
+func (q *Queue) PullBytes() int64 { return q.pullBytes.Load() }
+
+type worker struct{ next chan Job } // with room for one; nil ends it
+
+const (
+	maxIdle    = 1 << 10
+	sweepEvery = time.Second
+	// blockedTries is how many connections are looked at for the next push.
+	blockedTries = 16
+)
+
+// Verdict is what becomes of a call.
+type Verdict uint8
+
+const (
+	Accepted   Verdict = iota // it runs, or will
+	Overloaded                // it is a pull, and will not
+	Overflown                 // it is a push, and the connection has no room for it
+)
+
+// Run runs the call, now or when there is room for it, and returns at once.
+func (w *Pool) Run(c Job) Verdict {
+	if w.hold(c) {
+		return Accepted
+	}
+	own := c.Queue()
+	w.mu.Lock()
+	if !w.roomLocked(own) || len(own.pushes) > 0 {
+		defer w.mu.Unlock()
+		if c.Kind() != Push {
+			return Overloaded
+		}
+		return w.waitLocked(c)
+	}
+	w.startLocked(c)
+	return Accepted
+}
+
+const (
+	// reservedPart of all handlers are for connections that run few: whatever others do, there
+	// is room for a newcomer's.
+	reservedPart = 8
+	// few is how many those are, at most, and fewOf for how large a part of all.
+	few, fewOf = 64, 1024
+)
+
+func (w *Pool) roomLocked(own *Queue) bool {
+	switch free := w.most - w.running; {
+	case !within(own.running+1, w.mostOfOne):
+		return false
+	case w.most < 0 || free > w.most/reservedPart:
+		return true
+	default:
+		return free > 0 && own.running < max(1, min(few, w.most/fewOf))
+	}
+}
+
+// hold keeps a pull until there is room in the output, if there is none: its handler would
+// run for nothing, and what it takes in memory would wait with the reply. It reports
+// whether it does. Too many of them are not kept, but refused when they are to be run.
+func (w *Pool) hold(c Job) bool {
+	own := c.Queue()
+	if c.Kind() != Pull || !own.owner.OutputBusy() {
+		return false
+	}
+	cost := c.Cost()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	// Who makes room says so before Resume looks for those that wait.
+	if !own.owner.OutputBusy() {
+		return false
+	}
+	own.pulls = append(own.pulls, c)
+	own.pullBytes.Add(cost)
+	return true
+}
+
+// Resume begins some of the pulls that have waited for room in the output. The end of each
+// begins another.
+func (w *Pool) Resume(own *Queue) {
+	for range runtime.GOMAXPROCS(0) {
+		w.mu.Lock()
+		if own.owner.OutputBusy() || !w.roomLocked(own) {
+			w.mu.Unlock()
+			return
+		}
+		c := w.takePullLocked(own)
+		if c == nil {
+			w.mu.Unlock()
+			return
+		}
+		w.startLocked(c)
+	}
+}
+
+func (w *Pool) takePullLocked(own *Queue) Job {
+	if len(own.pulls) == 0 {
+		return nil
+	}
+	c := own.pulls[0]
+	own.pulls[0] = nil
+	if own.pulls = own.pulls[1:]; len(own.pulls) == 0 {
+		own.pulls = nil
+	}
+	own.pullBytes.Add(-c.Cost())
+	return c
+}
+
+// startLocked runs c and unlocks w.
+func (w *Pool) startLocked(c Job) {
+	w.countLocked(c.Queue(), 1)
+	last := len(w.idle) - 1
+	if last < 0 {
+		w.mu.Unlock()
+		go w.work(c)
+		return
+	}
+	k := w.idle[last]
+	w.idle = w.idle[:last]
+	w.spare = min(w.spare, last)
+	w.mu.Unlock()
+	k.next <- c
+}
+
+func (w *Pool) waitLocked(c Job) Verdict {
+	own := c.Queue()
+	if len(own.pushes) > 0 && !within(own.pushBytes+c.Cost(), w.mostWaiting) {
+		return Overflown
+	}
+	c.Waits()
+	own.pushBytes += c.Cost()
+	own.pushes = append(own.pushes, c)
+	w.blockLocked(own)
+	return Accepted
+}
+
+// blockLocked enters the connection among the blocked ones if it is one.
+func (w *Pool) blockLocked(own *Queue) {
+	if len(own.pushes) > 0 && !own.blocked && within(own.running+1, w.mostOfOne) {
+		own.blocked = true
+		w.blocked = append(w.blocked, own)
+	}
+}
+
+// Adopt counts a call that runs elsewhere.
+func (w *Pool) Adopt(own *Queue) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.countLocked(own, 1)
+}
+
+func (w *Pool) countLocked(own *Queue, n int) {
+	w.running += n
+	own.running += n
+}
+
+// Ended counts a call of the connection's out, and starts one that has waited.
+func (w *Pool) Ended(own *Queue) {
+	defer own.owner.QueueChanged()
+	w.mu.Lock()
+	if c := w.nextLocked(own); c != nil {
+		w.startLocked(c)
+		return
+	}
+	w.mu.Unlock()
+}
+
+// nextLocked counts a call of the connection's out and returns one that has waited
+// and may run now, if there is one.
+func (w *Pool) nextLocked(own *Queue) Job {
+	w.countLocked(own, -1)
+	if len(own.pulls) > 0 && !own.owner.OutputBusy() && w.roomLocked(own) {
+		return w.takePullLocked(own)
+	}
+	w.blockLocked(own) // behind the others
+	// Some may have their share already; then it is the next one's turn, and theirs later.
+	for tries := min(len(w.blocked), blockedTries); tries > 0 && within(w.running+1, w.most); tries-- {
+		other := w.blocked[0]
+		w.blocked[0] = nil
+		w.blocked = w.blocked[1:]
+		other.blocked = false
+		if len(other.pushes) > 0 && w.roomLocked(other) {
+			c := w.takePushLocked(other)
+			w.blockLocked(other)
+			return c
+		}
+		w.blockLocked(other) // it has its share, and others do not
+	}
+	return nil
+}
+
+// takePushLocked returns the connection's first push that waits.
+func (w *Pool) takePushLocked(own *Queue) Job {
+	c := own.pushes[0]
+	own.pushes[0] = nil
+	if own.pushes = own.pushes[1:]; len(own.pushes) == 0 {
+		own.pushes = nil
+	}
+	own.pushBytes -= c.Cost()
+	return c
+}
+
+// DropPushes gives up the connection's pushes that wait, and returns how many there were.
+func (w *Pool) DropPushes(own *Queue) int {
+	w.mu.Lock()
+	var dropped []Job
+	for len(own.pushes) > 0 {
+		dropped = append(dropped, w.takePushLocked(own))
+	}
+	w.mu.Unlock()
+	for _, c := range dropped {
+		c.Drop()
+	}
+	return len(dropped)
+}
+
+// DropPulls gives up the pulls that wait for room in an output that has ended.
+func (w *Pool) DropPulls(own *Queue) {
+	for {
+		w.mu.Lock()
+		c := w.takePullLocked(own)
+		w.mu.Unlock()
+		if c == nil {
+			return
+		}
+		c.Drop()
+	}
+}
+
+// work is a worker's goroutine. It ends when it is not needed, or when a handler
+// ends it.
+func (w *Pool) work(c Job) {
+	var k *worker
+	own := c.Queue()
+	defer func() {
+		if c != nil { // a handler has called runtime.Goexit
+			w.Ended(own)
+		}
+	}()
+	for c != nil {
+		own = c.Queue()
+		if !w.hold(c) {
+			c.Run()
+		}
+		if k == nil {
+			k = &worker{make(chan Job, 1)}
+		}
+		var more bool
+		if c, more = w.rest(k, own); c == nil && more {
+			c = <-k.next
+		}
+	}
+}
+
+// rest counts the connection's call out and returns the next one for the worker, or
+// whether it may wait for one.
+func (w *Pool) rest(k *worker, own *Queue) (c Job, wait bool) {
+	defer own.owner.QueueChanged()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if c := w.nextLocked(own); c != nil {
+		w.countLocked(c.Queue(), 1)
+		return c, true
+	}
+	if w.closed || len(w.idle) >= maxIdle {
+		return nil, false
+	}
+	w.idle = append(w.idle, k)
+	if !w.sweeping {
+		w.sweeping = true
+		w.spare = 0
+		time.AfterFunc(sweepEvery, w.sweep)
+	}
+	return nil, true
+}
+
+// sweep ends the workers that were idle all the time since the last sweep.
+func (w *Pool) sweep() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.endLocked(w.spare)
+	if w.sweeping = w.spare > 0; w.sweeping {
+		time.AfterFunc(sweepEvery, w.sweep)
+	}
+}
+
+func (w *Pool) endLocked(n int) {
+	for _, k := range w.idle[:n] {
+		k.next <- nil
+	}
+	w.idle = append(w.idle[:0:0], w.idle[n:]...)
+	w.spare = len(w.idle)
+}
+
+// Close ends the workers that are idle, and the others when they are.
+func (w *Pool) Close() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.closed = true
+	w.endLocked(len(w.idle))
+}
+
+// Idle returns how many goroutines wait for a call.
+func (w *Pool) Idle() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.idle)
+}
+
+// Running returns how many calls run.
+func (w *Pool) Running() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.running
+}
+
+// Count returns how many calls of the connection run, how many of its pushes wait, and what those keep
+// alive, in bytes.
+func (w *Pool) Count(own *Queue) (running, pushes int, pushBytes int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return own.running, len(own.pushes), own.pushBytes
+}
+
+// within reports whether n is not over the bound, of which negative values are none.
+func within[T int | int64](n, bound T) bool { return bound < 0 || n <= bound }
