@@ -245,7 +245,7 @@ func BenchmarkHandler(b *testing.B) {
 	for _, path := range []string{"/bench/echo", "/func/echo", "/bench/value", "/func/value"} {
 		h := p.PullRouter.routes.table.Load().handlers[path]
 		b.Run(path[1:], func(b *testing.B) {
-			c := new(packetCtx)
+			c := new(call)
 			arg := h.newArg()
 			b.ReportAllocs()
 			for b.Loop() {

@@ -38,7 +38,7 @@ func newOwnCtx(deadline time.Time) *ownCtx {
 	return c
 }
 
-func (c *ownCtx) end(cause error) {
+func (c *ownCtx) cancelWith(cause error) {
 	c.cancel(cause)
 	if c.stop != nil {
 		c.stop()
@@ -46,7 +46,7 @@ func (c *ownCtx) end(cause error) {
 }
 
 // Context is the call's.
-func (c *packetCtx) Context() context.Context {
+func (c *call) Context() context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	v := c.valuesLocked()
@@ -55,7 +55,7 @@ func (c *packetCtx) Context() context.Context {
 	}
 	if c.exchange == nil || c.over {
 		own := newOwnCtx(time.Time{})
-		own.end(errHandlerReturned)
+		own.cancelWith(errHandlerReturned)
 		v.ctx = own
 		return own
 	}
@@ -66,33 +66,33 @@ func (c *packetCtx) Context() context.Context {
 	v.ctx, v.own = own, own
 	switch {
 	case v.gone != nil:
-		own.end(v.gone)
+		own.cancelWith(v.gone)
 	case !c.enterLocked():
-		own.end(ErrSessionEnded)
+		own.cancelWith(ErrSessionEnded)
 	}
 	return own
 }
 
 // leave is the end of a call: its context ends, and who asks for it later finds it
 // ended.
-func (c *packetCtx) leave() {
-	c.settle()
+func (c *call) leave() {
+	c.giveBack()
 	c.mu.Lock()
 	charged := c.closeLocked()
 	own := c.leaveLocked()
 	c.mu.Unlock()
-	c.link.inBudget.Give(charged)
+	c.conn.inBudget.Give(charged)
 	if own != nil {
-		own.end(errHandlerReturned)
+		own.cancelWith(errHandlerReturned)
 	}
 }
 
 // leaveLocked returns the context that the caller is to end, nil if there is none.
-func (c *packetCtx) leaveLocked() *ownCtx {
+func (c *call) leaveLocked() *ownCtx {
 	c.over = true
 	if c.entered {
 		c.entered = false
-		c.link.calls.Remove(&c.entry)
+		c.conn.calls.Remove(&c.entry)
 	}
 	if c.values == nil {
 		return nil
@@ -101,7 +101,7 @@ func (c *packetCtx) leaveLocked() *ownCtx {
 }
 
 // enter takes the call in among those that are told of their ends.
-func (c *packetCtx) enter() {
+func (c *call) enter() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.over && !c.enterLocked() {
@@ -109,10 +109,10 @@ func (c *packetCtx) enter() {
 	}
 }
 
-// enterLocked reports false if the link has ended.
-func (c *packetCtx) enterLocked() bool {
+// enterLocked reports false if the connection has ended.
+func (c *call) enterLocked() bool {
 	if !c.entered {
-		c.entered = c.link.calls.Add(&c.entry, maphash.String(idSeed, c.id), c)
+		c.entered = c.conn.calls.Add(&c.entry, maphash.String(idSeed, c.id), c)
 	}
 	return c.entered
 }
@@ -122,7 +122,7 @@ var idSeed = maphash.MakeSeed()
 
 // end tells the call that nobody waits for it any more, if it is the pull with the id, or whatever it is
 // where that is nil.
-func (c *packetCtx) end(id []byte, cause error) {
+func (c *call) callerGone(id []byte, cause error) {
 	c.mu.Lock()
 	var own *ownCtx
 	if !c.over && (id == nil || c.typ == packet.TypePull && c.id == string(id)) {
@@ -134,21 +134,21 @@ func (c *packetCtx) end(id []byte, cause error) {
 	}
 	c.mu.Unlock()
 	if own != nil {
-		own.end(cause)
+		own.cancelWith(cause)
 	}
 }
 
 // heardCancel is told that the other side does not wait for the pull with the id any more.
-func (l *link) heardCancel(id []byte) {
-	for _, c := range l.calls.Find(maphash.Bytes(idSeed, id)) {
-		c.end(id, context.Canceled)
+func (cn *conn) heardCancel(id []byte) {
+	for _, c := range cn.calls.Find(maphash.Bytes(idSeed, id)) {
+		c.callerGone(id, context.Canceled)
 	}
 }
 
 // endCalls ends the contexts of all calls.
-func (l *link) endCalls() {
-	for _, c := range l.calls.Close() {
-		c.end(nil, ErrSessionEnded)
+func (cn *conn) endCalls() {
+	for _, c := range cn.calls.Close() {
+		c.callerGone(nil, ErrSessionEnded)
 	}
 }
 
@@ -195,7 +195,7 @@ func timeoutOf(left time.Duration) int64 {
 }
 
 // deadlineLocked is the caller's, as this side knows it; zero if there is none.
-func (c *packetCtx) deadlineLocked() time.Time {
+func (c *call) deadlineLocked() time.Time {
 	if c.arrived == 0 { // a hook has put in a timeout
 		c.arrived = time.Since(processStart)
 	}
@@ -217,6 +217,6 @@ func deadlineOf(timeout int64, arrived time.Duration) time.Time {
 const maxTimeout = 100 * 365 * 24 * 60 * 60 * 1000
 
 // cancelPull tells the other side that nobody waits for the pull any more.
-func (l *link) cancelPull(id uint64) {
-	l.press(&packet.Header{Id: string(appendPullId(nil, id)), Type: packet.TypeCancel})
+func (cn *conn) cancelPull(id uint64) {
+	cn.sendControl(&packet.Header{Id: string(appendPullId(nil, id)), Type: packet.TypeCancel})
 }

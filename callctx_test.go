@@ -73,8 +73,8 @@ func TestPullContext(t *testing.T) {
 				require.ErrorIs(t, <-ends, c.err)
 				time.Sleep(time.Second)
 				synctest.Wait()
-				require.Zero(t, far.link.Load().calls.Len())
-				require.Zero(t, sess.link.Load().pulls.Len())
+				require.Zero(t, far.conn.Load().calls.Len())
+				require.Zero(t, sess.conn.Load().pulls.Len())
 
 				x = sess.PullContext(ctx, "/wait", "", nil).Xerror
 				require.ErrorIs(t, x, c.err)
@@ -188,20 +188,20 @@ func TestHandlersContextEnds(t *testing.T) {
 			require.ErrorIs(t, context.Cause(ctx), errHandlerReturned)
 		}
 		require.ErrorIs(t, ctxs[1].Context().Err(), context.Canceled, "asked for too late")
-		require.Zero(t, far.link.Load().calls.Len())
+		require.Zero(t, far.conn.Load().calls.Len())
 
 		cmd := sess.GoPull("/wait", "", nil, nil)
 		require.Nil(t, sess.Push("/push", ""))
 		require.NoError(t, (<-pushed).Err())
 		synctest.Wait()
-		require.EqualValues(t, 2, far.link.Load().calls.Len())
+		require.EqualValues(t, 2, far.conn.Load().calls.Len())
 		require.NoError(t, sess.Close())
 		require.ErrorIs(t, <-ends, ErrSessionEnded)
 		require.ErrorIs(t, <-ends, ErrSessionEnded)
 		require.NotNil(t, (<-cmd.Done()).Xerror)
 		time.Sleep(time.Second)
 		synctest.Wait()
-		require.Zero(t, far.link.Load().calls.Len())
+		require.Zero(t, far.conn.Load().calls.Len())
 	})
 }
 
@@ -226,18 +226,18 @@ func TestContextAskedForLate(t *testing.T) {
 		require.ErrorIs(t, (<-a.Done()).Xerror, context.Canceled)
 		require.ErrorIs(t, (<-b.Done()).Xerror, context.Canceled)
 		synctest.Wait()
-		require.EqualValues(t, 2, far.link.Load().calls.Len())
+		require.EqualValues(t, 2, far.conn.Load().calls.Len())
 		close(ask)
 		require.ErrorIs(t, <-got, context.Canceled)
 		synctest.Wait()
-		require.Zero(t, far.link.Load().calls.Len())
+		require.Zero(t, far.conn.Load().calls.Len())
 
 		// Cancels of what is not there leave nothing.
 		for _, id := range []string{"", "1", "99", "text"} {
 			require.NoError(t, sess.Socket().WritePacket(&packet.Packet{Header: &packet.Header{Id: id, Type: packet.TypeCancel, Uri: "/x"}, Body: 1}))
 		}
 		synctest.Wait()
-		require.Zero(t, far.link.Load().calls.Len())
+		require.Zero(t, far.conn.Load().calls.Len())
 		require.Equal(t, 1, srv.CountSession())
 	})
 }
@@ -338,7 +338,7 @@ func TestContextsAskedForAnywhere(t *testing.T) {
 		for _, ctx := range held {
 			require.Error(t, ctx.Context().Err())
 		}
-		require.Zero(t, far.link.Load().calls.Len())
+		require.Zero(t, far.conn.Load().calls.Len())
 		for i := range 3 * defaultMaxSessionHandlers { // of no pulls that run, while one does
 			if i == 0 {
 				HandlePull(srv.PullRouter, "/wait", func(ctx PullCtx, _ *string) (string, Xerror) { time.Sleep(30 * time.Second); return "", nil })
@@ -347,9 +347,9 @@ func TestContextsAskedForAnywhere(t *testing.T) {
 			require.NoError(t, sess.Socket().WritePacket(&packet.Packet{Header: &packet.Header{Id: fmt.Sprint("x", i, strings.Repeat("i", i%2*100)), Type: packet.TypeCancel}}))
 		}
 		synctest.Wait()
-		require.Equal(t, 1, far.link.Load().calls.Len(), "nothing is kept of them")
+		require.Equal(t, 1, far.conn.Load().calls.Len(), "nothing is kept of them")
 		time.Sleep(time.Minute)
-		require.Zero(t, far.link.Load().calls.Len())
+		require.Zero(t, far.conn.Load().calls.Len())
 	})
 }
 
@@ -452,14 +452,14 @@ func TestManyCancelledPulls(t *testing.T) {
 	wg.Wait()
 	requireAlive(t, sess)
 	require.Eventually(t, func() bool { return running.Load() == 0 }, time.Minute, time.Millisecond, "every handler is told")
-	require.Zero(t, sess.link.Load().pulls.Len())
-	var far *link
-	srv.RangeSession(func(s *Session) bool { far = s.link.Load(); return true })
-	require.Eventually(t, func() bool { return far.running.Load() == 0 && far.calls.Len() == 0 }, time.Minute, time.Millisecond)
+	require.Zero(t, sess.conn.Load().pulls.Len())
+	var far *conn
+	srv.RangeSession(func(s *Session) bool { far = s.conn.Load(); return true })
+	require.Eventually(t, func() bool { return far.handlers.Load() == 0 && far.calls.Len() == 0 }, time.Minute, time.Millisecond)
 	t.Logf("%d of %d had begun", told.Load(), pulls)
 }
 
-// A pull that is refused by one link after another and then cancelled is nobody else's.
+// A pull that is refused by one connection after another and then cancelled is nobody else's.
 func TestCancelOfAPullThatWaitsForALink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const n = 20

@@ -11,7 +11,7 @@ import (
 
 // FuzzCancels is any order of what concerns a call's end: pulls and pushes that come, on
 // the reading goroutine or not, with ids that are used again; readers that are replaced;
-// handlers that ask for their contexts; callers that give up; replies; the end of the link.
+// handlers that ask for their contexts; callers that give up; replies; the end of the connection.
 // Each call whose caller has given up is told, whenever it asks, no other is, and nothing is
 // remembered of calls that are over.
 func FuzzCancels(f *testing.F) {
@@ -23,18 +23,18 @@ func FuzzCancels(f *testing.F) {
 	p := NewPeer(nil)
 	f.Cleanup(func() { _ = p.Close() })
 	f.Fuzz(func(t *testing.T, ops []byte) {
-		type call struct {
-			c     *packetCtx
+		type modelled struct {
+			c     *call
 			id    string
 			pull  bool
 			told  error // as the model has it
 			asked context.Context
 		}
-		l := &link{peer: p}
-		var live []*call
-		var inline *call // at most one, and the reader does nothing else until it is over
+		cn := &conn{peer: p}
+		var live []*modelled
+		var inline *modelled // at most one, and the reader does nothing else until it is over
 		ended := false
-		check := func(c *call) {
+		check := func(c *modelled) {
 			if c.asked != nil {
 				require.Equal(t, c.told != nil, c.asked.Err() != nil)
 				require.Equal(t, c.told, context.Cause(c.asked))
@@ -58,7 +58,7 @@ func FuzzCancels(f *testing.F) {
 				if inline != nil {
 					continue
 				}
-				c := &call{c: newReadCtx(l), id: id, pull: op&8 == 0}
+				c := &modelled{c: newReadCtx(cn), id: id, pull: op&8 == 0}
 				c.c.keepId([]byte(id))
 				if c.c.typ = packet.TypePull; !c.pull {
 					c.c.typ = packet.TypePush
@@ -86,7 +86,7 @@ func FuzzCancels(f *testing.F) {
 				if inline != nil {
 					continue
 				}
-				l.heardCancel([]byte(id))
+				cn.heardCancel([]byte(id))
 				for _, c := range live {
 					if c.pull && c.id == id && c.told == nil {
 						c.told = context.Canceled
@@ -104,8 +104,8 @@ func FuzzCancels(f *testing.F) {
 					}
 					inline = nil
 				}
-			case 5: // the link ends
-				l.endCalls()
+			case 5: // the connection ends
+				cn.endCalls()
 				for _, c := range live {
 					if c.told == nil && (c != inline || c.asked != nil) {
 						c.told = ErrSessionEnded
@@ -127,6 +127,6 @@ func FuzzCancels(f *testing.F) {
 			}
 			over(0)
 		}
-		require.Zero(t, l.calls.Len())
+		require.Zero(t, cn.calls.Len())
 	})
 }

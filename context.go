@@ -107,10 +107,10 @@ type UnknownPullCtx interface {
 	Unmarshal(b []byte, v interface{}, assignToInput ...bool) (codecName string, err error)
 }
 
-// packetCtx is one packet received, with the reply to it, or one packet sent. It
+// call is one packet received, with the reply to it, or one packet sent. It
 // implements all the contexts and is never reused, as users may hold it.
-type packetCtx struct {
-	link *link
+type call struct {
+	conn *conn
 	// exchange is nil when the call is over and nobody has asked for a packet.
 	*exchange
 
@@ -121,7 +121,7 @@ type packetCtx struct {
 	sealed  bool       // the handler has returned, settings come too late
 	over    bool       // the call is, and so is its context
 	kept    bool       // a packet was asked for
-	entered bool       // in the link's call table
+	entered bool       // in the connection's call table
 	values  *values    // made when asked for
 }
 
@@ -135,7 +135,7 @@ type values struct {
 	own    *ownCtx // that ctx is, of a packet that was received
 }
 
-// exchange is what of a packetCtx users do not see, but for the packets. Most
+// exchange is what of a call users do not see, but for the packets. Most
 // handlers do not ask for those, so it is used again.
 type exchange struct {
 	transit
@@ -151,7 +151,7 @@ type transit struct {
 	in, out       packet.Packet
 	inHdr, outHdr packet.Header
 
-	entry calltable.Entry[packetCtx]
+	entry calltable.Entry[call]
 
 	// id is the input's as it came: hooks cannot change whom the reply goes to. A
 	// pull of this side's has the same in both packets.
@@ -159,17 +159,17 @@ type transit struct {
 	idText [20]byte // where id is, if it fits
 	typ    int32    // the input's, as it came
 
-	inline  bool   // the handler runs on the reading goroutine, which will flush,
-	waiting int    // and this is how much output there was when its reply was queued
-	timed   bool   // it is a sample for the route's pace
-	refusal Xerror // why there is no handler
-	ran     bool   // the handler has begun
-	offered bool   // the reply must not wait for room in the output
-	waited  bool   // a push that could not be handled at once
+	onReader bool   // the handler runs on the reading goroutine, which will flush,
+	backlog  int    // and this is how much output there was when its reply was queued
+	timed    bool   // it is a sample for the route's pace
+	refusal  Xerror // why there is no handler
+	ran      bool   // the handler has begun
+	offered  bool   // the reply must not wait for room in the output
+	waited   bool   // a push that could not be handled at once
 
 	raw  socket.Body // the input's raw body
 	body []byte      // that of an unknown handler, which may keep it
-	held int64       // taken from the link's input budget, beside what raw has
+	held int64       // taken from the connection's input budget, beside what raw has
 	// unmarshalled is the same, by Unmarshal; the context's mu guards it.
 	unmarshalled int64
 	free         bool      // what the call takes is too little to be counted
@@ -204,14 +204,14 @@ func (x *exchange) put() {
 
 var exchanges = sync.Pool{New: func() any { return new(exchange) }}
 
-func newReadCtx(l *link) *packetCtx {
-	c := &packetCtx{link: l, exchange: exchanges.Get().(*exchange)}
+func newReadCtx(cn *conn) *call {
+	c := &call{conn: cn, exchange: exchanges.Get().(*exchange)}
 	c.in.Header = &c.inHdr
 	return c
 }
 
 // keep returns the packets, which are the caller's too from now on.
-func (c *packetCtx) keep() *exchange {
+func (c *call) keep() *exchange {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.kept = true
@@ -222,10 +222,10 @@ func (c *packetCtx) keep() *exchange {
 	return c.exchange
 }
 
-// charge takes memory that the call keeps alive from the link's budget, until release. It
+// charge takes memory that the call keeps alive from the connection's budget, until release. It
 // reports false if there is not so much.
-func (c *packetCtx) charge(n int64) bool {
-	if !c.link.inBudget.Take(n) {
+func (c *call) charge(n int64) bool {
+	if !c.conn.inBudget.Take(n) {
 		return false
 	}
 	c.held += n
@@ -238,14 +238,14 @@ const callCost = 5 << 9
 
 // job is a call as the pool of workers has it: a type of its own, whose methods programs do not find in
 // their contexts.
-type job packetCtx
+type job call
 
-func (j *job) call() *packetCtx      { return (*packetCtx)(j) }
+func (j *job) call() *call           { return (*call)(j) }
 func (j *job) Run()                  { j.call().handle() }
 func (j *job) Drop()                 { j.call().drop() }
 func (j *job) Waits()                { j.waited = true }
 func (j *job) Cost() int64           { return j.held + j.raw.Cost() } // all that is taken for the call
-func (j *job) Queue() *workers.Queue { return &j.link.queue }
+func (j *job) Queue() *workers.Queue { return &j.conn.queue }
 
 func (j *job) Kind() workers.Kind {
 	switch {
@@ -258,24 +258,24 @@ func (j *job) Kind() workers.Kind {
 }
 
 // drop gives up a call that was counted and will not run.
-func (c *packetCtx) drop() {
-	l := c.link
+func (c *call) drop() {
+	cn := c.conn
 	c.release()
-	l.handlerDone()
+	cn.handlerDone()
 }
 
 // settle gives back what was taken for the call, but for what Unmarshal has taken.
-func (c *packetCtx) settle() {
+func (c *call) giveBack() {
 	c.raw.Release()
 	if c.held > 0 {
-		c.link.inBudget.Give(c.held)
+		c.conn.inBudget.Give(c.held)
 		c.held = 0
 	}
 }
 
 // closeLocked is the end of what Unmarshal may charge to the call; what it has is to be
 // given back.
-func (c *packetCtx) closeLocked() (charged int64) {
+func (c *call) closeLocked() (charged int64) {
 	c.sealed = true
 	if c.exchange != nil {
 		charged, c.unmarshalled = c.unmarshalled, 0
@@ -284,8 +284,8 @@ func (c *packetCtx) closeLocked() (charged int64) {
 }
 
 // release is the end of a call whose packets are not needed any more.
-func (c *packetCtx) release() {
-	c.settle()
+func (c *call) release() {
+	c.giveBack()
 	c.mu.Lock()
 	charged := c.closeLocked()
 	own := c.leaveLocked()
@@ -298,10 +298,10 @@ func (c *packetCtx) release() {
 	}
 	c.mu.Unlock()
 	if charged > 0 {
-		c.link.inBudget.Give(charged)
+		c.conn.inBudget.Give(charged)
 	}
 	if own != nil {
-		own.end(errHandlerReturned)
+		own.cancelWith(errHandlerReturned)
 	}
 	if !kept {
 		x.put()
@@ -310,7 +310,7 @@ func (c *packetCtx) release() {
 
 // fixOutput is called after hooks, which may have put another header in, or
 // changed what must not change.
-func (c *packetCtx) fixOutput(id string, typ int32) {
+func (c *call) fixOutput(id string, typ int32) {
 	if h := c.out.Header; h != nil && h != &c.outHdr {
 		c.outHdr = *h
 	}
@@ -319,7 +319,7 @@ func (c *packetCtx) fixOutput(id string, typ int32) {
 }
 
 // fixInput is fixOutput for a header that was read.
-func (c *packetCtx) fixInput() {
+func (c *call) fixInput() {
 	if h := c.in.Header; h != nil && h != &c.inHdr {
 		c.inHdr = *h
 	}
@@ -328,29 +328,29 @@ func (c *packetCtx) fixInput() {
 	c.uri = c.inHdr.Uri
 }
 
-func (c *packetCtx) Peer() *Peer            { return c.link.peer }
-func (c *packetCtx) Session() *Session      { return c.link.sess }
-func (c *packetCtx) Ip() string             { return c.link.remoteIp() }
-func (c *packetCtx) Input() *packet.Packet  { return &c.keep().in }
-func (c *packetCtx) Output() *packet.Packet { return &c.keep().out }
-func (c *packetCtx) Uri() string            { return c.uri }
+func (c *call) Peer() *Peer            { return c.conn.peer }
+func (c *call) Session() *Session      { return c.conn.sess }
+func (c *call) Ip() string             { return c.conn.remoteIp() }
+func (c *call) Input() *packet.Packet  { return &c.keep().in }
+func (c *call) Output() *packet.Packet { return &c.keep().out }
+func (c *call) Uri() string            { return c.uri }
 
-func (c *packetCtx) Path() string {
+func (c *call) Path() string {
 	path, _ := uri.Split(c.uri)
 	return path
 }
 
-func (c *packetCtx) Public() goutil.Map {
+func (c *call) Public() goutil.Map {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	v := c.valuesLocked()
 	if v.public == nil {
-		v.public = c.link.sess.copyPublic()
+		v.public = c.conn.sess.copyPublic()
 	}
 	return v.public
 }
 
-func (c *packetCtx) Query() url.Values {
+func (c *call) Query() url.Values {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	v := c.valuesLocked()
@@ -361,7 +361,7 @@ func (c *packetCtx) Query() url.Values {
 	return v.query
 }
 
-func (c *packetCtx) valuesLocked() *values {
+func (c *call) valuesLocked() *values {
 	if c.values == nil {
 		c.values = new(values)
 	}
@@ -369,7 +369,7 @@ func (c *packetCtx) valuesLocked() *values {
 }
 
 // Meta keeps what release would let go.
-func (c *packetCtx) Meta() map[string]string {
+func (c *call) Meta() map[string]string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.exchange != nil {
@@ -381,7 +381,7 @@ func (c *packetCtx) Meta() map[string]string {
 	return c.values.meta
 }
 
-func (c *packetCtx) SetMeta(key, value string) {
+func (c *call) SetMeta(key, value string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.sealed {
@@ -393,7 +393,7 @@ func (c *packetCtx) SetMeta(key, value string) {
 	c.outHdr.Meta[key] = value
 }
 
-func (c *packetCtx) SetBodyCodec(name string) {
+func (c *call) SetBodyCodec(name string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.sealed {
@@ -401,7 +401,7 @@ func (c *packetCtx) SetBodyCodec(name string) {
 	}
 }
 
-func (c *packetCtx) SetGzip(level int32) {
+func (c *call) SetGzip(level int32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.sealed {
@@ -409,17 +409,17 @@ func (c *packetCtx) SetGzip(level int32) {
 	}
 }
 
-func (c *packetCtx) Unmarshal(b []byte, v interface{}, assignToInput ...bool) (string, error) {
-	name, cost, err := packet.DecodeCharged(b, c.inHdr.Gzip, v, c.link.sock.Limits())
+func (c *call) Unmarshal(b []byte, v interface{}, assignToInput ...bool) (string, error) {
+	name, cost, err := packet.DecodeCharged(b, c.inHdr.Gzip, v, c.conn.sock.Limits())
 	assign := err == nil && len(assignToInput) > 0 && assignToInput[0]
 	printed := ""
-	if assign && c.link.prints(c.start) {
+	if assign && c.conn.prints(c.start) {
 		printed = printBody(v)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.sealed { // the call's account is closed
-		c.link.inBudget.Give(cost)
+		c.conn.inBudget.Give(cost)
 		return name, err
 	}
 	c.unmarshalled += cost
@@ -436,8 +436,8 @@ func (c *packetCtx) Unmarshal(b []byte, v interface{}, assignToInput ...bool) (s
 // decoding, handler, reply. It is the top of a goroutine, or a quick route's call
 // on the reading one.
 // It returns how much output waits, of a quick one.
-func (c *packetCtx) handle() (waiting int) {
-	defer c.link.handlerDone()
+func (c *call) handle() (waiting int) {
+	defer c.conn.handlerDone()
 	if c.refusal != nil {
 		c.prepareReply()
 		c.reply(nil, c.refusal)
@@ -445,7 +445,7 @@ func (c *packetCtx) handle() (waiting int) {
 		c.release()
 		return 0
 	}
-	if c.waited && c.link.peer.over.Load() {
+	if c.waited && c.conn.peer.over.Load() {
 		c.release()
 		return 0
 	}
@@ -464,7 +464,7 @@ func (c *packetCtx) handle() (waiting int) {
 		// A hook or the handler has called runtime.Goexit, or something here has
 		// panicked, which must not end the process.
 		if p := recover(); p != nil {
-			c.link.peer.logPanic(LevelCritical, "handling of", c.handler.path, p)
+			c.conn.peer.logPanic(LevelCritical, "handling of", c.handler.path, p)
 		}
 		c.seal()
 		if pull {
@@ -488,17 +488,17 @@ func (c *packetCtx) handle() (waiting int) {
 	if pull {
 		c.reply(reply, x)
 	} else if x != nil {
-		c.link.peer.rarely(LevelWarn, "push failed", "push %s from %s: %v", uriAttr(c.inHdr.Uri), slog.String("remote", c.Ip()), errAttr(x), slog.String("session", c.link.sess.Id()))
+		c.conn.peer.rarely(LevelWarn, "push failed", "push %s from %s: %v", uriAttr(c.inHdr.Uri), slog.String("remote", c.Ip()), errAttr(x), slog.String("session", c.conn.sess.Id()))
 	}
 	c.logHandled(x)
-	waiting = c.waiting
+	waiting = c.backlog
 	released = true
 	c.release()
 	return waiting
 }
 
 // process ends with the reply's body or with why there is none.
-func (c *packetCtx) process() (interface{}, Xerror) {
+func (c *call) process() (interface{}, Xerror) {
 	h := c.handler
 	if err := h.chain.preReadBody.run(c); err != nil {
 		return nil, err.xerror()
@@ -513,7 +513,7 @@ func (c *packetCtx) process() (interface{}, Xerror) {
 		}
 		c.raw.Release() // it is not needed any more
 		c.in.Body = arg
-		if c.link.prints(c.start) {
+		if c.conn.prints(c.start) {
 			c.printed = printBody(arg)
 		}
 	}
@@ -524,24 +524,24 @@ func (c *packetCtx) process() (interface{}, Xerror) {
 }
 
 // decode decodes the body into v, which is charged to the call.
-func (c *packetCtx) decode(v interface{}) error {
+func (c *call) decode(v interface{}) error {
 	if c.free {
-		_, err := packet.DecodeBody(c.raw.B, 0, v, c.link.peer.freeLimits)
+		_, err := packet.DecodeBody(c.raw.B, 0, v, c.conn.peer.freeLimits)
 		return err
 	}
-	_, cost, err := packet.DecodeCharged(c.raw.B, c.inHdr.Gzip, v, c.link.sock.Limits())
+	_, cost, err := packet.DecodeCharged(c.raw.B, c.inHdr.Gzip, v, c.conn.sock.Limits())
 	c.held += cost
 	return err
 }
 
 // callHandler runs the user's function; its panic becomes a 500 whose cause
 // stays here.
-func (c *packetCtx) callHandler(arg interface{}) (reply interface{}, x Xerror) {
+func (c *call) callHandler(arg interface{}) (reply interface{}, x Xerror) {
 	returned := false
 	defer func() {
 		if !returned { // recover returns nil after panic(nil) with GODEBUG=panicnil=1
 			p := recover()
-			c.link.peer.logPanic(LevelError, "handler of", c.handler.path, p)
+			c.conn.peer.logPanic(LevelError, "handler of", c.handler.path, p)
 			reply, x = nil, newXerror(StatusInternalServerError, "", panicError(p))
 		}
 	}()
@@ -555,7 +555,7 @@ func (c *packetCtx) callHandler(arg interface{}) (reply interface{}, x Xerror) {
 }
 
 // seal ends the time in which the handler's settings count.
-func (c *packetCtx) seal() {
+func (c *call) seal() {
 	c.mu.Lock()
 	c.sealed = true
 	c.mu.Unlock()

@@ -108,7 +108,7 @@ func TestServerDiesAtEveryByteOfAReply(t *testing.T) {
 							require.Empty(t, got)
 							require.Equal(t, StatusConnClosed, (<-waits.Done()).Xerror.Code())
 							<-sess.Done()
-							require.Zero(t, sess.link.Load().pulls.Len())
+							require.Zero(t, sess.conn.Load().pulls.Len())
 						}
 					}
 					for at := 0; at < whole; at += c.step {
@@ -276,7 +276,7 @@ func TestServerProcessIsKilled(t *testing.T) {
 	t.Logf("FIGURE server killed: %d pulls ended after %v", victimPulls, took)
 	for _, sess := range all {
 		<-sess.Done()
-		require.Zero(t, sess.link.Load().pulls.Len())
+		require.Zero(t, sess.conn.Load().pulls.Len())
 	}
 	requireAlive(t, good)
 	require.Equal(t, 1, cli.CountSession())
@@ -306,7 +306,7 @@ func TestClientProcessIsKilled(t *testing.T) {
 		require.Equal(t, "handling", p.line())
 	}
 	sess := <-sessions
-	require.Equal(t, victimPulls, sess.link.Load().pulls.Len())
+	require.Equal(t, victimPulls, sess.conn.Load().pulls.Len())
 	require.NoError(t, p.cmd.Process.Kill())
 	took := requireEnd(t, done, victimPulls)
 	t.Logf("FIGURE client killed: %d pulls of the server's ended after %v", victimPulls, took)

@@ -20,7 +20,7 @@ type ctxField struct {
 
 // set makes the field of the controller at ctrl the call's context. The field is exported
 // or not, but it is ours to set.
-func (f *ctxField) set(ctrl unsafe.Pointer, c *packetCtx) {
+func (f *ctxField) set(ctrl unsafe.Pointer, c *call) {
 	at := unsafe.Add(ctrl, f.offset)
 	switch f.typ {
 	case contextTypes[0]:

@@ -14,7 +14,7 @@ import (
 
 // plain is the cause of a connection's end in words for who reads the log and does not know
 // what the socket, the system or the protocol calls it.
-func (l *link) plain(cause error) error {
+func (cn *conn) plain(cause error) error {
 	text := ""
 	var write *socket.WriteError
 	isWrite := errors.As(cause, &write)
@@ -24,11 +24,11 @@ func (l *link) plain(cause error) error {
 	case cause == ErrPeerClosed:
 		text = "this peer was closed"
 	case errors.Is(cause, socket.ErrOutputFull):
-		text = fmt.Sprintf("the other side has not read for %v: there was no room for more output", l.sock.WriteTimeout())
+		text = fmt.Sprintf("the other side has not read for %v: there was no room for more output", cn.sock.WriteTimeout())
 	case isWrite && errors.Is(cause, os.ErrDeadlineExceeded):
-		text = fmt.Sprintf("the other side has not read for %v", l.sock.WriteTimeout())
+		text = fmt.Sprintf("the other side has not read for %v", cn.sock.WriteTimeout())
 	case errors.Is(cause, os.ErrDeadlineExceeded) && !strings.Contains(cause.Error(), "not complete"):
-		text = fmt.Sprintf("the other side has said nothing for %v, the read timeout", l.sock.ReadTimeout())
+		text = fmt.Sprintf("the other side has said nothing for %v, the read timeout", cn.sock.ReadTimeout())
 	case errors.Is(cause, packet.ErrHeader): // which says what it looks like
 		return cause
 	case errors.Is(cause, io.ErrUnexpectedEOF):

@@ -11,42 +11,42 @@ import (
 // the socket is closed. Whether there is somebody shows when something is written. As in
 // net/http the contexts of the handlers end at once.
 //
-// A link that lingers so is counted as running until its socket is closed, and its session
+// A connection that lingers so is counted as running until its socket is closed, and its session
 // as one of PeerConfig.MaxSessions.
 
-// lingerLocked is called at the end of the link, before others see it: it reports whether
+// lingerLocked is called at the end of the connection, before others see it: it reports whether
 // the socket is to be closed later, by finish. The session's mu is held.
-func (l *link) lingerLocked(cause error) bool {
-	if cause != io.EOF || l.gone.Load() || l.running.Load() == 0 && !l.sock.Unsent() {
+func (cn *conn) lingerLocked(cause error) bool {
+	if cause != io.EOF || cn.gone.Load() || cn.handlers.Load() == 0 && !cn.sock.Unsent() {
 		return false
 	}
-	l.running.Add(1) // until finish is over
-	l.lingers.Store(true)
-	l.peer.keeper.Expect()
+	cn.handlers.Add(1) // until finish is over
+	cn.lingers.Store(true)
+	cn.peer.keeper.Expect()
 	return true
 }
 
-// finishIfIdle finishes a link that lingers, once, when nothing of it runs any more but that.
-func (l *link) finishIfIdle(running int64) {
-	if running == 1 && l.lingers.Load() && !l.finishing.Swap(true) {
-		go l.finish(max(l.sock.WriteTimeout(), lingerTime))
+// finishIfIdle finishes a connection that lingers, once, when nothing of it runs any more but that.
+func (cn *conn) finishIfIdle(running int64) {
+	if running == 1 && cn.lingers.Load() && !cn.finishing.Swap(true) {
+		go cn.finish(max(cn.sock.WriteTimeout(), lingerTime))
 	}
 }
 
-// abandon closes the socket of a link that lingers, at once.
-func (l *link) abandon() {
-	if l.lingers.Load() && !l.finishing.Swap(true) {
-		go l.finish(0)
+// abandon closes the socket of a connection that lingers, at once.
+func (cn *conn) abandon() {
+	if cn.lingers.Load() && !cn.finishing.Swap(true) {
+		go cn.finish(0)
 	}
 }
 
 // finish closes the socket when all is sent, or the time is over.
-func (l *link) finish(wait time.Duration) {
+func (cn *conn) finish(wait time.Duration) {
 	if wait > 0 {
-		_ = l.sock.CloseWrite(wait)
+		_ = cn.sock.CloseWrite(wait)
 	}
-	_ = l.sock.Close()
-	l.peer.workers.DropPulls(&l.queue)
-	l.peer.hub.leave(l.sess)
-	l.handlerDone()
+	_ = cn.sock.Close()
+	cn.peer.workers.DropPulls(&cn.queue)
+	cn.peer.sessions.leave(cn.sess)
+	cn.handlerDone()
 }

@@ -181,10 +181,10 @@ func TestAHalfCloseThatIsAWholeOne(t *testing.T) {
 	for range 3 {
 		<-told
 	}
-	links := srv.hub.lingering()
+	links := srv.sessions.lingering()
 	require.Len(t, links, 1)
 	for range 3 { // the second write, at the latest, fails
 		release <- struct{}{}
 	}
-	require.Eventually(t, func() bool { return links[0].running.Load() == 0 && len(srv.hub.lingering()) == 0 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return links[0].handlers.Load() == 0 && len(srv.sessions.lingering()) == 0 }, 10*time.Second, time.Millisecond)
 }

@@ -31,7 +31,7 @@ type Handler struct {
 	newArg func() interface{}
 	target func(arg interface{}) interface{}
 	// call runs the user's function; arg came from newArg.
-	call func(c *packetCtx, arg interface{}) (interface{}, Xerror)
+	call func(c *call, arg interface{}) (interface{}, Xerror)
 }
 
 // into is what a body is decoded into.
@@ -177,7 +177,7 @@ func methodHandler(prefix string, ptr reflect.Type, proto reflect.Value, m refle
 	}
 	h.newArg = func() interface{} { return reflect.New(h.argType).Interface() }
 	fn, elem := methodCaller(m, pull), ptr.Elem()
-	h.call = func(c *packetCtx, arg interface{}) (interface{}, Xerror) {
+	h.call = func(c *call, arg interface{}) (interface{}, Xerror) {
 		ctrl := reflect.New(elem)
 		ctrl.Elem().Set(proto.Elem())
 		for i := range fields {

@@ -42,20 +42,20 @@ type origin struct {
 
 // newSession runs the hooks and starts the session. One that was accepted while the
 // peer drains is told at once to go elsewhere.
-func (p *Peer) newSession(ctx context.Context, conn net.Conn, from origin) (*Session, error) {
+func (p *Peer) newSession(ctx context.Context, nc net.Conn, from origin) (*Session, error) {
 	s := &Session{peer: p, redial: from.redial}
 	if s.redial != nil {
 		s.redial.sess = s
 	}
-	l := &s.first
-	l.init(s, conn)
-	s.link.Store(l)
-	id, given := conn.RemoteAddr().String(), len(from.id) > 0
+	cn := &s.first
+	cn.init(s, nc)
+	s.conn.Store(cn)
+	id, given := nc.RemoteAddr().String(), len(from.id) > 0
 	if given {
 		id = from.id[0]
 	}
-	if err := p.hub.add(s, id, given); err != nil {
-		_ = conn.Close()
+	if err := p.sessions.add(s, id, given); err != nil {
+		_ = nc.Close()
 		return nil, err
 	}
 	p.register()
@@ -64,23 +64,23 @@ func (p *Peer) newSession(ctx context.Context, conn net.Conn, from origin) (*Ses
 		return nil, ErrPeerClosed
 	}
 	if from.stranger {
-		l.limitReading(p.cfg.handshakeLimits())
+		cn.limitReading(p.cfg.handshakeLimits())
 	}
-	first, err := l.greet(ctx, &from)
+	first, err := cn.runHandshake(ctx, &from)
 	if err == nil && from.place != nil && !from.place.Pass() {
 		err = context.Cause(from.place.Ctx)
 	}
 	if err == nil {
-		err = p.hub.open(s)
+		err = p.sessions.open(s)
 	}
 	if err == nil && from.stranger {
-		l.limitReading(p.limits)
+		cn.limitReading(p.limits)
 	}
 	if err == nil && !s.open() {
 		err = errClosedInHandshake
 	}
 	if err != nil {
-		l.linger()
+		cn.linger()
 		_ = s.shut(err)
 		return nil, err
 	}
@@ -153,7 +153,7 @@ type ForeSession interface {
 
 type foreSession struct {
 	*Session
-	link    *link // the one whose handshake it is
+	conn    *conn // the one whose handshake it is
 	dialled bool  // by this side
 	over    atomic.Bool
 	strays  []string // ids of pulls that were received instead; the hooks' goroutine's
@@ -175,7 +175,7 @@ func (f *foreSession) Send(p *packet.Packet) error {
 	if h := p.Header; h != nil && h.Type == packet.TypePush && h.Id == "" {
 		h.Id = handshakeId
 	}
-	return f.link.sock.WritePacket(p)
+	return f.conn.sock.WritePacket(p)
 }
 
 func (f *foreSession) Receive(body interface{}) (*packet.Packet, error) {
@@ -185,7 +185,7 @@ func (f *foreSession) Receive(body interface{}) (*packet.Packet, error) {
 	p := new(packet.Packet)
 	var stray Xerror
 	var refused packet.RawBody
-	err := f.link.sock.ReadPacket(p, func(h *packet.Header) interface{} {
+	err := f.conn.sock.ReadPacket(p, func(h *packet.Header) interface{} {
 		if h.Type == packet.TypeReply && h.Id == refusedId {
 			return &refused
 		}
@@ -198,7 +198,7 @@ func (f *foreSession) Receive(body interface{}) (*packet.Packet, error) {
 	case err != nil && socket.Fatal(err):
 		return p, err
 	case h != nil && h.Type == packet.TypeReply && h.Id == refusedId:
-		return p, f.link.heardRefusal(h, refused)
+		return p, f.conn.heardRefusal(h, refused)
 	case stray != nil:
 		return p, stray
 	case err != nil:
@@ -207,34 +207,34 @@ func (f *foreSession) Receive(body interface{}) (*packet.Packet, error) {
 	return p, nil
 }
 
-func (f *foreSession) RemoteIp() string                { return f.link.remoteIp() }
-func (f *foreSession) Socket() *socket.Socket          { return f.link.sock }
-func (f *foreSession) ReadTimeout() time.Duration      { return f.link.sock.ReadTimeout() }
-func (f *foreSession) SetReadTimeout(d time.Duration)  { f.link.sock.SetReadTimeout(d) }
-func (f *foreSession) WriteTimeout() time.Duration     { return f.link.sock.WriteTimeout() }
-func (f *foreSession) SetWriteTimeout(d time.Duration) { f.link.sock.SetWriteTimeout(d) }
+func (f *foreSession) RemoteIp() string                { return f.conn.remoteIp() }
+func (f *foreSession) Socket() *socket.Socket          { return f.conn.sock }
+func (f *foreSession) ReadTimeout() time.Duration      { return f.conn.sock.ReadTimeout() }
+func (f *foreSession) SetReadTimeout(d time.Duration)  { f.conn.sock.SetReadTimeout(d) }
+func (f *foreSession) WriteTimeout() time.Duration     { return f.conn.sock.WriteTimeout() }
+func (f *foreSession) SetWriteTimeout(d time.Duration) { f.conn.sock.SetWriteTimeout(d) }
 
 // greet runs the hooks of the handshake, for at most HookTimeout, and waits for its outcome
-// where it is to. After an error the link is to be ended. A reader is returned if a packet
+// where it is to. After an error the connection is to be ended. A reader is returned if a packet
 // has come that is not a part of the handshake.
-func (l *link) greet(ctx context.Context, from *origin) (*reader, error) {
+func (cn *conn) runHandshake(ctx context.Context, from *origin) (*reader, error) {
 	if len(from.hooks) == 0 && !from.confirms {
 		return nil, nil
 	}
-	ctx, cancel := bounded(ctx, l.peer.cfg.HookTimeout)
+	ctx, cancel := bounded(ctx, cn.peer.cfg.HookTimeout)
 	defer cancel()
 	// On a goroutine of their own: a hook may wait for something that closing
 	// the connection does not end.
-	fore := &foreSession{Session: l.sess, link: l, dialled: !from.stranger}
+	fore := &foreSession{Session: cn.sess, conn: cn, dialled: !from.stranger}
 	var first *reader
 	done := onItsOwn(func() error {
 		err := from.hooks.run(fore).orNil()
 		fore.over.Store(true)
 		switch {
 		case err == nil && from.confirms:
-			first, err = l.confirm()
+			first, err = cn.confirm()
 		case err != nil && !from.stranger && isWriteError(err): // perhaps the other side has said why
-			if refused := l.lastWord(); refused != nil {
+			if refused := cn.lastWord(); refused != nil {
 				err = refused
 			}
 		}
@@ -248,22 +248,22 @@ func (l *link) greet(ctx context.Context, from *origin) (*reader, error) {
 		case errors.As(err, &refused):
 			err = refused // whatever the hook has made of it
 		case err != nil && from.stranger:
-			l.refuse(err, fore.strays)
+			cn.refuse(err, fore.strays)
 		default:
 			for _, id := range fore.strays { // which the hooks have passed over
-				l.pressReply(id, newXerror(StatusUnauthorized, "it came before the handshake was over", nil))
+				cn.sendRefusal(id, newXerror(StatusUnauthorized, "it came before the handshake was over", nil))
 			}
 		}
 		return first, err
 	case <-ctx.Done():
 		fore.over.Store(true)
 		err := fmt.Errorf("the handshake took too long: %w", ctx.Err())
-		_ = l.end(err)
-		l.peer.handshakes.Count(1) // as long as the hook goes on
+		_ = cn.end(err)
+		cn.peer.handshakes.Count(1) // as long as the hook goes on
 		go func() {
 			<-done
-			l.peer.handshakes.Count(-1)
-			l.peer.activity()
+			cn.peer.handshakes.Count(-1)
+			cn.peer.activity()
 		}()
 		return nil, err
 	}

@@ -6,16 +6,16 @@ import "errors"
 // internal/role.
 
 // ReplaceReader is called by the watch when it has ended the reader's turn.
-func (l *link) ReplaceReader() {
-	if h := l.inline; h != nil {
+func (cn *conn) ReplaceReader() {
+	if h := cn.quickRoute; h != nil {
 		h.pace.HeldUp()
 	}
-	l.inBudget.Force(callCost)
-	l.peer.workers.Adopt(&l.queue)
-	if c := l.inlineCall; c != nil {
+	cn.inBudget.Force(callCost)
+	cn.peer.workers.Adopt(&cn.queue)
+	if c := cn.quickCall; c != nil {
 		c.enter()
 	}
-	go l.read(true)
+	go cn.read(true)
 }
 
 // errReplaced ends a reader whose session has another.
@@ -23,11 +23,11 @@ var errReplaced = errors.New("the reader was replaced")
 
 // enter begins an odd turn, in the route's handler of the call or, without one, a write. It
 // reports false if the reader cannot be watched.
-func (r *reader) enter(h *Handler, c *packetCtx) bool {
+func (r *reader) enter(h *Handler, c *call) bool {
 	if !r.turn.Watched() {
 		return false
 	}
-	r.l.inline, r.l.inlineCall = h, c
+	r.l.quickRoute, r.l.quickCall = h, c
 	r.turn.Enter()
 	return true
 }

@@ -83,7 +83,7 @@ func readers() (n int) {
 	buf := make([]byte, 1<<20)
 	for stack := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
 		head, _, _ := strings.Cut(stack, "\n")
-		if strings.Contains(head, "synctest bubble") && strings.Contains(stack, ".(*link).read(") {
+		if strings.Contains(head, "synctest bubble") && strings.Contains(stack, ".(*conn).read(") {
 			n++
 		}
 	}
@@ -521,7 +521,7 @@ func TestQuietSessionGetsANewReader(t *testing.T) {
 			buf := make([]byte, 1<<20)
 			all := string(buf[:runtime.Stack(buf, true)])
 			const by = "created by github.com/henrylee2cn/teleport."
-			return strings.Count(all, by+"(*reader).await")+strings.Count(all, by+"(*link).ReplaceReader") == 2
+			return strings.Count(all, by+"(*reader).await")+strings.Count(all, by+"(*conn).ReplaceReader") == 2
 		}, 20*time.Second, 50*time.Millisecond)
 	}
 	require.NoError(t, sess.Close())

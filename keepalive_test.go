@@ -58,7 +58,7 @@ func TestKeepAliveGivesUp(t *testing.T) {
 		require.EqualValues(t, 1, pings.Load())
 		<-sess.Done()
 		synctest.Wait()
-		require.False(t, p.keeper.Running() && len(p.hub.waiting()) > 0)
+		require.False(t, p.keeper.Running() && len(p.sessions.waiting()) > 0)
 	})
 }
 

@@ -160,12 +160,12 @@ func TestPushesOverTheLimitOfHandlers(t *testing.T) {
 					require.Zero(t, srv.memory())
 					require.Zero(t, srv.workers.Running())
 					for i, sess := range all {
-						l := others[i].link.Load()
-						running, pushes, pushBytes := srv.workers.Count(&l.queue)
+						cn := others[i].conn.Load()
+						running, pushes, pushBytes := srv.workers.Count(&cn.queue)
 						require.Zero(t, running)
 						require.Zero(t, pushes)
 						require.Zero(t, pushBytes)
-						require.Zero(t, l.calls.Len())
+						require.Zero(t, cn.calls.Len())
 						requireAlive(t, sess)
 					}
 				})
@@ -193,7 +193,7 @@ func TestTooManyPushesWait(t *testing.T) {
 		close(release)
 		synctest.Wait()
 		require.EqualValues(t, 1, ran.Load(), "those that waited were dropped")
-		require.Zero(t, other.link.Load().running.Load())
+		require.Zero(t, other.conn.Load().handlers.Load())
 		require.Zero(t, srv.memory())
 		requireAlive(t, good)
 	})
@@ -234,7 +234,7 @@ func TestCloseDropsPushesThatWait(t *testing.T) {
 		close(release)
 		synctest.Wait()
 		require.EqualValues(t, 2, ran.Load())
-		require.Zero(t, other.link.Load().running.Load())
+		require.Zero(t, other.conn.Load().handlers.Load())
 		require.Zero(t, srv.memory())
 	})
 }
@@ -437,7 +437,7 @@ func TestDefaultPullTimeout(t *testing.T) {
 			cmd = <-sess.GoPull("/wait", "", nil, nil).Done()
 			require.Equal(t, StatusDeadlineExceeded, cmd.Xerror.Code())
 			require.Equal(t, 6*time.Second, time.Since(start))
-			require.Zero(t, sess.link.Load().pulls.Len())
+			require.Zero(t, sess.conn.Load().pulls.Len())
 			close(release) // the replies come too late
 			synctest.Wait()
 			for range 100 {
@@ -480,7 +480,7 @@ func TestLimitsOfSessions(t *testing.T) {
 	require.True(t, ok)
 	require.NoError(t, sessions[0].Close())
 	<-other.Done()
-	for srv.hub.full() { // its socket is being closed
+	for srv.sessions.full() { // its socket is being closed
 		runtime.Gosched()
 	}
 	sess, err := cli.Dial(addr)
@@ -624,7 +624,7 @@ func TestLargePushThatCannotWait(t *testing.T) {
 		require.Nil(t, sess.Push("/wait", "x"))
 		require.Nil(t, sess.Push("/wait", strings.Repeat("x", 10<<20)), "one may wait, whatever its size")
 		synctest.Wait()
-		_, _, pushBytes := srv.workers.Count(&other.link.Load().queue)
+		_, _, pushBytes := srv.workers.Count(&other.conn.Load().queue)
 		require.Greater(t, pushBytes, int64(10<<20))
 		require.Nil(t, sess.Push("/wait", strings.Repeat("x", 5000)))
 		<-other.Done()
@@ -645,7 +645,7 @@ func TestPushesThatWaitAndTheBudget(t *testing.T) {
 			require.Nil(t, greedy.Push("/wait", strings.Repeat("x", 5000)))
 		}
 		synctest.Wait()
-		_, _, pushBytes := srv.workers.Count(&other.link.Load().queue)
+		_, _, pushBytes := srv.workers.Count(&other.conn.Load().queue)
 		require.GreaterOrEqual(t, pushBytes, used(srv)-2*(65<<10))
 		modest, another := connect(t, cli, srv, pipe.Options{})
 		require.Nil(t, modest.Push("/wait", "x"))

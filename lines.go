@@ -88,9 +88,9 @@ func errAttr(err error) slog.Attr { return slog.Any("error", err) }
 
 func uriAttr(text string) slog.Attr { return slog.String("uri", uri.WithoutQuery(text)) }
 
-// logAttrs are those of a line about the session by this link.
-func (l *link) logAttrs(more ...slog.Attr) []slog.Attr {
-	return append([]slog.Attr{slog.String("session", l.sess.Id()), slog.String("remote", l.remoteIp())}, more...)
+// logAttrs are those of a line about the session by this connection.
+func (cn *conn) logAttrs(more ...slog.Attr) []slog.Attr {
+	return append([]slog.Attr{slog.String("session", cn.sess.Id()), slog.String("remote", cn.remoteIp())}, more...)
 }
 
 // quote is a text in a line that is put together elsewhere, as lineOf makes it.

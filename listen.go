@@ -170,7 +170,7 @@ func (p *Peer) accept(h *places.Place, cfg *tls.Config) {
 // shake makes a session of the connection, or returns what is to be closed.
 func (p *Peer) shake(h *places.Place, cfg *tls.Config) (net.Conn, error) {
 	conn := h.Conn
-	if p.hub.full() { // before it costs anything
+	if p.sessions.full() { // before it costs anything
 		return conn, errTooManySessions
 	}
 	p.tune(conn)

@@ -24,7 +24,7 @@ import (
 // lockRanks are the locks in the order in which they may be taken, as docs/architecture.md has
 // them. One that is held may be joined by those behind it only.
 var lockRanks = []string{
-	"handover.syscall.ForkLock", "handover.state.mu", "grace.mu", "earlySignals.mu", "Peer.mu", "routes.mu", "places.Places.mu", "packetCtx.mu", "outgoing.mu", "Session.mu", "hub.mu", "workers.Pool.mu",
+	"handover.syscall.ForkLock", "handover.state.mu", "grace.mu", "earlySignals.mu", "Peer.mu", "routes.mu", "places.Places.mu", "call.mu", "outgoing.mu", "Session.mu", "sessions.mu", "workers.Pool.mu",
 	"calltable.Table[].mu", "keepalive.Keeper.mu", "role.Pace.mu", "socket.reader.setting", "socket.writer.mu", "packet.Budget.mu", "packet.Pool.mu",
 	"rarely.Limiter[].mu", "codec.registry.mu", "alias.Alias.mu",
 }
@@ -53,7 +53,7 @@ var takeNone = strings.Fields(`
 	slices.SortFunc sync.NewCond list.New pending.PushBack pending.Front pending.Len pending.Remove same.Len same.Front same.Remove byAddr[].PushBack
 	addr.IsValid os.NewFile goutil.RwMap bufpool.GetSize bufpool.Put *ast.FuncLit
 	sinceStart c.Cost c.Kind c.Queue c.Waits j.Queue cfg.bound usable peer.draining p.draining frame.Drop OutputBusy within hurried uri.Split role.Init deadline deadlineOf earlier
-	r.overdue w.reserve w.tryTurn p.lend budget.Waits newOwnCtx own.end postReadHeader.merge change
+	r.overdue w.reserve w.tryTurn p.lend budget.Waits newOwnCtx own.cancelWith postReadHeader.merge change
 `)
 
 // lockedCall is a call in the sources while locks are held.
@@ -342,14 +342,14 @@ func TestNoForeignCodeUnderALock(t *testing.T) {
 }
 
 var usualTypes = map[string]map[string]string{
-	"tp":      {"s": "Session", "sess": "Session", "l": "link", "p": "Peer", "first": "link"},
+	"tp":      {"s": "Session", "sess": "Session", "cn": "conn", "p": "Peer", "first": "conn"},
 	"places":  {"all": "Places"},
 	"workers": {"w": "Pool"},
 	"socket":  {"w": "writer", "r": "reader"},
 }
 
 func heldBy(pkg, receiver string) string {
-	name := map[string]string{"link": "Session.mu", "redialer": "Session.mu", "reader": "reader.setting"}[receiver]
+	name := map[string]string{"conn": "Session.mu", "redialer": "Session.mu", "reader": "reader.setting"}[receiver]
 	if name == "" {
 		name = receiver + ".mu"
 	}

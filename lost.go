@@ -40,31 +40,31 @@ func (e *overflow) Error() string {
 // farewell tells the other side how many of its pushes were taken, if it was they that have
 // ended the reading, and lets it read that: to close a connection with unread input throws
 // away what was sent by it.
-func (l *link) farewell(cause error) {
+func (cn *conn) farewell(cause error) {
 	var o *overflow
 	if !errors.As(cause, &o) {
 		return
 	}
-	l.press(&packet.Header{
+	cn.sendControl(&packet.Header{
 		Type: packet.TypeGoAway, StatusCode: StatusOverloaded, Meta: map[string]string{metaTaken: strconv.FormatUint(o.taken, 10)},
 	})
-	l.linger()
+	cn.linger()
 }
 
 // heardFarewell is told what the other side has said of itself when it went away.
-func (l *link) heardFarewell(code int32, meta map[string]string) {
+func (cn *conn) heardFarewell(code int32, meta map[string]string) {
 	taken, err := strconv.ParseUint(meta[metaTaken], 10, 64)
 	if code == StatusOverloaded && err == nil {
-		l.taken.Store(&taken)
+		cn.taken.Store(&taken)
 	}
 }
 
-// why is the cause of the link's end: what the other side has said, where the connection has
+// why is the cause of the connection's end: what the other side has said, where the connection has
 // only ended after that.
-func (l *link) why(cause error) error {
-	if taken := l.taken.Load(); taken != nil && cause != errClosedHere {
-		_ = l.sock.CloseWrite(0) // what is counted from now on is refused
-		sent := l.sock.Posted()
+func (cn *conn) why(cause error) error {
+	if taken := cn.taken.Load(); taken != nil && cause != errClosedHere {
+		_ = cn.sock.CloseWrite(0) // what is counted from now on is refused
+		sent := cn.sock.Posted()
 		return &PushesLost{Sent: max(sent, *taken), Taken: *taken}
 	}
 	return cause

@@ -58,11 +58,11 @@ var testPrograms = map[string]func(){}
 
 // memory returns what the peer's sessions have taken of its memory.
 func (p *Peer) memory() int64 {
-	p.hub.mu.Lock()
-	defer p.hub.mu.Unlock()
+	p.sessions.mu.Lock()
+	defer p.sessions.mu.Unlock()
 	sum := p.inPool.Left() + p.outPool.Left()
-	for l := range p.hub.links {
-		sum += l.inBudget.Used() + l.outBudget.Used()
+	for cn := range p.sessions.conns {
+		sum += cn.inBudget.Used() + cn.outBudget.Used()
 	}
 	return sum
 }

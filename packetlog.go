@@ -36,11 +36,11 @@ type packetLine struct {
 // logPacket logs what happened to a packet, whose time began at start, if it did: as slow, or at the
 // level of packets. Slow ones of one route, if there is one, are told apart from those of another;
 // printed is the input's body, as prints has said that it will be shown.
-func (l *link) logPacket(start time.Time, route, printed string, line packetLine) {
+func (cn *conn) logPacket(start time.Time, route, printed string, line packetLine) {
 	if start.IsZero() {
 		return
 	}
-	p := l.peer
+	p := cn.peer
 	cost := time.Since(start)
 	level, slow, left := p.packetLevel, false, 0
 	if p.cfg.SlowCometDuration > 0 && cost >= p.cfg.SlowCometDuration && logEnabled(LevelWarn) {
@@ -56,11 +56,11 @@ func (l *link) logPacket(start time.Time, route, printed string, line packetLine
 		return
 	}
 	if !structured() {
-		logLine(level, line.message, l.packetText(line, printed, slow, cost)+rarely.More(left), nil)
+		logLine(level, line.message, cn.packetText(line, printed, slow, cost)+rarely.More(left), nil)
 		return
 	}
 	attrs := []slog.Attr{
-		slog.String("kind", line.kind), uriAttr(line.uri), slog.String("session", l.sess.Id()), slog.String("remote", l.remoteIp()),
+		slog.String("kind", line.kind), uriAttr(line.uri), slog.String("session", cn.sess.Id()), slog.String("remote", cn.remoteIp()),
 		slog.Duration("duration", cost),
 	}
 	if line.code != 0 || line.status != "" {
@@ -85,21 +85,21 @@ func (l *link) logPacket(start time.Time, route, printed string, line packetLine
 }
 
 // packetText is the line for people.
-func (l *link) packetText(line packetLine, printed string, slow bool, cost time.Duration) string {
+func (cn *conn) packetText(line packetLine, printed string, slow bool, cost time.Duration) string {
 	var b strings.Builder
 	if slow {
 		b.WriteString("slow ")
 	}
-	fmt.Fprintf(&b, "%s %s %s", line.what, quote(l.remoteIp()), quote(uri.WithoutQuery(line.uri)))
+	fmt.Fprintf(&b, "%s %s %s", line.what, quote(cn.remoteIp()), quote(uri.WithoutQuery(line.uri)))
 	if line.code != 0 || line.status != "" {
 		b.WriteString(" " + statusString(line.code, line.status))
 	}
 	fmt.Fprintf(&b, " in %v", cost.Round(time.Microsecond))
 	if line.in != nil {
-		l.peer.describe(&b, "received", line.in, func() string { return printed })
+		cn.peer.describe(&b, "received", line.in, func() string { return printed })
 	}
 	if line.out != nil {
-		l.peer.describe(&b, "sent", line.out, func() string { return printBody(line.out.Body) })
+		cn.peer.describe(&b, "sent", line.out, func() string { return printBody(line.out.Body) })
 	}
 	return b.String()
 }
@@ -117,7 +117,7 @@ func (p *Peer) describe(b *strings.Builder, name string, pkt *packet.Packet, bod
 }
 
 // prints reports whether the log will show the bodies of a call that is measured since start.
-func (l *link) prints(start time.Time) bool { return l.peer.cfg.PrintBody && !start.IsZero() }
+func (cn *conn) prints(start time.Time) bool { return cn.peer.cfg.PrintBody && !start.IsZero() }
 
 func statusString(code int32, text string) string {
 	if text == "" {
@@ -127,7 +127,7 @@ func statusString(code int32, text string) string {
 }
 
 // logHandled logs a pull or a push that this side was sent.
-func (c *packetCtx) logHandled(x Xerror) {
+func (c *call) logHandled(x Xerror) {
 	if c.start.IsZero() {
 		return
 	}
@@ -142,7 +142,7 @@ func (c *packetCtx) logHandled(x Xerror) {
 			line.code, line.status = x.Code(), x.Text()
 		}
 	}
-	c.link.logPacket(c.start, route, c.printed, line)
+	c.conn.logPacket(c.start, route, c.printed, line)
 }
 
 // printBody renders a body for people: one line, escaped, at most 1 KiB. A panic of the

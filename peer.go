@@ -33,14 +33,14 @@ type Peer struct {
 	PushRouter *PushRouter
 
 	cfg    PeerConfig
-	limits packet.Limits // of packets; each link adds its budget
+	limits packet.Limits // of packets; each connection adds its budget
 	// freeLimits are those of packets that are too small to be counted.
 	freeLimits packet.Limits
 	// The memory of all sessions: for what is received, and what waits to be written.
 	inPool, outPool *packet.Pool
 	chain           *pluginChain
 	packetLevel     slog.Level // at which packets are logged
-	hub             hub
+	sessions        sessions
 	watch           role.Watch
 	workers         workers.Pool
 	keeper          keepalive.Keeper
@@ -101,12 +101,12 @@ func NewPeer(cfg *PeerConfig, plugins ...Plugin) *Peer {
 	}
 	p.cfg.check()
 	p.watch.Init(p.closed)
-	p.keeper.Init(p.cfg.KeepAlive, p.hub.waiting)
+	p.keeper.Init(p.cfg.KeepAlive, p.sessions.waiting)
 	p.limits = p.cfg.limits()
 	p.freeLimits = p.limits
 	p.freeLimits.Decoded = -1
 	p.inPool, p.outPool = p.cfg.pools()
-	p.hub.most = p.cfg.MaxSessions
+	p.sessions.most = p.cfg.MaxSessions
 	p.handshakes.Init(p.cfg.MaxHandshakes, p.cfg.MaxHandshakesPerAddr, ErrPeerClosed)
 	p.workers.Init(p.cfg.MaxHandlers, p.cfg.MaxSessionHandlers, p.cfg.MaxSessionInput)
 	if p.cfg.PrintBody {
@@ -131,7 +131,7 @@ func bounded(ctx context.Context, d time.Duration) (context.Context, context.Can
 
 // GetSession returns the live session with the id.
 func (p *Peer) GetSession(id string) (*Session, bool) {
-	if s := p.hub.get(id); s != nil && s.isOpen() {
+	if s := p.sessions.get(id); s != nil && s.isOpen() {
 		return s, true
 	}
 	return nil, false
@@ -140,7 +140,7 @@ func (p *Peer) GetSession(id string) (*Session, bool) {
 // RangeSession calls fn for the sessions that were live when it was called,
 // until fn returns false.
 func (p *Peer) RangeSession(fn func(sess *Session) bool) {
-	for _, s := range p.hub.all() {
+	for _, s := range p.sessions.all() {
 		if s.isOpen() && !fn(s) {
 			return
 		}
@@ -161,7 +161,7 @@ func (p *Peer) Close() error {
 	err := p.stopAccepting()
 	p.setState(peerClosed)
 	p.handshakes.Close()
-	sessions := p.hub.close()
+	sessions := p.sessions.close()
 	errs := make(chan error, len(sessions))
 	for _, s := range sessions { // each may take a second
 		go func() { errs <- s.Close() }()
@@ -171,8 +171,8 @@ func (p *Peer) Close() error {
 			err = e
 		}
 	}
-	for _, l := range p.hub.lingering() {
-		l.abandon()
+	for _, cn := range p.sessions.lingering() {
+		cn.abandon()
 	}
 	p.mu.Lock()
 	select {

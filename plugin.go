@@ -193,7 +193,7 @@ func onItsOwn(f func() error) <-chan error {
 var errHookGone = errors.New("a hook has ended its goroutine")
 
 func (hs hooks[C]) runAll(c C) *hookError {
-	if held, ok := any(c).(*packetCtx); ok {
+	if held, ok := any(c).(*call); ok {
 		held.keep()
 	}
 	for i := range hs {

@@ -25,7 +25,7 @@ type PullCmd struct {
 	// the other side answered with, or one below 200 if there was no answer.
 	Xerror Xerror
 
-	link        *link
+	conn        *conn
 	again       *resend // nil unless it may be sent more than once
 	uri         string
 	args, reply interface{}
@@ -36,11 +36,11 @@ type PullCmd struct {
 }
 
 func newPullCmd(s *Session, uri string, args, reply interface{}) *PullCmd {
-	return &PullCmd{link: s.link.Load(), uri: uri, args: args, reply: reply}
+	return &PullCmd{conn: s.conn.Load(), uri: uri, args: args, reply: reply}
 }
 
 // Session returns the session that the pull was made on.
-func (cmd *PullCmd) Session() *Session { return cmd.link.sess }
+func (cmd *PullCmd) Session() *Session { return cmd.conn.sess }
 
 // Output returns the packet that was sent.
 func (cmd *PullCmd) Output() *packet.Packet { return cmd.packets().Output() }
@@ -73,7 +73,7 @@ func (cmd *PullCmd) packets() *outgoing {
 }
 
 func (cmd *PullCmd) unpack() *outgoing {
-	o := newOutgoing(cmd.link, context.Background(), time.Time{})
+	o := newOutgoing(cmd.conn, context.Background(), time.Time{})
 	cmd.wire.packets(o, cmd.number, cmd.uri, cmd.args)
 	if cmd.wire.inHeader > 0 && cmd.Xerror == nil {
 		o.in.packet.Body = cmd.reply
@@ -101,10 +101,10 @@ func (s *Session) PullContext(ctx context.Context, uri string, args, reply inter
 		cmd.persist()
 		return cmd
 	}
-	f := cmd.board(ctx, true)
-	cmd.launch(ctx, f, setting)
-	cmd.await(ctx, f)
-	cmd.finish(f)
+	pd := cmd.newPending(ctx, true)
+	cmd.launch(ctx, pd, setting)
+	cmd.await(ctx, pd)
+	cmd.finish(pd)
 	return cmd
 }
 
@@ -129,90 +129,91 @@ func (s *Session) GoPullContext(ctx context.Context, uri string, args, reply int
 	cmd.done = done
 	if s.redial != nil {
 		cmd.again = s.redial.resend(ctx, setting)
-		if !cmd.link.usable() {
+		if !cmd.conn.usable() {
 			go cmd.deliver(nil)
 			return cmd
 		}
 	}
-	f := cmd.board(ctx, false)
-	f.deliver, f.command = deliver, cmd
-	cmd.launch(ctx, f, setting)
+	pd := cmd.newPending(ctx, false)
+	pd.deliver, pd.command = deliver, cmd
+	cmd.launch(ctx, pd, setting)
 	return cmd
 }
 
 // deliver is the goroutine's of a pull that nobody waits for, when it is complete.
-func deliver(f *flight) { f.command.(*PullCmd).deliver(f) }
+func deliver(pd *pending) { pd.command.(*PullCmd).deliver(pd) }
 
-// board gives the command a flight by its link, for a goroutine that waits for it or not.
-func (cmd *PullCmd) board(ctx context.Context, waits bool) *flight {
-	l := cmd.link
-	f := flights.Get().(*flight)
-	if start := l.peer.startTime(); l.peer.chain.seesPulls() || !start.IsZero() {
-		f.seen = newOutgoing(l, ctx, start)
+// newPending makes the pull one that waits for its reply by its connection, with a goroutine that waits for
+// it or not.
+func (cmd *PullCmd) newPending(ctx context.Context, waits bool) *pending {
+	cn := cmd.conn
+	pd := pendings.Get().(*pending)
+	if start := cn.peer.startTime(); cn.peer.chain.seesPulls() || !start.IsZero() {
+		pd.seen = newOutgoing(cn, ctx, start)
 	}
 	if waits && ctx.Done() != nil {
-		f.ended = make(chan struct{}, 1)
+		pd.ended = make(chan struct{}, 1)
 	}
-	return f
+	return pd
 }
 
-// launch sends the pull. Whatever happens, the flight is completed once.
-func (cmd *PullCmd) launch(ctx context.Context, f *flight, settings []PacketSetting) {
-	l := cmd.link // which the command may leave when it is complete
-	cmd.number = l.pulls.next()
-	f.number = cmd.number
-	l.wakeReader()
-	l.peer.keeper.Expect()
+// launch sends the pull. Whatever happens, the pending pull is completed once.
+func (cmd *PullCmd) launch(ctx context.Context, pd *pending, settings []PacketSetting) {
+	cn := cmd.conn // which the command may leave when it is complete
+	cmd.number = cn.pulls.next()
+	pd.number = cmd.number
+	cn.wakeReader()
+	cn.peer.keeper.Expect()
 	entered := false
 	defer func() {
 		if !entered {
-			l.pulls.unsent.Add(1)
+			cn.pulls.unsent.Add(1)
 		}
 	}()
 	d := newDraft()
-	entered = cmd.depart(ctx, f, d, settings)
+	entered = cmd.makeAndSend(ctx, pd, d, settings)
 	d.put()
 }
 
-// depart makes the packet, in the draft unless somebody sees it, and sends it. It reports whether
+// makeAndSend makes the packet, in the draft unless somebody sees it, and sends it. It reports whether
 // the pull has been among those in flight.
-func (cmd *PullCmd) depart(ctx context.Context, f *flight, d *draft, settings []PacketSetting) (entered bool) {
-	l, o := cmd.link, f.seen
+func (cmd *PullCmd) makeAndSend(ctx context.Context, pd *pending, d *draft, settings []PacketSetting) (entered bool) {
+	cn, o := cmd.conn, pd.seen
 	for i := range settings {
 		if settings[i].kind == settingReplyMeta {
-			f.meta = settings[i].meta
+			pd.meta = settings[i].meta
 		}
 	}
-	w := &d.whole
+	w := &d.ownPacket
 	if o != nil {
 		w = &o.out
 	}
-	w.fill(&l.peer.cfg, packet.TypePull, cmd.uri, cmd.args, settings)
+	w.fill(&cn.peer.cfg, packet.TypePull, cmd.uri, cmd.args, settings)
 	w.number(cmd.number)
 	if x := replyArgument(cmd.reply); x != nil {
-		f.sent(l, w)
-		f.complete(x)
+		pd.sent(cn, w)
+		pd.complete(x)
 		return false
 	}
 	w.header.Timeout = cmd.timeoutFor(ctx)
 	if o != nil {
-		if err := l.peer.chain.preWritePull.run(o); err != nil {
-			f.complete(notRun(err.xerror()))
+		if err := cn.peer.chain.preWritePull.run(o); err != nil {
+			pd.complete(notRun(err.xerror()))
 			return false
 		}
 		w.number(cmd.number)
 		w.fix(w.header.Id, packet.TypePull)
 	}
 	frame, err := cmd.encode(ctx, w, d.frame[:0])
-	f.sent(l, w)
+	pd.sent(cn, w)
 	if err != nil {
-		f.complete(l.sendXerror(ctx, l.waited(ctx, err)))
+		pd.complete(cn.sendXerror(ctx, cn.waited(ctx, err)))
 		return false
 	}
-	entered, sent := cmd.send(ctx, f, frame)
-	if sent && o != nil { // the flight may be complete by now
-		if err := l.peer.chain.postWritePull.run(o); err != nil {
-			l.peer.rarely(LevelWarn, "hook failed", "pull %s: %v", append([]slog.Attr{uriAttr(cmd.uri), errAttr(err)}, l.logAttrs()...)...)
+	entered, sent := cmd.send(ctx, pd, frame)
+	if sent && o != nil { // the pending pull may be complete by now
+		if err := cn.peer.chain.postWritePull.run(o); err != nil {
+			cn.peer.rarely(LevelWarn, "hook failed", "pull %s: %v", append([]slog.Attr{uriAttr(cmd.uri), errAttr(err)}, cn.logAttrs()...)...)
 		}
 	}
 	return entered
@@ -220,49 +221,49 @@ func (cmd *PullCmd) depart(ctx context.Context, f *flight, d *draft, settings []
 
 // encode encodes the packet when its turn has come. What the header says of a timeout is what is left
 // of it then.
-func (cmd *PullCmd) encode(ctx context.Context, w *whole, mem []byte) (socket.Frame, error) {
-	if err := cmd.link.sock.TakeTurn(ctx); err != nil {
+func (cmd *PullCmd) encode(ctx context.Context, w *ownPacket, mem []byte) (socket.Frame, error) {
+	if err := cmd.conn.sock.TakeTurn(ctx); err != nil {
 		return socket.Frame{}, err
 	}
 	if w.header.Timeout > 0 {
 		w.header.Timeout = min(w.header.Timeout, cmd.timeoutFor(ctx))
 	}
-	return cmd.link.sock.EncodeInTurn(ctx, mem, &w.packet)
+	return cmd.conn.sock.EncodeInTurn(ctx, mem, &w.packet)
 }
 
 // send enters the pull among those in flight and writes it. It reports what of that it
-// has done, and completes the flight if it is not sent.
-func (cmd *PullCmd) send(ctx context.Context, f *flight, frame socket.Frame) (entered, sent bool) {
-	l, number := cmd.link, cmd.number
+// has done, and completes the pending pull if it is not sent.
+func (cmd *PullCmd) send(ctx context.Context, pd *pending, frame socket.Frame) (entered, sent bool) {
+	cn, number := cmd.conn, cmd.number
 	ends := ctx.Done() != nil
 	if ends && ctx.Err() != nil {
 		frame.Drop()
-		f.complete(notSent(ctx))
+		pd.complete(notSent(ctx))
 		return false, false
 	}
-	if l.goneAway() {
+	if cn.goneAway() {
 		frame.Drop()
-		f.complete(unrun(StatusServiceUnavailable, "the other side is shutting down, the pull was not sent", nil))
+		pd.complete(unrun(StatusServiceUnavailable, "the other side is shutting down, the pull was not sent", nil))
 		return false, false
 	}
 	if cmd.again != nil {
 		cmd.again.entered = true
 	}
-	watched := ends && f.ended == nil // by nobody who waits
+	watched := ends && pd.ended == nil // by nobody who waits
 	if watched {
-		f.stop = context.AfterFunc(ctx, func() { l.abandonPull(ctx, number) })
+		pd.stop = context.AfterFunc(ctx, func() { cn.abandonPull(ctx, number) })
 	}
 	var timer *time.Timer // runs when there is a pull to end
 	left := cmd.timeLeft()
 	if left > 0 {
-		timer = l.pullTimer(number)
-		f.timer = timer
+		timer = cn.pullTimer(number)
+		pd.timer = timer
 	}
 	// From here on a reply may come: whoever takes the entry out of the table
-	// completes the flight.
-	if !l.pulls.Add(&f.entry, number, f) {
+	// completes the pending pull.
+	if !cn.pulls.Add(&pd.entry, number, pd) {
 		frame.Drop()
-		f.complete(l.sess.closedXerror("connection closed, the pull was not sent", nil))
+		pd.complete(cn.sess.closedXerror("connection closed, the pull was not sent", nil))
 		return false, false
 	}
 	if timer != nil {
@@ -270,32 +271,32 @@ func (cmd *PullCmd) send(ctx context.Context, f *flight, frame socket.Frame) (en
 	}
 	if watched && ctx.Err() != nil { // it may have been watched before there was a pull to give up
 		frame.Drop()
-		if f := l.takePull(number); f != nil {
-			f.complete(notSent(ctx))
+		if pd := cn.takePull(number); pd != nil {
+			pd.complete(notSent(ctx))
 		}
 		return true, false
 	}
-	if l.peer.refusesPulls() {
+	if cn.peer.refusesPulls() {
 		frame.Drop()
-		if f := l.takePull(number); f != nil {
-			f.complete(unrun(StatusServiceUnavailable, "this peer is shutting down, the pull was not sent", nil))
+		if pd := cn.takePull(number); pd != nil {
+			pd.complete(unrun(StatusServiceUnavailable, "this peer is shutting down, the pull was not sent", nil))
 		}
 		return true, false
 	}
 	var err error
 	if ends { // who may give up must not be held up by the connection
-		err = l.waited(ctx, l.sock.TryFrame(ctx, frame))
+		err = cn.waited(ctx, cn.sock.TryFrame(ctx, frame))
 	} else {
-		err = l.wrote(l.sock.WriteFrame(frame))
+		err = cn.wrote(cn.sock.WriteFrame(frame))
 	}
 	if err != nil {
-		if f := l.takePull(number); f != nil {
-			f.complete(l.sendXerror(ctx, err))
+		if pd := cn.takePull(number); pd != nil {
+			pd.complete(cn.sendXerror(ctx, err))
 		}
 		return true, false
 	}
 	if ends && ctx.Err() == context.Canceled { // it may have said so before the pull was sent
-		l.cancelPull(number)
+		cn.cancelPull(number)
 	}
 	return true, true
 }
@@ -320,38 +321,38 @@ func notSent(ctx context.Context) Xerror {
 	return x
 }
 
-// await waits until the flight is complete, which the caller sees to itself when ctx is done.
-func (cmd *PullCmd) await(ctx context.Context, f *flight) {
-	if f.ended == nil {
-		f.settled.Wait()
+// await waits until the pending pull is complete, which the caller sees to itself when ctx is done.
+func (cmd *PullCmd) await(ctx context.Context, pd *pending) {
+	if pd.ended == nil {
+		pd.completed.Wait()
 		return
 	}
 	select {
-	case <-f.ended:
+	case <-pd.ended:
 	case <-ctx.Done():
-		cmd.link.abandonPull(ctx, cmd.number)
-		<-f.ended
+		cmd.conn.abandonPull(ctx, cmd.number)
+		<-pd.ended
 	}
 }
 
 // abandonPull ends the pull with the number, if it is still in flight, and tells the other side.
-func (l *link) abandonPull(ctx context.Context, number uint64) {
-	f := l.takePull(number)
-	if f == nil {
+func (cn *conn) abandonPull(ctx context.Context, number uint64) {
+	pd := cn.takePull(number)
+	if pd == nil {
 		return
 	}
-	f.complete(ctxXerror(ctx, "the outcome of the pull is unknown"))
+	pd.complete(ctxXerror(ctx, "the outcome of the pull is unknown"))
 	if ctx.Err() == context.Canceled { // of a deadline the other side knows
-		l.cancelPull(number)
+		cn.cancelPull(number)
 	}
 }
 
 // pullTimer returns a timer that ends the pull with the number, if it is still in flight then. It is to
 // be set.
-func (l *link) pullTimer(number uint64) *time.Timer {
+func (cn *conn) pullTimer(number uint64) *time.Timer {
 	return time.AfterFunc(math.MaxInt64, func() {
-		if f := l.takePull(number); f != nil {
-			f.complete(newXerror(StatusDeadlineExceeded, fmt.Sprintf("no reply after %v, the outcome of the pull is unknown", l.peer.cfg.DefaultPullTimeout), context.DeadlineExceeded))
+		if pd := cn.takePull(number); pd != nil {
+			pd.complete(newXerror(StatusDeadlineExceeded, fmt.Sprintf("no reply after %v, the outcome of the pull is unknown", cn.peer.cfg.DefaultPullTimeout), context.DeadlineExceeded))
 		}
 	})
 }
@@ -372,7 +373,7 @@ func (cmd *PullCmd) timeoutFor(ctx context.Context) int64 {
 
 // deliver completes a command of GoPull's: one whose flight is complete, or, with none, one that has
 // to wait for a connection.
-func (cmd *PullCmd) deliver(f *flight) {
+func (cmd *PullCmd) deliver(pd *pending) {
 	finished := false
 	defer func() {
 		if finished {
@@ -380,23 +381,23 @@ func (cmd *PullCmd) deliver(f *flight) {
 		}
 		// A hook has called runtime.Goexit, or something here has panicked.
 		if p := recover(); p != nil {
-			cmd.link.peer.logPanic(LevelCritical, "pull", "", p)
+			cmd.conn.peer.logPanic(LevelCritical, "pull", "", p)
 		}
 		if again := cmd.again; again != nil && again.last != nil {
 			if again.entered { // it is on its way, and will be complete
-				f, again.last = again.last, nil
-				cmd.await(again.ctx, f)
-				cmd.deliver(f)
+				pd, again.last = again.last, nil
+				cmd.await(again.ctx, pd)
+				cmd.deliver(pd)
 				return
 			}
 		}
 		cmd.Xerror = newXerror(StatusFailedPlugin, "", nil)
 		cmd.done <- cmd
 	}()
-	if f != nil {
-		cmd.finish(f)
+	if pd != nil {
+		cmd.finish(pd)
 	}
-	if f == nil || cmd.refused() {
+	if pd == nil || cmd.refused() {
 		cmd.persist()
 	}
 	finished = true
@@ -407,7 +408,7 @@ func (cmd *PullCmd) deliver(f *flight) {
 func (cmd *PullCmd) timeLeft() time.Duration {
 	switch {
 	case cmd.again == nil:
-		return max(cmd.link.peer.cfg.DefaultPullTimeout, 0)
+		return max(cmd.conn.peer.cfg.DefaultPullTimeout, 0)
 	case cmd.again.patience.until.IsZero():
 		return 0
 	}
@@ -416,35 +417,35 @@ func (cmd *PullCmd) timeLeft() time.Duration {
 
 // finish does the part of completing that belongs on the waiting goroutine, decoding, and gives the
 // flight back.
-func (cmd *PullCmd) finish(f *flight) {
-	if f.timer != nil {
-		f.timer.Stop()
-		f.timer = nil
+func (cmd *PullCmd) finish(pd *pending) {
+	if pd.timer != nil {
+		pd.timer.Stop()
+		pd.timer = nil
 	}
-	if f.stop != nil {
-		f.stop()
-		f.stop = nil
+	if pd.stop != nil {
+		pd.stop()
+		pd.stop = nil
 	}
-	cmd.Xerror, cmd.wire = f.failure, f.wire
-	reply := f.replied()
-	if f.meta != nil {
-		if *f.meta = nil; reply != nil {
-			*f.meta = reply.header.Meta
+	cmd.Xerror, cmd.wire = pd.failure, pd.wire
+	reply := pd.replied()
+	if pd.meta != nil {
+		if *pd.meta = nil; reply != nil {
+			*pd.meta = reply.header.Meta
 		}
 	}
-	switch o := f.seen; {
+	switch o := pd.seen; {
 	case o != nil:
 		cmd.seen.Store(o)
-		cmd.finishSeen(f, o)
-	case f.failure != nil:
+		cmd.finishSeen(pd, o)
+	case pd.failure != nil:
 	case reply != nil && reply.header.StatusCode != StatusOK:
-		cmd.Xerror = cmd.repliedError(f, &reply.header)
+		cmd.Xerror = cmd.repliedError(pd, &reply.header)
 	case reply != nil:
-		cmd.Xerror = cmd.decode(f, reply.header.Gzip)
+		cmd.Xerror = cmd.decode(pd, reply.header.Gzip)
 	default:
-		cmd.Xerror = cmd.decode(f, int32(f.wire.inGzip))
+		cmd.Xerror = cmd.decode(pd, int32(pd.wire.inGzip))
 	}
-	if reply != nil && f.seen == nil {
+	if reply != nil && pd.seen == nil {
 		o := cmd.unpack()
 		id := o.out.header.Id
 		o.in = *reply
@@ -454,37 +455,37 @@ func (cmd *PullCmd) finish(f *flight) {
 		}
 		cmd.seen.Store(o)
 	}
-	f.body.Release()
-	f.put()
+	pd.body.Release()
+	pd.put()
 }
 
 // finishSeen is finish where hooks or the log see the packets.
-func (cmd *PullCmd) finishSeen(f *flight, o *outgoing) {
-	defer f.body.Release() // if a hook ends the goroutine
+func (cmd *PullCmd) finishSeen(pd *pending, o *outgoing) {
+	defer pd.body.Release() // if a hook ends the goroutine
 	if cmd.Xerror == nil {
-		cmd.Xerror = cmd.readReply(f, o)
+		cmd.Xerror = cmd.readReply(pd, o)
 	}
 	code, text := StatusOK, ""
 	if x := cmd.Xerror; x != nil {
 		code, text = x.Code(), x.Text()
 	}
 	line := packetLine{"pull made", "pull-launch", "pull", cmd.uri, code, text, &o.in.packet, &o.out.packet}
-	o.link.logPacket(o.start, "", o.printed, line)
+	o.conn.logPacket(o.start, "", o.printed, line)
 }
 
-func (cmd *PullCmd) readReply(f *flight, o *outgoing) Xerror {
+func (cmd *PullCmd) readReply(pd *pending, o *outgoing) Xerror {
 	if o.in.header.StatusCode != StatusOK {
-		return cmd.repliedError(f, &o.in.header)
+		return cmd.repliedError(pd, &o.in.header)
 	}
-	chain := o.link.peer.chain
+	chain := o.conn.peer.chain
 	if err := chain.preReadBody.run(o); err != nil {
 		return err.xerror()
 	}
-	if x := cmd.decode(f, o.in.header.Gzip); x != nil {
+	if x := cmd.decode(pd, o.in.header.Gzip); x != nil {
 		return x
 	}
 	o.in.packet.Body = cmd.reply
-	if o.link.prints(o.start) {
+	if o.conn.prints(o.start) {
 		o.printed = printBody(cmd.reply)
 	}
 	if err := chain.postReadBody.run(o); err != nil {
@@ -494,21 +495,21 @@ func (cmd *PullCmd) readReply(f *flight, o *outgoing) Xerror {
 }
 
 // repliedError is the error that the reply is.
-func (cmd *PullCmd) repliedError(f *flight, h *packet.Header) Xerror {
+func (cmd *PullCmd) repliedError(pd *pending, h *packet.Header) Xerror {
 	x := repliedStatus(h)
-	if len(f.body.B) > 0 {
-		x.details, x.gzip, x.limits = packet.RawBody(bytes.Clone(f.body.B)), h.Gzip, &cmd.link.peer.limits
+	if len(pd.body.B) > 0 {
+		x.details, x.gzip, x.limits = packet.RawBody(bytes.Clone(pd.body.B)), h.Gzip, &cmd.conn.peer.limits
 	}
 	return x
 }
 
 // decode decodes the reply's body; no body leaves the reply as it is.
-func (cmd *PullCmd) decode(f *flight, gzip int32) Xerror {
+func (cmd *PullCmd) decode(pd *pending, gzip int32) Xerror {
 	var err error
-	if len(f.body.B) <= smallPacket && gzip == 0 { // too little to be counted
-		_, err = packet.DecodeBody(f.body.B, 0, cmd.reply, cmd.link.peer.freeLimits)
+	if len(pd.body.B) <= smallPacket && gzip == 0 { // too little to be counted
+		_, err = packet.DecodeBody(pd.body.B, 0, cmd.reply, cmd.conn.peer.freeLimits)
 	} else {
-		_, err = packet.DecodeBody(f.body.B, gzip, cmd.reply, cmd.link.sock.Limits())
+		_, err = packet.DecodeBody(pd.body.B, gzip, cmd.reply, cmd.conn.sock.Limits())
 	}
 	if err != nil {
 		return replyXerror(err)
@@ -535,12 +536,12 @@ func (s *Session) closedXerror(text string, err error) *xerror {
 }
 
 // sendXerror is why a packet could not be sent, by who would wait as long as ctx lasts.
-func (l *link) sendXerror(ctx context.Context, err error) Xerror {
+func (cn *conn) sendXerror(ctx context.Context, err error) Xerror {
 	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 		return notSent(ctx)
 	}
 	if errors.Is(err, errSocketClosed) {
-		return l.sess.closedXerror("connection closed, the packet was not sent", err)
+		return cn.sess.closedXerror("connection closed, the packet was not sent", err)
 	}
 	var we *socket.WriteError
 	if !errors.As(err, &we) { // it did not encode

@@ -20,46 +20,46 @@ func (s *Session) PushContext(ctx context.Context, uri string, args interface{},
 	if s.redial != nil {
 		return s.redial.push(ctx, uri, args, setting)
 	}
-	return s.link.Load().push(ctx, uri, args, setting)
+	return s.conn.Load().push(ctx, uri, args, setting)
 }
 
-// push is Session.Push by this link.
-func (l *link) push(ctx context.Context, uri string, args interface{}, settings []PacketSetting) Xerror {
-	if l.goneAway() {
+// push is Session.Push by this connection.
+func (cn *conn) push(ctx context.Context, uri string, args interface{}, settings []PacketSetting) Xerror {
+	if cn.goneAway() {
 		return unrun(StatusServiceUnavailable, "the other side is shutting down, the push was not sent", nil)
 	}
 	if ctx.Err() != nil {
 		return notSent(ctx)
 	}
-	chain := l.peer.chain
+	chain := cn.peer.chain
 	d := newDraft()
 	defer d.put()
-	w := &d.whole
+	w := &d.ownPacket
 	var o *outgoing // if somebody sees the packet
-	if start := l.peer.startTime(); len(chain.preWritePush)+len(chain.postWritePush) > 0 || !start.IsZero() {
-		o = newOutgoing(l, ctx, start)
+	if start := cn.peer.startTime(); len(chain.preWritePush)+len(chain.postWritePush) > 0 || !start.IsZero() {
+		o = newOutgoing(cn, ctx, start)
 		w = &o.out
 	}
-	w.fill(&l.peer.cfg, packet.TypePush, uri, args, settings)
+	w.fill(&cn.peer.cfg, packet.TypePush, uri, args, settings)
 	if o != nil {
 		if err := chain.preWritePush.run(o); err != nil {
 			return notRun(err.xerror())
 		}
 		w.fix(w.header.Id, packet.TypePush)
 	}
-	frame, err := l.encodeInTurn(ctx, &w.packet, d.frame[:0])
+	frame, err := cn.encodeInTurn(ctx, &w.packet, d.frame[:0])
 	if err == nil {
-		err = l.sock.PostFrame(ctx, frame)
+		err = cn.sock.PostFrame(ctx, frame)
 	}
 	if err != nil {
-		return l.sendXerror(ctx, l.waited(ctx, err))
+		return cn.sendXerror(ctx, cn.waited(ctx, err))
 	}
 	if o == nil {
 		return nil
 	}
 	if err := chain.postWritePush.run(o); err != nil {
-		l.peer.rarely(LevelWarn, "hook failed", "push %s: %v", append([]slog.Attr{uriAttr(uri), errAttr(err)}, l.logAttrs()...)...)
+		cn.peer.rarely(LevelWarn, "hook failed", "push %s: %v", append([]slog.Attr{uriAttr(uri), errAttr(err)}, cn.logAttrs()...)...)
 	}
-	l.logPacket(o.start, "", "", packetLine{"push sent", "push-launch", "push", w.header.Uri, 0, "", nil, &w.packet})
+	cn.logPacket(o.start, "", "", packetLine{"push sent", "push-launch", "push", w.header.Uri, 0, "", nil, &w.packet})
 	return nil
 }

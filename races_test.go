@@ -169,8 +169,8 @@ func TestCloseRaces(t *testing.T) {
 		wg.Wait()
 		<-a.Done()
 		<-b.Done()
-		require.Zero(t, a.link.Load().pulls.Len())
-		require.Zero(t, b.link.Load().pulls.Len())
+		require.Zero(t, a.conn.Load().pulls.Len())
+		require.Zero(t, b.conn.Load().pulls.Len())
 	}
 	rounds := 0
 	for begun := time.Now(); rounds < *raceRounds || *raceRounds == 0 && (rounds < 20 || time.Since(begun) < 4*time.Second && !testing.Short()); rounds++ {
@@ -319,7 +319,7 @@ func TestIdsHaveOneOwnerInAllConfusion(t *testing.T) {
 					case <-s.Done():
 						return // another has taken its id
 					default:
-						// It was taken from the hub and is about to be closed.
+						// It was taken from the table of sessions and is about to be closed.
 						<-s.Done()
 						return
 					}

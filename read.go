@@ -20,7 +20,7 @@ import (
 // never waits for a handler for long: see inline.go. A session has one reader at
 // a time.
 type reader struct {
-	l     *link
+	l     *conn
 	turn  role.Turn
 	dirty bool // replies of quick handlers are queued
 	began bool // a packet has been read
@@ -32,19 +32,19 @@ type reader struct {
 
 // read reads packets until the connection ends, or this reader is replaced by
 // another. The first one is started by the peer, after the handshake.
-func (l *link) read(replaces bool) { newReader(l, replaces).read() }
+func (cn *conn) read(replaces bool) { newReader(cn, replaces).read() }
 
-func newReader(l *link, replaces bool) *reader {
-	return &reader{l: l, turn: l.role.Begin(&l.peer.watch), dirty: replaces}
+func newReader(cn *conn, replaces bool) *reader {
+	return &reader{l: cn, turn: cn.role.Begin(&cn.peer.watch), dirty: replaces}
 }
 
 func (r *reader) read() {
-	l := r.l
+	cn := r.l
 	var err error
 	defer func() {
 		p := recover()
 		if p != nil { // a defect here must not end the process
-			l.peer.logPanic(LevelCritical, "reading", "", p)
+			cn.peer.logPanic(LevelCritical, "reading", "", p)
 			err = fmt.Errorf("reading panicked")
 		}
 		inHandler := r.turn.Away() // which has called runtime.Goexit
@@ -52,22 +52,22 @@ func (r *reader) read() {
 			return
 		}
 		if inHandler && !r.leave() {
-			l.flush() // the other reader may have done so before there was a reply
+			cn.flush() // the other reader may have done so before there was a reply
 			return
 		}
 		r.turn.Unwatch()
 		if inHandler {
-			go l.read(true)
+			go cn.read(true)
 			return
 		}
 		if errors.Is(err, socket.ErrClosed) {
 			err = errClosedHere
 		}
 		if errors.Is(err, packet.ErrTLS) { // who waits for a handshake then sees what comes instead
-			l.press(&packet.Header{Type: packet.TypeGoAway})
+			cn.sendControl(&packet.Header{Type: packet.TypeGoAway})
 		}
-		l.farewell(err)
-		_ = l.shut(err)
+		cn.farewell(err)
+		_ = cn.fail(err)
 	}()
 	for {
 		err = errReaderGone // should a hook call runtime.Goexit
@@ -90,17 +90,17 @@ const quietTime = time.Second
 
 // await waits for the next packet, or some of it. It returns the context of
 // PreReadHeader hooks; nil if there are none.
-func (r *reader) await() (c *packetCtx, err error) {
-	l := r.l
-	buffered := r.pending || l.sock.Buffered()
+func (r *reader) await() (c *call, err error) {
+	cn := r.l
+	buffered := r.pending || cn.sock.Buffered()
 	if !buffered {
 		if err := r.rest(); err != nil {
 			return nil, err
 		}
 	}
-	l.restWhileFull()
-	if hooks := l.peer.chain.preReadHeader; len(hooks) > 0 {
-		c = newReadCtx(l)
+	cn.restWhileFull()
+	if hooks := cn.peer.chain.preReadHeader; len(hooks) > 0 {
+		c = newReadCtx(cn)
 		if err := hooks.run(c); err != nil {
 			return nil, err
 		}
@@ -113,8 +113,8 @@ func (r *reader) await() (c *packetCtx, err error) {
 	if !r.began {
 		quiet = 0
 	}
-	if err = l.sock.Await(quiet); err == socket.ErrQuiet {
-		go l.read(false)
+	if err = cn.sock.Await(quiet); err == socket.ErrQuiet {
+		go cn.read(false)
 		err = errReplaced
 	}
 	return nil, err
@@ -122,12 +122,12 @@ func (r *reader) await() (c *packetCtx, err error) {
 
 // next reads one packet and hands it on; c is that of await. An error ends the
 // reader.
-func (r *reader) next(c *packetCtx) error {
-	l := r.l
+func (r *reader) next(c *call) error {
+	cn := r.l
 	var err error
 	if r.pending {
 		r.pending = false
-	} else if r.length, err = l.sock.ReadHeaderView(&r.view); err != nil {
+	} else if r.length, err = cn.sock.ReadHeaderView(&r.view); err != nil {
 		return err
 	}
 	r.began = true
@@ -135,32 +135,32 @@ func (r *reader) next(c *packetCtx) error {
 	case packet.TypeReply:
 		return r.reply(c)
 	case packet.TypePull:
-		return r.call(c, l.peer.PullRouter.routes.table.Load())
+		return r.call(c, cn.peer.PullRouter.routes.table.Load())
 	case packet.TypePush:
-		l.pushesRead++
-		return r.call(c, l.peer.PushRouter.routes.table.Load())
+		cn.pushesRead++
+		return r.call(c, cn.peer.PushRouter.routes.table.Load())
 	case packet.TypeCancel:
-		l.sock.SkipBody()
-		l.heardCancel(r.view.Id)
+		cn.sock.SkipBody()
+		cn.heardCancel(r.view.Id)
 		return nil
 	case packet.TypePing:
-		l.sock.SkipBody()
+		cn.sock.SkipBody()
 		if len(r.view.Id) > 0 {
 			r.dirty = true
-			_ = l.answer(string(r.view.Id), r.view.Codec) // which ends the session if there is no room
+			_ = cn.answer(string(r.view.Id), r.view.Codec) // which ends the session if there is no room
 		}
 		return nil
 	case packet.TypeGoAway:
-		l.sock.SkipBody()
-		l.heardFarewell(r.view.StatusCode, r.view.Meta)
-		l.heardGoAway(r.view.StatusCode == StatusOK)
+		cn.sock.SkipBody()
+		cn.heardFarewell(r.view.StatusCode, r.view.Meta)
+		cn.heardGoAway(r.view.StatusCode == StatusOK)
 		return nil
 	}
 	// An answer to what this side does not know is a reply, and a reply is never
 	// answered: two peers cannot keep each other busy.
-	l.sock.SkipBody()
+	cn.sock.SkipBody()
 	c = r.input(c, string(r.view.Uri))
-	logf(LevelDebug, "packet of unknown type dropped", "session %s: packet of unknown type %d dropped", slog.String("session", l.sess.Id()), slog.Int("type", int(c.typ)), slog.String("remote", c.Ip()))
+	logf(LevelDebug, "packet of unknown type dropped", "session %s: packet of unknown type %d dropped", slog.String("session", cn.sess.Id()), slog.Int("type", int(c.typ)), slog.String("remote", c.Ip()))
 	if c.id != "" {
 		r.refuse(c, newXerror(StatusUnsupportedType, fmt.Sprintf("unsupported type %d", c.typ), nil))
 	}
@@ -187,7 +187,7 @@ func (r *reader) rest() error {
 
 // input returns the context of a packet whose header has been read: c if hooks
 // have seen it already.
-func (r *reader) input(c *packetCtx, uri string) *packetCtx {
+func (r *reader) input(c *call, uri string) *call {
 	if c == nil {
 		c = newReadCtx(r.l)
 	}
@@ -204,8 +204,8 @@ func (r *reader) input(c *packetCtx, uri string) *packetCtx {
 
 // call routes a pull or a push, reads its body and runs its handler, here or on
 // a goroutine of its own.
-func (r *reader) call(c *packetCtx, table *routeTable) error {
-	l := r.l
+func (r *reader) call(c *call, table *routeTable) error {
+	cn := r.l
 	h := table.handlers[string(r.view.Uri)]
 	if h != nil {
 		c = r.input(c, h.path) // which is the same text
@@ -220,7 +220,7 @@ func (r *reader) call(c *packetCtx, table *routeTable) error {
 	}
 	if len(table.postReadHeader) > 0 {
 		if err := table.postReadHeader.run(c); err != nil {
-			logf(LevelDebug, "hook failed", "%s %s from %s: %v", slog.String("kind", c.kind()), uriAttr(c.inHdr.Uri), slog.String("remote", c.Ip()), errAttr(err), slog.String("session", l.sess.Id()))
+			logf(LevelDebug, "hook failed", "%s %s from %s: %v", slog.String("kind", c.kind()), uriAttr(c.inHdr.Uri), slog.String("remote", c.Ip()), errAttr(err), slog.String("session", cn.sess.Id()))
 			return r.reject(c, err.xerror())
 		}
 		c.fixInput()
@@ -237,14 +237,14 @@ func (r *reader) call(c *packetCtx, table *routeTable) error {
 		}
 	}
 	c.handler = h
-	quick := h.pace.Quick() && !l.sock.OutputFull()
+	quick := h.pace.Quick() && !cn.sock.OutputFull()
 	c.free = quick && h.small && r.small()
 	if !c.free && !c.charge(callCost+headerCost(&r.view)) {
 		return r.noMemory(c)
 	}
-	if err := c.readBody(l.sock, r.length, h.unknown); err != nil {
+	if err := c.readBody(cn.sock, r.length, h.unknown); err != nil {
 		if socket.Fatal(err) {
-			c.settle()
+			c.giveBack()
 			return err
 		}
 		if errors.Is(err, packet.ErrBudget) {
@@ -254,34 +254,34 @@ func (r *reader) call(c *packetCtx, table *routeTable) error {
 	}
 	// Counted first and checked second, while Shutdown does it the other way
 	// round: one of the two sees the other.
-	l.running.Add(1)
-	if l.peer.draining() && c.typ == packet.TypePull {
-		l.goAway(false) // if Shutdown has not come to it yet: a refusal comes after it
+	cn.handlers.Add(1)
+	if cn.peer.draining() && c.typ == packet.TypePull {
+		cn.goAway(false) // if Shutdown has not come to it yet: a refusal comes after it
 		r.refuse(c, newXerror(StatusServiceUnavailable, "shutting down, the pull was not run", nil))
-		l.handlerDone()
+		cn.handlerDone()
 		return nil
 	}
 	c.in.BodyCodec, _ = packet.RawBody(c.raw.B).Codec()
 	if quick && r.enter(h, c) {
 		c.timed = h.pace.Timed(true)
-		return r.run(c)
+		return r.runQuick(c)
 	}
 	if c.free { // no place to be watched in: a worker runs it
 		c.free = false
 		c.held += callCost
-		l.inBudget.Force(callCost)
+		cn.inBudget.Force(callCost)
 	}
 	c.timed = h.pace.Timed(false)
 	c.enter()
-	if c.typ == packet.TypePull && l.unread() {
+	if c.typ == packet.TypePull && cn.unread() {
 		r.refuse(c, newXerror(StatusOverloaded, "the replies are not read, the pull was not run", nil))
-		l.handlerDone()
+		cn.handlerDone()
 		return nil
 	}
-	switch l.peer.workers.Run((*job)(c)) {
+	switch cn.peer.workers.Run((*job)(c)) {
 	case workers.Overloaded:
 		r.refuse(c, newXerror(StatusOverloaded, "too many handlers are running, the pull was not run", nil))
-		l.handlerDone()
+		cn.handlerDone()
 	case workers.Overflown:
 		c.drop()
 		return r.overflow(1)
@@ -319,7 +319,7 @@ func headerCost(v *packet.HeaderView) int64 {
 
 // noMemory ends a packet for which the budget has no memory left. A push is never lost
 // without a word: the session ends with it.
-func (r *reader) noMemory(c *packetCtx) error {
+func (r *reader) noMemory(c *call) error {
 	if c.typ == packet.TypePush {
 		c.release()
 		return r.overflow(1)
@@ -335,8 +335,8 @@ func (r *reader) overflow(lost int) error {
 }
 
 // run runs a quick handler.
-func (r *reader) run(c *packetCtx) error {
-	c.inline, r.dirty = true, true
+func (r *reader) runQuick(c *call) error {
+	c.onReader, r.dirty = true, true
 	if waiting := c.handle(); waiting >= flushAt {
 		r.l.flush()
 		r.dirty = false
@@ -352,7 +352,7 @@ func (r *reader) run(c *packetCtx) error {
 const flushAt = 64 << 10
 
 // kind names the packet in logs.
-func (c *packetCtx) kind() string {
+func (c *call) kind() string {
 	if c.typ == packet.TypePush {
 		return "push"
 	}
@@ -361,7 +361,7 @@ func (c *packetCtx) kind() string {
 
 // reject ends a pull or push before its handler: the pull is answered and the
 // push logged. The session lives on.
-func (r *reader) reject(c *packetCtx, x Xerror) error {
+func (r *reader) reject(c *call, x Xerror) error {
 	r.l.sock.SkipBody()
 	if c.typ == packet.TypePush {
 		r.l.peer.rarely(LevelWarn, "push dropped", "push %s from %s dropped: %v", uriAttr(c.inHdr.Uri), slog.String("remote", c.Ip()), errAttr(x), slog.String("session", r.l.sess.Id()))
@@ -375,20 +375,20 @@ func (r *reader) reject(c *packetCtx, x Xerror) error {
 // refuse answers a packet that no handler is for. The reader never waits for the
 // other side to read: where there are hooks a worker writes the reply, unless there
 // are too many already, and if there is no room for it the session ends.
-func (r *reader) refuse(c *packetCtx, x Xerror) {
-	l := r.l
+func (r *reader) refuse(c *call, x Xerror) {
+	cn := r.l
 	c.raw.Release()
 	c.refusal = x
 	if x.Code() == StatusOverloaded {
-		l.refusedForALimit(c, x)
+		cn.refusedForALimit(c, x)
 	}
 	if chain := c.replyChain(); len(chain.preWriteReply)+len(chain.postWriteReply) > 0 && x.Code() != StatusOverloaded && (c.held > 0 || c.charge(callCost)) {
-		l.running.Add(1)
+		cn.handlers.Add(1)
 		c.enter()
-		if l.peer.workers.Run((*job)(c)) == workers.Accepted {
+		if cn.peer.workers.Run((*job)(c)) == workers.Accepted {
 			return
 		}
-		l.handlerDone()
+		cn.handlerDone()
 	}
 	c.prepareReply()
 	c.setReply(nil, x)
@@ -400,92 +400,92 @@ func (r *reader) refuse(c *packetCtx, x Xerror) {
 }
 
 // refusedForALimit logs that, once a second with the count of the others.
-func (l *link) refusedForALimit(c *packetCtx, x Xerror) {
+func (cn *conn) refusedForALimit(c *call, x Xerror) {
 	const format = "%s %s from %s refused: %v"
 	if !logEnabled(LevelWarn) {
 		return
 	}
-	if left, ok := l.peer.lines.Allow(lineKind{format: format}); ok {
-		attrs := []slog.Attr{slog.String("kind", c.kind()), uriAttr(c.inHdr.Uri), slog.String("remote", c.Ip()), errAttr(x), slog.String("session", l.sess.Id())}
+	if left, ok := cn.peer.lines.Allow(lineKind{format: format}); ok {
+		attrs := []slog.Attr{slog.String("kind", c.kind()), uriAttr(c.inHdr.Uri), slog.String("remote", c.Ip()), errAttr(x), slog.String("session", cn.sess.Id())}
 		logLine(LevelWarn, "refused for a limit", lineOf(format, attrs)+rarely.More(left), withLeft(attrs, left))
 	}
 }
 
 // reply hands a reply to the pull that waits for it. The context c is that of
 // PreReadHeader hooks; nil if there are none.
-func (r *reader) reply(c *packetCtx) error {
-	l, v := r.l, &r.view
+func (r *reader) reply(c *call) error {
+	cn, v := r.l, &r.view
 	id, ok := parsePullId(v.Id)
 	var late *socket.Body // that had not come with its header
 	var err error
-	if !l.sock.BodyBuffered() {
-		l.running.Add(1) // so that Shutdown waits for the body too
-		defer l.handlerDone()
-		if ok && l.pulls.Has(id) { // until the body has come, whoever waits for the pull may give up
+	if !cn.sock.BodyBuffered() {
+		cn.handlers.Add(1) // so that Shutdown waits for the body too
+		defer cn.handlerDone()
+		if ok && cn.pulls.Has(id) { // until the body has come, whoever waits for the pull may give up
 			v.Id, v.Uri, v.Status = bytes.Clone(v.Id), bytes.Clone(v.Uri), bytes.Clone(v.Status) // which last until the next read
 			late = new(socket.Body)
-			if err = l.sock.ReadBody(late); socket.Fatal(err) {
+			if err = cn.sock.ReadBody(late); socket.Fatal(err) {
 				return fmt.Errorf("in the middle of a reply: %w", err)
 			}
 		}
 	}
-	var f *flight
+	var pd *pending
 	if ok {
-		f = l.takePull(id)
+		pd = cn.takePull(id)
 	}
-	if f == nil {
+	if pd == nil {
 		if late != nil {
 			late.Release()
 		}
 		return r.strayReply()
 	}
-	f.received(v, r.length)
-	if o := f.seen; o != nil {
+	pd.received(v, r.length)
+	if o := pd.seen; o != nil {
 		if c != nil {
 			o.addPublic(c)
 		}
-		if err := l.peer.chain.postReadHeader.run(o); err != nil {
-			l.sock.SkipBody()
+		if err := cn.peer.chain.postReadHeader.run(o); err != nil {
+			cn.sock.SkipBody()
 			if late != nil {
 				late.Release()
 			}
-			f.complete(err.xerror())
+			pd.complete(err.xerror())
 			return nil
 		}
 		o.in.fix(o.out.header.Id, packet.TypeReply)
 	}
 	if late != nil {
-		f.body = *late
+		pd.body = *late
 	} else {
-		f.body.B = f.bodyMem[:0]
-		err = l.sock.ReadBody(&f.body)
+		pd.body.B = pd.bodyMem[:0]
+		err = cn.sock.ReadBody(&pd.body)
 	}
 	switch {
 	case err == nil:
-		f.receivedBody()
-		f.complete(nil)
+		pd.receivedBody()
+		pd.complete(nil)
 	case socket.Fatal(err):
-		f.complete(newXerror(StatusConnClosed, "connection closed in the middle of the reply: "+err.Error(), err))
+		pd.complete(newXerror(StatusConnClosed, "connection closed in the middle of the reply: "+err.Error(), err))
 		return err
 	default:
-		f.complete(replyXerror(err))
+		pd.complete(replyXerror(err))
 	}
 	return nil
 }
 
 // strayReply passes over a reply that no pull waits for, or takes the reply that ends a handshake.
 func (r *reader) strayReply() error {
-	l, id := r.l, r.view.Id
-	if string(id) == refusedId && l.pushesRead == 0 {
+	cn, id := r.l, r.view.Id
+	if string(id) == refusedId && cn.pushesRead == 0 {
 		return r.refusal()
 	}
-	l.sock.SkipBody()
-	logf(LevelDebug, "reply to no pull in flight dropped", "session %s: reply %s to no pull in flight dropped", slog.String("session", l.sess.Id()), slog.String("id", string(id)), slog.String("remote", l.remoteIp()))
+	cn.sock.SkipBody()
+	logf(LevelDebug, "reply to no pull in flight dropped", "session %s: reply %s to no pull in flight dropped", slog.String("session", cn.sess.Id()), slog.String("id", string(id)), slog.String("remote", cn.remoteIp()))
 	return nil
 }
 
 // setInput makes a header that has been read the context's own. Its id is c.id.
-func (c *packetCtx) setInput(v *packet.HeaderView, bodyLength int64, uri string) {
+func (c *call) setInput(v *packet.HeaderView, bodyLength int64, uri string) {
 	c.inHdr = packet.Header{
 		Id: c.id, Type: v.Type, Uri: uri, Gzip: v.Gzip, StatusCode: v.StatusCode, Status: string(v.Status), Timeout: v.Timeout, Meta: v.Meta, NotRun: v.NotRun,
 	}
@@ -505,7 +505,7 @@ func (x *exchange) keepId(id []byte) {
 }
 
 // addPublic adds what hooks have stored in another context.
-func (o *outgoing) addPublic(from *packetCtx) {
+func (o *outgoing) addPublic(from *call) {
 	if from.values != nil {
 		public := o.Public()
 		from.Public().Range(func(k, v interface{}) bool {

@@ -434,7 +434,7 @@ func TestTerminateDuringAReboot(t *testing.T) {
 	}, time.Minute, time.Millisecond)
 }
 
-// A program that was started by a symbolic link is started by it again.
+// A program that was started by a symbolic connection is started by it again.
 func TestRebootThroughALink(t *testing.T) {
 	dir := t.TempDir()
 	text, err := os.ReadFile(os.Args[0])

@@ -55,9 +55,9 @@ type Redial struct {
 	First bool
 }
 
-// maxOldLinks is how many links of a session may wait for their other sides to end them
+// maxOldLinks is how many connections of a session may wait for their other sides to end them
 // before those on which nothing is in flight are ended here.
-const maxOldLinks = 4
+const maxOldConns = 4
 
 const (
 	defaultMinBackoff = 100 * time.Millisecond
@@ -84,25 +84,25 @@ func (r *Redial) bound(without time.Duration) time.Duration {
 }
 
 // redialer keeps a session connected. There is at most one goroutine that runs run,
-// while the session has no link that can be used.
+// while the session has no connection that can be used.
 type redialer struct {
 	sess  *Session
 	cfg   *Redial
 	addrs []string
-	at    int          // the address that the session's link is to; run's
+	at    int          // the address that the session's connection is to; run's
 	hooks <-chan error // of the session's first connection; nil if there are none
 
 	// The session's mu guards the fields below.
-	others  []*link   // besides the session's link: older ones, and one that is being made
-	running bool      // run
-	since   time.Time // when the session's link was made,
-	without time.Time // and since when there has been none that lasted
-	tries   int       // attempts in a row that came to nothing, as far as is known
-	failed  bool      // the last attempt has
-	err     error     // of the last attempt, or the end of the link that it has made
-	gaveUp  error     // why there will be no other link; nil while there may be
-	// changed is closed when who waits for a link should look again; made when
-	// somebody waits. hooked is that of the last link that had PostDisconnect hooks.
+	others   []*conn   // besides the session's connection: older ones, and one that is being made
+	dialling bool      // run
+	since    time.Time // when the session's connection was made,
+	without  time.Time // and since when there has been none that lasted
+	tries    int       // attempts in a row that came to nothing, as far as is known
+	failed   bool      // the last attempt has
+	err      error     // of the last attempt, or the end of the connection that it has made
+	gaveUp   error     // why there will be no other connection; nil while there may be
+	// changed is closed when who waits for a connection should look again; made when
+	// somebody waits. hooked is that of the last connection that had PostDisconnect hooks.
 	changed, hooked chan struct{}
 }
 
@@ -111,13 +111,13 @@ func newRedialer(cfg *Redial, addrs []string, at int) *redialer {
 	return &redialer{cfg: cfg, addrs: addrs, at: at, since: now, without: now}
 }
 
-// survives reports whether the session goes on when the link ends: because there can
+// survives reports whether the session goes on when the connection ends: because there can
 // be another, or is.
-func (r *redialer) survives(l *link) bool {
+func (r *redialer) survives(cn *conn) bool {
 	s := r.sess
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.state == stateOpen && (s.link.Load() != l || len(r.others) > 0 || !s.peer.draining())
+	return s.state == stateOpen && (s.conn.Load() != cn || len(r.others) > 0 || !s.peer.draining())
 }
 
 // start has the session redial, if it needs to.
@@ -125,26 +125,26 @@ func (r *redialer) start() {
 	s := r.sess
 	s.mu.Lock()
 	r.wakeLocked()
-	l := s.link.Load()
-	idle := !r.running && s.state == stateOpen && !l.usable()
+	cn := s.conn.Load()
+	idle := !r.dialling && s.state == stateOpen && !cn.usable()
 	cause := r.gaveUp
 	if s.peer.draining() {
 		cause = ErrPeerClosed
 	}
 	if idle && cause == nil {
-		r.running = true
-		go r.run()
+		r.dialling = true
+		go r.stayConnected()
 	}
-	over := idle && cause != nil && l.ended.Load() && len(r.others) == 0
+	over := idle && cause != nil && cn.ended.Load() && len(r.others) == 0
 	s.mu.Unlock()
 	if over {
 		_ = s.shut(cause)
 	}
 }
 
-// run redials until the session has a link that can be used and its hooks have
+// run redials until the session has a connection that can be used and its hooks have
 // passed, or has ended.
-func (r *redialer) run() {
+func (r *redialer) stayConnected() {
 	s := r.sess
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -170,16 +170,16 @@ func (r *redialer) run() {
 			s.peer.rarely(LevelWarn, "redialling failed", "session %s: dialling again: %v", slog.String("session", s.Id()), errAttr(err))
 			continue
 		}
-		l := s.link.Load()
-		s.peer.rarely(LevelInfo, "connected again", "session %s: connected again, to %s", l.logAttrs()...)
-		// Hooks may pull, and wait for a link when this one goes.
+		cn := s.conn.Load()
+		s.peer.rarely(LevelInfo, "connected again", "session %s: connected again, to %s", cn.logAttrs()...)
+		// Hooks may pull, and wait for a connection when this one goes.
 		if hooks != nil {
-			if _, ended := r.hooksEnd(l, hooks); !ended {
+			if _, ended := r.hooksEnd(cn, hooks); !ended {
 				continue
 			}
 		}
 		hooks = s.peer.chain.postReconnect.start(s)
-		err, ended := r.hooksEnd(l, hooks)
+		err, ended := r.hooksEnd(cn, hooks)
 		if ended {
 			hooks = nil
 		}
@@ -188,21 +188,21 @@ func (r *redialer) run() {
 			r.failed = true
 			s.mu.Unlock()
 			if lasting(err) {
-				_ = l.end(err)
+				_ = cn.end(err)
 				r.giveUp(fmt.Errorf("redialling is given up: %w", err))
 				return
 			}
-			_ = l.shut(err)
+			_ = cn.fail(err)
 		}
 	}
 }
 
-// rests ends run if the session has a link that can be used.
+// rests ends run if the session has a connection that can be used.
 func (r *redialer) rests() bool {
 	r.sess.mu.Lock()
 	defer r.sess.mu.Unlock()
-	if r.sess.link.Load().usable() {
-		r.running = false
+	if r.sess.conn.Load().usable() {
+		r.dialling = false
 		return true
 	}
 	return false
@@ -216,7 +216,7 @@ func (r *redialer) pause(ctx context.Context) error {
 		defer s.mu.Unlock()
 		return r.gaveUp
 	}
-	away := s.link.Load().away.Load()
+	away := s.conn.Load().away.Load()
 	now := time.Now()
 	lasted := now.Sub(r.since)
 	if !r.failed && (lasted >= r.cfg.bound(r.since.Sub(r.without)) || away && lasted >= r.cfg.MinBackoff) {
@@ -284,73 +284,72 @@ func (r *redialer) attempt(ctx context.Context) (_ error, final bool) {
 	return all, final
 }
 
-// dial makes the session another link.
+// dial makes the session another connection.
 func (r *redialer) dial(ctx context.Context, addr string) error {
 	s, p := r.sess, r.sess.peer
 	dialCtx, cancel := bounded(ctx, p.cfg.DefaultDialTimeout)
 	defer cancel()
-	conn, asked, err := p.connect(dialCtx, addr)
+	nc, asked, err := p.connect(dialCtx, addr)
 	if err != nil {
 		return err
 	}
-	l := new(link)
-	l.init(s, conn)
-	p.hub.attach(l)
+	cn := newConn(s, nc)
+	p.sessions.attach(cn)
 	s.mu.Lock()
-	r.others = append(r.others, l)
-	open := s.state == stateOpen // otherwise nobody else will end the link
+	r.others = append(r.others, cn)
+	open := s.state == stateOpen // otherwise nobody else will end the connection
 	s.mu.Unlock()
 	if !open {
-		_ = l.end(errClosedHere)
+		_ = cn.end(errClosedHere)
 		return errClosedHere
 	}
 	from := p.dialledFrom(nil, asked)
-	first, err := l.greet(dialCtx, &from)
+	first, err := cn.runHandshake(dialCtx, &from)
 	if err == nil {
-		r.awaitHooks(ctx) // of a link that has ended meanwhile
-		if !r.adopt(l) {
+		r.awaitHooks(ctx) // of a connection that has ended meanwhile
+		if !r.adopt(cn) {
 			err = errClosedInHandshake
 		}
 	}
 	if err != nil {
-		l.linger()
-		_ = l.end(err)
+		cn.linger()
+		_ = cn.end(err)
 		return err
 	}
-	l.start(first)
+	cn.start(first)
 	return nil
 }
 
-// adopt makes l the session's link, unless it has been ended.
-func (r *redialer) adopt(l *link) bool {
+// adopt makes l the session's connection, unless it has been ended.
+func (r *redialer) adopt(cn *conn) bool {
 	s := r.sess
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if l.ended.Load() || s.state != stateOpen {
+	if cn.ended.Load() || s.state != stateOpen {
 		return false
 	}
-	r.forgetLocked(l)
-	if old := s.link.Load(); !old.ended.Load() {
+	r.forgetLocked(cn)
+	if old := s.conn.Load(); !old.ended.Load() {
 		r.others = append(r.others, old)
 	}
-	if len(r.others) > maxOldLinks { // of sides that go away again and again
-		if oldest := r.others[0]; oldest.running.Load() == 0 && oldest.pulls.Len() == 0 {
-			go oldest.shut(errors.New("nothing is in flight, and it goes away"))
+	if len(r.others) > maxOldConns { // of sides that go away again and again
+		if oldest := r.others[0]; oldest.handlers.Load() == 0 && oldest.pulls.Len() == 0 {
+			go oldest.fail(errors.New("nothing is in flight, and it goes away"))
 		}
 	}
-	l.ready.Store(true)
-	s.link.Store(l)
+	cn.ready.Store(true)
+	s.conn.Store(cn)
 	r.tries++
 	r.failed, r.err, r.since = false, nil, time.Now()
 	r.wakeLocked()
 	return true
 }
 
-// giveUp ends run. The session ends when its links have: what is in flight goes on.
+// giveUp ends run. The session ends when its connections have: what is in flight goes on.
 func (r *redialer) giveUp(cause error) {
 	s := r.sess
 	s.mu.Lock()
-	r.running = false
+	r.dialling = false
 	r.gaveUp = cause
 	s.mu.Unlock()
 	r.start()
@@ -367,21 +366,21 @@ func (r *redialer) forbid(cause error) {
 
 // hooksEnd waits until hooks have ended, for HookTimeout at most, and returns their
 // error. It reports false if l cannot be used any more before that.
-func (r *redialer) hooksEnd(l *link, hooks <-chan error) (err error, ended bool) {
-	ctx, cancel := bounded(context.Background(), l.peer.cfg.HookTimeout)
+func (r *redialer) hooksEnd(cn *conn, hooks <-chan error) (err error, ended bool) {
+	ctx, cancel := bounded(context.Background(), cn.peer.cfg.HookTimeout)
 	defer cancel()
 	for {
 		r.sess.mu.Lock()
 		changed := r.changeLocked()
 		r.sess.mu.Unlock()
-		if !l.usable() {
+		if !cn.usable() {
 			return nil, false
 		}
 		select {
 		case err := <-hooks:
 			return err, true
 		case <-ctx.Done(): // nobody waits for them any more
-			return fmt.Errorf("PostReconnect took longer than %v", l.peer.cfg.HookTimeout), true
+			return fmt.Errorf("PostReconnect took longer than %v", cn.peer.cfg.HookTimeout), true
 		case <-changed:
 		}
 	}
@@ -402,48 +401,48 @@ func (r *redialer) wakeLocked() {
 	}
 }
 
-func (r *redialer) forgetLocked(l *link) {
-	r.others = slices.DeleteFunc(r.others, func(other *link) bool { return other == l })
+func (r *redialer) forgetLocked(cn *conn) {
+	r.others = slices.DeleteFunc(r.others, func(other *conn) bool { return other == cn })
 }
 
-// linksLocked returns all links of the session that may not have ended.
-func (s *Session) linksLocked() []*link {
-	links := []*link{s.link.Load()}
+// linksLocked returns all connections of the session that may not have ended.
+func (s *Session) connsLocked() []*conn {
+	links := []*conn{s.conn.Load()}
 	if s.redial != nil {
 		links = append(links, s.redial.others...)
 	}
 	return links
 }
 
-// lostLocked is told that a link has ended. It reports whether there are hooks to be
+// lostLocked is told that a connection has ended. It reports whether there are hooks to be
 // told that the session has lost its connection.
-func (s *Session) lostLocked(l *link, cause error) bool {
-	lost := l.ready.Load() && s.link.Load() == l
+func (s *Session) lostLocked(cn *conn, cause error) bool {
+	lost := cn.ready.Load() && s.conn.Load() == cn
 	hooks := lost && len(s.peer.chain.postDisconnect) > 0
 	if r := s.redial; r != nil {
 		if lost {
 			r.err = cause
 		}
-		r.forgetLocked(l)
+		r.forgetLocked(cn)
 		r.wakeLocked()
 		if hooks {
-			l.hooked = make(chan struct{})
-			r.hooked = l.hooked
+			cn.hooked = make(chan struct{})
+			r.hooked = cn.hooked
 		}
 	}
 	return hooks
 }
 
-// disconnected runs the PostDisconnect hooks; the link is counted as running until
+// disconnected runs the PostDisconnect hooks; the connection is counted as running until
 // then.
-func (l *link) disconnected(cause error) {
-	s := l.sess
-	defer l.handlerDone()
-	if l.hooked != nil {
-		defer close(l.hooked)
+func (cn *conn) disconnected(cause error) {
+	s := cn.sess
+	defer cn.handlerDone()
+	if cn.hooked != nil {
+		defer close(cn.hooked)
 	}
 	if err := s.peer.chain.postDisconnect.run(lostConn{s, cause}); err != nil {
-		s.peer.rarely(LevelWarn, "hook failed", "session %s: %v", slog.String("session", s.Id()), errAttr(err), slog.String("remote", l.remoteIp()))
+		s.peer.rarely(LevelWarn, "hook failed", "session %s: %v", slog.String("session", s.Id()), errAttr(err), slog.String("remote", cn.remoteIp()))
 	}
 }
 

@@ -12,8 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Links that are lost one after the other while the hooks of the first still run: each
-// has its own hooks, and no link is used before those of the last have run.
+// Connections that are lost one after the other while the hooks of the first still run: each
+// has its own hooks, and no connection is used before those of the last have run.
 func TestRedialWhileDisconnectHooksRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNet()
@@ -28,7 +28,7 @@ func TestRedialWhileDisconnectHooksRun(t *testing.T) {
 				most.Store(max(most.Load(), running.Add(1)))
 				defer running.Add(-1)
 				time.Sleep(10 * time.Second)
-				if sess.link.Load().usable() {
+				if sess.conn.Load().usable() {
 					connected.Store(true)
 				}
 				return nil
@@ -39,9 +39,9 @@ func TestRedialWhileDisconnectHooksRun(t *testing.T) {
 		require.NoError(t, err)
 		time.Sleep(time.Minute)
 		for range 3 {
-			sess.link.Load().heardGoAway(false) // so that it dials
+			sess.conn.Load().heardGoAway(false) // so that it dials
 			time.Sleep(500 * time.Millisecond)
-			n.cut() // the old link, and the one that is being made
+			n.cut() // the old connection, and the one that is being made
 			time.Sleep(time.Minute)
 			require.Equal(t, "A", nameOf(sess))
 		}
@@ -53,7 +53,7 @@ func TestRedialWhileDisconnectHooksRun(t *testing.T) {
 	})
 }
 
-// A session that has given up fails at once, and ends when its last link has answered.
+// A session that has given up fails at once, and ends when its last connection has answered.
 func TestRedialGivesUpWhileLinksAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNet()
@@ -147,7 +147,7 @@ func TestRedialWhenHooksFail(t *testing.T) {
 	}
 }
 
-// MaxWait bounds all that a pull waits for, and old links do not pile up, where every
+// MaxWait bounds all that a pull waits for, and old connections do not pile up, where every
 // connection goes away at once.
 func TestRedialToASideThatDrains(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -158,14 +158,14 @@ func TestRedialToASideThatDrains(t *testing.T) {
 		sess, err := cli.Dial("a")
 		require.NoError(t, err)
 		srv.setState(peerDraining) // and nothing else of Shutdown
-		srv.RangeSession(func(s *Session) bool { s.link.Load().goAway(false); return true })
+		srv.RangeSession(func(s *Session) bool { s.conn.Load().goAway(false); return true })
 		synctest.Wait()
 		began := time.Now()
 		x := sess.Pull("/name", "", nil).Xerror
 		require.Equal(t, StatusConnClosed, x.Code())
 		require.Equal(t, time.Minute, time.Since(began))
 		require.Greater(t, len(n.dialled()), 100)
-		require.Less(t, cli.hubSize(), maxOldLinks+5)
+		require.Less(t, cli.hubSize(), maxOldConns+5)
 		require.NoError(t, cli.Close())
 	})
 }
@@ -195,13 +195,13 @@ func TestRedialAndGoexit(t *testing.T) {
 				require.Nil(t, cmd.Xerror)
 				require.Equal(t, "late", got)
 			}
-			require.Zero(t, sess.link.Load().pulls.Len())
+			require.Zero(t, sess.conn.Load().pulls.Len())
 			time.Sleep(time.Minute)
 		})
 	}
 }
 
-// Timeouts that are set while a link is made hold for it.
+// Timeouts that are set while a connection is made hold for it.
 func TestTimeoutsWhileRedialling(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNet()

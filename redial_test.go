@@ -226,7 +226,7 @@ func TestRedialWhenTheOtherSideShutsDown(t *testing.T) {
 		}))
 		sess, err := cli.Dial("x")
 		require.NoError(t, err)
-		old := sess.link.Load()
+		old := sess.conn.Load()
 		var got string
 		slow := sess.GoPull("/slow", "", &got, nil)
 		synctest.Wait()
@@ -549,7 +549,7 @@ func TestRedialWhileHooksPull(t *testing.T) {
 			defer running.Add(-1)
 			if ran.Add(1) == 1 {
 				n.cut()
-				<-s.(*Session).link.Load().doneChan()
+				<-s.(*Session).conn.Load().doneChan()
 			}
 			for range 3 {
 				require.Equal(t, "A", nameOf(s.(*Session)))
@@ -570,7 +570,7 @@ func TestRedialWhileHooksPull(t *testing.T) {
 func TestRedialToAServerThatDropsConnections(t *testing.T) {
 	for name, drop := range map[string]func(*Session){
 		"closes":    func(s *Session) { _ = s.Close() },
-		"goes away": func(s *Session) { s.link.Load().goAway(false) },
+		"goes away": func(s *Session) { s.conn.Load().goAway(false) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -45,62 +45,62 @@ func (r *refusedConn) unrun() *xerror {
 
 // refuse tells the other side why a hook did not want its connection; the pulls with the ids are
 // answered with that. What a limit turns away is told nothing: that would cost more than to close.
-func (l *link) refuse(cause error, strays []string) {
+func (cn *conn) refuse(cause error, strays []string) {
 	var hook *hookError
-	if l.ended.Load() || !errors.As(cause, &hook) {
+	if cn.ended.Load() || !errors.As(cause, &hook) {
 		return
 	}
 	x := hook.xerror()
 	for _, id := range strays {
-		l.pressReply(id, x)
+		cn.sendRefusal(id, x)
 	}
-	l.pressReply(refusedId, x)
+	cn.sendRefusal(refusedId, x)
 }
 
 // pressReply is press for a reply that is an error.
-func (l *link) pressReply(id string, x Xerror) {
+func (cn *conn) sendRefusal(id string, x Xerror) {
 	h := &packet.Header{Id: id, Type: packet.TypeReply, NotRun: true}
 	h.StatusCode, h.Status = sentStatus(x)
 	h.Meta = addRetryAfter(nil, x)
 	body, gzip := detailsOf(x)
 	h.Gzip = gzip
-	cfg := &l.peer.cfg
-	frame, err := l.sock.Encode(&packet.Packet{HeaderCodec: cfg.DefaultHeaderCodec, BodyCodec: cfg.DefaultBodyCodec, Header: h, Body: body})
+	cfg := &cn.peer.cfg
+	frame, err := cn.sock.Encode(&packet.Packet{HeaderCodec: cfg.DefaultHeaderCodec, BodyCodec: cfg.DefaultBodyCodec, Header: h, Body: body})
 	if err != nil { // the details do not encode
 		h.Gzip = 0
-		frame, err = l.encodeHeader(h)
+		frame, err = cn.encodeHeader(h)
 	}
-	if err == nil && l.sock.PressFrame(frame) == nil {
-		go l.flush()
+	if err == nil && cn.sock.PressFrame(frame) == nil {
+		go cn.flush()
 	}
 }
 
 // heardRefusal makes the error of a reply with refusedId, whose header was read last.
-func (l *link) heardRefusal(h *packet.Header, raw packet.RawBody) *refusedConn {
+func (cn *conn) heardRefusal(h *packet.Header, raw packet.RawBody) *refusedConn {
 	x := repliedStatus(h)
 	x.notRun = true
 	if x.code == StatusOK { // an error must not look like success
 		x.code = StatusBadGateway
 	}
 	if len(raw) > 0 {
-		x.details, x.gzip, x.limits = slices.Clone(raw), h.Gzip, &l.peer.limits
+		x.details, x.gzip, x.limits = slices.Clone(raw), h.Gzip, &cn.peer.limits
 	}
 	return &refusedConn{x}
 }
 
 // confirm returns when the other side has said that the handshake is over, or why it does
 // not want the connection. A reader is returned if its first packet has come meanwhile.
-func (l *link) confirm() (*reader, error) {
-	l.press(&packet.Header{Id: outcomeId, Type: packet.TypePing})
-	r := newReader(l, false)
+func (cn *conn) confirm() (*reader, error) {
+	cn.sendControl(&packet.Header{Id: outcomeId, Type: packet.TypePing})
+	r := newReader(cn, false)
 	var err error
-	if r.length, err = l.sock.ReadHeaderView(&r.view); err != nil {
+	if r.length, err = cn.sock.ReadHeaderView(&r.view); err != nil {
 		return nil, err
 	}
 	if r.view.Type == packet.TypeReply {
 		switch string(r.view.Id) {
 		case outcomeId: // 200, or 410 by one that does not know pings
-			l.sock.SkipBody()
+			cn.sock.SkipBody()
 			return nil, nil
 		case refusedId:
 			return nil, r.refusal()
@@ -112,17 +112,17 @@ func (l *link) confirm() (*reader, error) {
 
 // lastWord returns why the other side, which has closed the connection, did not want it; nil if it
 // has not said so.
-func (l *link) lastWord() error {
-	r := newReader(l, false)
+func (cn *conn) lastWord() error {
+	r := newReader(cn, false)
 	for range maxStrays {
 		var err error
-		if r.length, err = l.sock.ReadHeaderView(&r.view); err != nil {
+		if r.length, err = cn.sock.ReadHeaderView(&r.view); err != nil {
 			return nil
 		}
 		if r.view.Type == packet.TypeReply && string(r.view.Id) == refusedId {
 			return r.refusal()
 		}
-		l.sock.SkipBody()
+		cn.sock.SkipBody()
 	}
 	return nil
 }

@@ -15,23 +15,23 @@ import (
 )
 
 // prepareReply fills in what a reply has from its pull.
-func (c *packetCtx) prepareReply() {
+func (c *call) prepareReply() {
 	c.outHdr.Id = c.id
 	c.outHdr.Type = packet.TypeReply
 	if c.inHdr.Gzip != 0 { // then it may be compressed, but by how much is not for the other side to say
-		if c.outHdr.Gzip = c.link.peer.cfg.DefaultBodyGzipLevel; c.outHdr.Gzip == 0 {
+		if c.outHdr.Gzip = c.conn.peer.cfg.DefaultBodyGzipLevel; c.outHdr.Gzip == 0 {
 			c.outHdr.Gzip = gzip.DefaultCompression
 		}
 	}
 	c.out = packet.Packet{Header: &c.outHdr, HeaderCodec: c.in.HeaderCodec, BodyCodec: c.in.BodyCodec}
 	if c.out.BodyCodec == "" {
-		c.out.BodyCodec = c.link.peer.cfg.DefaultBodyCodec
+		c.out.BodyCodec = c.conn.peer.cfg.DefaultBodyCodec
 	}
 }
 
 // reply sends the one reply to a pull. It always sends something, unless the
 // connection has failed.
-func (c *packetCtx) reply(body interface{}, x Xerror) {
+func (c *call) reply(body interface{}, x Xerror) {
 	sent := false
 	defer func() {
 		if sent {
@@ -39,7 +39,7 @@ func (c *packetCtx) reply(body interface{}, x Xerror) {
 		}
 		// A hook has called runtime.Goexit, or something here has panicked.
 		if p := recover(); p != nil {
-			c.link.peer.logPanic(LevelCritical, "reply", "", p)
+			c.conn.peer.logPanic(LevelCritical, "reply", "", p)
 		}
 		c.fixOutput(c.id, packet.TypeReply)
 		c.setReply(nil, newXerror(StatusInternalServerError, "", nil))
@@ -48,7 +48,7 @@ func (c *packetCtx) reply(body interface{}, x Xerror) {
 	c.setReply(body, x)
 	chain := c.replyChain()
 	if err := chain.preWriteReply.run(c); err != nil {
-		c.link.peer.rarely(LevelWarn, "hook failed", "reply to %s: %v", c.replyAttrs(err)...)
+		c.conn.peer.rarely(LevelWarn, "hook failed", "reply to %s: %v", c.replyAttrs(err)...)
 		c.setReply(nil, err.xerror())
 	}
 	c.fixOutput(c.id, packet.TypeReply)
@@ -59,20 +59,20 @@ func (c *packetCtx) reply(body interface{}, x Xerror) {
 		return
 	}
 	if err := chain.postWriteReply.run(c); err != nil {
-		c.link.peer.rarely(LevelWarn, "hook failed", "reply to %s: %v", c.replyAttrs(err)...)
+		c.conn.peer.rarely(LevelWarn, "hook failed", "reply to %s: %v", c.replyAttrs(err)...)
 	}
 }
 
 // writeReply sends the reply, or, if that does not encode, what does: an error
 // without a body, without a text, and at last the session's end, so that nobody
 // waits for a reply that cannot be.
-func (c *packetCtx) writeReply() error {
+func (c *call) writeReply() error {
 	for {
 		err := c.send()
 		if err == nil || isWriteError(err) {
 			return err
 		}
-		c.link.peer.rarely(LevelError, "reply does not encode", "reply to %s: %v", c.replyAttrs(err)...)
+		c.conn.peer.rarely(LevelError, "reply does not encode", "reply to %s: %v", c.replyAttrs(err)...)
 		c.out.HeaderCodec = c.in.HeaderCodec
 		switch {
 		case c.out.Body != nil && c.outHdr.StatusCode != StatusOK: // details
@@ -86,52 +86,52 @@ func (c *packetCtx) writeReply() error {
 		case c.outHdr.Status != "" || c.outHdr.Uri != "" || c.outHdr.NotRun || c.outHdr.Meta != nil:
 			c.outHdr.Status, c.outHdr.Uri, c.outHdr.NotRun, c.outHdr.Meta = "", "", false, nil
 		default:
-			_ = c.link.shut(fmt.Errorf("a pull cannot be answered: %w", err))
+			_ = c.conn.fail(fmt.Errorf("a pull cannot be answered: %w", err))
 			return err
 		}
 	}
 }
 
 // replyAttrs are those of a line about an error of the reply.
-func (c *packetCtx) replyAttrs(err error) []slog.Attr {
-	return append([]slog.Attr{uriAttr(c.inHdr.Uri), errAttr(err)}, c.link.logAttrs()...)
+func (c *call) replyAttrs(err error) []slog.Attr {
+	return append([]slog.Attr{uriAttr(c.inHdr.Uri), errAttr(err)}, c.conn.logAttrs()...)
 }
 
 // send encodes the reply and hands it to the connection. A quick handler's is
 // only queued, and will be flushed by the reader with what else there is; if there is no
 // room for it, it waits as others do.
-func (c *packetCtx) send() error {
-	l, sock := c.link, c.link.sock
-	if c.inline || c.offered {
+func (c *call) send() error {
+	cn, sock := c.conn, c.conn.sock
+	if c.onReader || c.offered {
 		frame, err := sock.EncodeTo(c.frameMem[:0], &c.out)
 		switch {
 		case err != nil:
 		case c.offered:
 			err = sock.OfferFrame(frame)
 		default:
-			c.waiting, err = sock.OfferQueued(frame)
+			c.backlog, err = sock.OfferQueued(frame)
 		}
 		if err == nil || c.offered || !errors.Is(err, socket.ErrOutputFull) {
-			return l.wrote(err)
+			return cn.wrote(err)
 		}
 	}
-	frame, err := l.encodeInTurn(context.Background(), &c.out, c.frameMem[:0])
+	frame, err := cn.encodeInTurn(context.Background(), &c.out, c.frameMem[:0])
 	if err == nil {
 		err = sock.WriteFrame(frame)
 	}
-	return l.wrote(err)
+	return cn.wrote(err)
 }
 
-func (c *packetCtx) replyChain() *pluginChain {
+func (c *call) replyChain() *pluginChain {
 	if c.handler != nil {
 		return c.handler.chain
 	}
-	return c.link.peer.chain
+	return c.conn.peer.chain
 }
 
 // setReply sets the reply's status and body. The body of an error is its details, and
 // a code that stands for something local to this side is translated.
-func (c *packetCtx) setReply(body interface{}, x Xerror) {
+func (c *call) setReply(body interface{}, x Xerror) {
 	c.out.Body = body
 	c.outHdr.StatusCode, c.outHdr.Status, c.outHdr.NotRun = StatusOK, "", false
 	if x != nil {

@@ -15,11 +15,11 @@ type resend struct {
 	ctx      context.Context
 	settings []PacketSetting
 	patience patience
-	last     *flight // that it was launched with and that is not complete; nil if there is none
-	entered  bool    // and in the table of pulls in flight, or was
+	last     *pending // that it was launched with and that is not complete; nil if there is none
+	entered  bool     // and in the table of pulls in flight, or was
 }
 
-// patience is how long a pull or a push waits for links, in all.
+// patience is how long a pull or a push waits for connections, in all.
 type patience struct {
 	until   time.Time // the end of the pull's time,
 	maxWait time.Time // and of MaxWait; zero if there is none
@@ -41,21 +41,21 @@ func (r *redialer) patience(timeout time.Duration) (p patience) {
 }
 
 // end returns when nobody waits any more, and why then.
-func (r *redialer) end(p patience) (time.Time, Xerror) {
+func (r *redialer) waitsUntil(p patience) (time.Time, Xerror) {
 	if !p.until.IsZero() && (p.maxWait.IsZero() || p.until.Before(p.maxWait)) {
 		return p.until, unrun(StatusDeadlineExceeded, fmt.Sprintf("no connection within %v, nothing was sent", r.sess.peer.cfg.DefaultPullTimeout), nil)
 	}
 	return p.maxWait, unrun(StatusConnClosed, fmt.Sprintf("no connection for %v, nothing was sent", r.cfg.MaxWait), nil)
 }
 
-// await returns a link that can be used, when there is one.
-func (r *redialer) await(ctx context.Context, p patience) (*link, Xerror) {
+// await returns a connection that can be used, when there is one.
+func (r *redialer) await(ctx context.Context, p patience) (*conn, Xerror) {
 	s := r.sess
-	if l := s.link.Load(); l.usable() {
-		return l, nil
+	if cn := s.conn.Load(); cn.usable() {
+		return cn, nil
 	}
 	late := make(<-chan time.Time)
-	end, giveUp := r.end(p)
+	end, giveUp := r.waitsUntil(p)
 	if !end.IsZero() {
 		timer := time.NewTimer(time.Until(end))
 		defer timer.Stop()
@@ -64,8 +64,8 @@ func (r *redialer) await(ctx context.Context, p patience) (*link, Xerror) {
 	closing := s.peer.closing
 	for {
 		s.mu.Lock()
-		l := s.link.Load()
-		fails := r.cfg.FailFast && (r.failed || !l.usable() && !l.away.Load())
+		cn := s.conn.Load()
+		fails := r.cfg.FailFast && (r.failed || !cn.usable() && !cn.away.Load())
 		closed, err, changed := s.state == stateClosed, r.err, r.changeLocked()
 		if r.gaveUp != nil {
 			fails, err = true, r.gaveUp
@@ -73,11 +73,11 @@ func (r *redialer) await(ctx context.Context, p patience) (*link, Xerror) {
 		s.mu.Unlock()
 		switch {
 		case closed:
-			return l, s.closedXerror("connection closed, nothing was sent", nil)
-		case l.usable():
-			return l, nil
+			return cn, s.closedXerror("connection closed, nothing was sent", nil)
+		case cn.usable():
+			return cn, nil
 		case s.peer.draining():
-			return l, unrun(StatusServiceUnavailable, "this peer is shutting down and has no connection, nothing was sent", nil)
+			return cn, unrun(StatusServiceUnavailable, "this peer is shutting down and has no connection, nothing was sent", nil)
 		case fails:
 			text := "no connection, nothing was sent"
 			if err != nil {
@@ -85,18 +85,18 @@ func (r *redialer) await(ctx context.Context, p patience) (*link, Xerror) {
 			}
 			var refused *refusedConn
 			if errors.As(err, &refused) {
-				return l, refused.unrun()
+				return cn, refused.unrun()
 			}
-			return l, unrun(StatusConnClosed, text, err)
+			return cn, unrun(StatusConnClosed, text, err)
 		}
 		select {
 		case <-changed:
 		case <-closing:
 			closing = nil
 		case <-late:
-			return l, giveUp
+			return cn, giveUp
 		case <-ctx.Done():
-			return l, notSent(ctx)
+			return cn, notSent(ctx)
 		}
 	}
 }
@@ -104,56 +104,56 @@ func (r *redialer) await(ctx context.Context, p patience) (*link, Xerror) {
 // persist sends the command, which nobody else has, until it may have run, and
 // completes it.
 func (cmd *PullCmd) persist() {
-	r, again := cmd.link.sess.redial, cmd.again
+	r, again := cmd.conn.sess.redial, cmd.again
 	for {
-		l, x := r.await(again.ctx, again.patience)
-		cmd.link, cmd.Xerror = l, nil
+		cn, x := r.await(again.ctx, again.patience)
+		cmd.conn, cmd.Xerror = cn, nil
 		cmd.seen.Store(nil)
-		f := cmd.board(again.ctx, true)
-		again.last, again.entered = f, false
+		pd := cmd.newPending(again.ctx, true)
+		again.last, again.entered = pd, false
 		if x == nil {
-			cmd.launch(again.ctx, f, again.settings)
-			cmd.await(again.ctx, f)
+			cmd.launch(again.ctx, pd, again.settings)
+			cmd.await(again.ctx, pd)
 		} else {
-			cmd.missed(f, x)
+			cmd.missed(pd, x)
 		}
 		again.last = nil
-		cmd.finish(f)
+		cmd.finish(pd)
 		if x != nil || !cmd.refused() {
 			return
 		}
 	}
 }
 
-// missed completes a flight that there was no link for.
-func (cmd *PullCmd) missed(f *flight, x Xerror) {
+// missed completes a pending pull that there was no connection for.
+func (cmd *PullCmd) missed(pd *pending, x Xerror) {
 	d := newDraft()
 	defer d.put()
-	w := &d.whole
-	if f.seen != nil {
-		w = &f.seen.out
+	w := &d.ownPacket
+	if pd.seen != nil {
+		w = &pd.seen.out
 	}
-	w.fill(&cmd.link.peer.cfg, packet.TypePull, cmd.uri, cmd.args, cmd.again.settings)
-	f.sent(cmd.link, w)
-	f.ended = nil // its number is of another link
-	f.complete(x)
-	f.settled.Wait()
+	w.fill(&cmd.conn.peer.cfg, packet.TypePull, cmd.uri, cmd.args, cmd.again.settings)
+	pd.sent(cmd.conn, w)
+	pd.ended = nil // its number is of another connection
+	pd.complete(x)
+	pd.completed.Wait()
 }
 
 // refused reports whether the command, which is complete, is to be sent again.
 func (cmd *PullCmd) refused() bool {
-	return cmd.again != nil && !cmd.link.usable() && NotRun(cmd.Xerror)
+	return cmd.again != nil && !cmd.conn.usable() && NotRun(cmd.Xerror)
 }
 
 // push is Session.Push.
 func (r *redialer) push(ctx context.Context, uri string, args interface{}, settings []PacketSetting) Xerror {
 	p := r.patience(0)
 	for {
-		l, x := r.await(ctx, p)
+		cn, x := r.await(ctx, p)
 		if x != nil {
 			return x
 		}
-		if x = l.push(ctx, uri, args, settings); x == nil || l.usable() || !NotRun(x) {
+		if x = cn.push(ctx, uri, args, settings); x == nil || cn.usable() || !NotRun(x) {
 			return x
 		}
 	}

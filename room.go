@@ -21,57 +21,57 @@ const (
 
 // unread reports whether the output is full, as the other side does not read, and pulls of
 // too many bytes wait for it.
-func (l *link) unread() bool {
-	return l.queue.PullBytes() >= maxPullBytes && l.sock.OutputFull()
+func (cn *conn) unread() bool {
+	return cn.queue.PullBytes() >= maxPullBytes && cn.sock.OutputFull()
 }
 
 // restWhileFull holds the reader while it is of no use to read on.
-func (l *link) restWhileFull() {
-	for l.rests() {
-		if l.wake == nil {
-			l.wake = make(chan struct{}, 1)
+func (cn *conn) restWhileFull() {
+	for cn.rests() {
+		if cn.wake == nil {
+			cn.wake = make(chan struct{}, 1)
 		}
-		l.resting.Store(true)
-		if l.rests() { // who wakes it looks at resting after that has changed which rests looks at
-			<-l.wake
+		cn.resting.Store(true)
+		if cn.rests() { // who wakes it looks at resting after that has changed which rests looks at
+			<-cn.wake
 		}
-		l.resting.Store(false)
+		cn.resting.Store(false)
 	}
 }
 
-func (l *link) rests() bool {
-	return l.queue.PullBytes() >= restBytes && l.sock.OutputBusy() && !l.ended.Load() && !l.pulls.awaited()
+func (cn *conn) rests() bool {
+	return cn.queue.PullBytes() >= restBytes && cn.sock.OutputBusy() && !cn.ended.Load() && !cn.pulls.awaited()
 }
 
 // wakeReader lets the reader look again whether to rest.
-func (l *link) wakeReader() {
-	if l.resting.Load() {
+func (cn *conn) wakeReader() {
+	if cn.resting.Load() {
 		select {
-		case l.wake <- struct{}{}:
+		case cn.wake <- struct{}{}:
 		default:
 		}
 	}
 }
 
 // OutputBusy and QueueChanged are called by the pool of workers, see [workers.Owner].
-func (l *link) OutputBusy() bool { return l.sock.OutputBusy() }
-func (l *link) QueueChanged()    { l.wakeReader() }
+func (cn *conn) OutputBusy() bool { return cn.sock.OutputBusy() }
+func (cn *conn) QueueChanged()    { cn.wakeReader() }
 
 // OutputHasRoom is called by the socket, see [socket.Roomer].
-func (l *link) OutputHasRoom() {
-	if l.queue.PullBytes() > 0 {
-		l.peer.workers.Resume(&l.queue)
+func (cn *conn) OutputHasRoom() {
+	if cn.queue.PullBytes() > 0 {
+		cn.peer.workers.Resume(&cn.queue)
 	}
-	l.wakeReader()
+	cn.wakeReader()
 }
 
-// Reclaim is called by the link's budgets, see [packet.Owner].
-func (l *link) Reclaim(b *packet.Budget, held int64) {
+// Reclaim is called by the connection's budgets, see [packet.Owner].
+func (cn *conn) Reclaim(b *packet.Budget, held int64) {
 	what := "a packet that has not come as a whole"
-	if b == &l.outBudget {
+	if b == &cn.outBudget {
 		what = "packets that it does not read"
 	}
-	go l.shut(&evicted{held, what})
+	go cn.fail(&evicted{held, what})
 }
 
 // evicted is the end of a session whose memory others needed.

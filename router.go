@@ -57,7 +57,7 @@ func (r *PullRouter) SetUnknown(fn func(ctx UnknownPullCtx, body *[]byte) (inter
 	if fn == nil {
 		panic("tp: PullRouter.SetUnknown: the handler is nil.")
 	}
-	r.setUnknown(true, plugins, func(c *packetCtx, arg interface{}) (interface{}, Xerror) {
+	r.setUnknown(true, plugins, func(c *call, arg interface{}) (interface{}, Xerror) {
 		return fn(c, arg.(*[]byte))
 	})
 }
@@ -84,7 +84,7 @@ func (r *PushRouter) SetUnknown(fn func(ctx UnknownPushCtx, body *[]byte), plugi
 	if fn == nil {
 		panic("tp: PushRouter.SetUnknown: the handler is nil.")
 	}
-	r.setUnknown(false, plugins, func(c *packetCtx, arg interface{}) (interface{}, Xerror) {
+	r.setUnknown(false, plugins, func(c *call, arg interface{}) (interface{}, Xerror) {
 		fn(c, arg.(*[]byte))
 		return nil, nil
 	})
@@ -108,7 +108,7 @@ func HandlePull[A, R any](r *PullRouter, path string, fn func(ctx PullCtx, args 
 		replyType: reflect.TypeFor[R](),
 		newArg:    newArg[A](),
 		target:    target[A](),
-		call: func(c *packetCtx, arg interface{}) (interface{}, Xerror) {
+		call: func(c *call, arg interface{}) (interface{}, Xerror) {
 			return fn(c, arg.(*A))
 		},
 	})
@@ -124,7 +124,7 @@ func HandlePush[A any](r *PushRouter, path string, fn func(ctx PushCtx, args *A)
 		argType: reflect.TypeFor[A](),
 		newArg:  newArg[A](),
 		target:  target[A](),
-		call: func(c *packetCtx, arg interface{}) (interface{}, Xerror) {
+		call: func(c *call, arg interface{}) (interface{}, Xerror) {
 			fn(c, arg.(*A))
 			return nil, nil
 		},
@@ -211,7 +211,7 @@ func (t *routeTable) refuseTaken(h *Handler) {
 	}
 }
 
-func (g *group) setUnknown(pull bool, plugins []Plugin, call func(*packetCtx, interface{}) (interface{}, Xerror)) {
+func (g *group) setUnknown(pull bool, plugins []Plugin, call func(*call, interface{}) (interface{}, Xerror)) {
 	h := &Handler{
 		path:    path.Join(g.prefix, "*"),
 		pull:    pull,

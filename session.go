@@ -21,17 +21,17 @@ import (
 // concurrent use.
 type Session struct {
 	peer *Peer
-	// id is written under the hub's mutex, which guards counted: the session is one of
+	// id is written under the table of sessions's mutex, which guards counted: the session is one of
 	// PeerConfig.MaxSessions.
 	id      atomic.Pointer[string]
 	counted bool
-	// link is the connection, or the last one while there is none; first is where it
+	// connection is the connection, or the last one while there is none; first is where it
 	// is to begin with.
-	link   atomic.Pointer[link]
-	first  link
+	conn   atomic.Pointer[conn]
+	first  conn
 	redial *redialer // nil if the session ends with its connection
 
-	mu     sync.Mutex // guards the fields below, and some of every link's
+	mu     sync.Mutex // guards the fields below, and some of every connection's
 	state  sessionState
 	cause  error // of the end
 	public goutil.Map
@@ -63,13 +63,13 @@ func (s *Session) Id() string { return *s.id.Load() }
 // ChangeId gives the session another id. If it belongs to another live session
 // the error wraps [ErrIdTaken] and nothing changes.
 func (s *Session) ChangeId(id string) error {
-	_, err := s.peer.hub.rename(s, id, false)
+	_, err := s.peer.sessions.rename(s, id, false)
 	return err
 }
 
 // ReplaceId gives the session another id, and closes the session that had it.
 func (s *Session) ReplaceId(id string) error {
-	other, err := s.peer.hub.rename(s, id, true)
+	other, err := s.peer.sessions.rename(s, id, true)
 	if other != nil {
 		other.shut(fmt.Errorf("its id %q was taken by a newer session", id))
 	}
@@ -77,11 +77,11 @@ func (s *Session) ReplaceId(id string) error {
 }
 
 // RemoteIp returns the other side's address and port.
-func (s *Session) RemoteIp() string { return s.link.Load().remoteIp() }
+func (s *Session) RemoteIp() string { return s.conn.Load().remoteIp() }
 
 // Socket returns the socket below, for addresses, TLS state and statistics. The
 // session reads from it; others must not.
-func (s *Session) Socket() *socket.Socket { return s.link.Load().sock }
+func (s *Session) Socket() *socket.Socket { return s.conn.Load().sock }
 
 // Public returns the session's values, which all its hooks and handlers share: who the other
 // side is, for example. Each call's context begins with a copy of them, see [Ctx]; what a
@@ -119,22 +119,22 @@ func (s *Session) ReadTimeout() time.Duration { return s.Socket().ReadTimeout() 
 // SetReadTimeout changes how long the session waits for the next packet,
 // counted from now for the wait under way.
 func (s *Session) SetReadTimeout(d time.Duration) {
-	s.onLinks(func(l *link) { l.sock.SetReadTimeout(d) })
+	s.onConns(func(cn *conn) { cn.sock.SetReadTimeout(d) })
 }
 
-// onLinks calls f for the session's links, without its lock: one may be in its handshake,
+// onLinks calls f for the session's connections, without its lock: one may be in its handshake,
 // and others may come meanwhile.
-func (s *Session) onLinks(f func(l *link)) {
-	var done []*link
+func (s *Session) onConns(f func(cn *conn)) {
+	var done []*conn
 	for {
 		s.mu.Lock()
-		links := slices.DeleteFunc(slices.Clone(s.linksLocked()), func(l *link) bool { return slices.Contains(done, l) })
+		links := slices.DeleteFunc(slices.Clone(s.connsLocked()), func(cn *conn) bool { return slices.Contains(done, cn) })
 		s.mu.Unlock()
 		if len(links) == 0 {
 			return
 		}
-		for _, l := range links {
-			f(l)
+		for _, cn := range links {
+			f(cn)
 		}
 		done = append(done, links...)
 	}
@@ -146,7 +146,7 @@ func (s *Session) WriteTimeout() time.Duration { return s.Socket().WriteTimeout(
 
 // SetWriteTimeout changes how long one write may take, from the next one on.
 func (s *Session) SetWriteTimeout(d time.Duration) {
-	s.onLinks(func(l *link) { l.sock.SetWriteTimeout(d) })
+	s.onConns(func(cn *conn) { cn.sock.SetWriteTimeout(d) })
 }
 
 // Done returns a channel that is closed when the session has ended.
@@ -180,7 +180,7 @@ func (s *Session) shut(cause error) error {
 	if s.done != nil {
 		close(s.done)
 	}
-	links := s.linksLocked()
+	links := s.connsLocked()
 	if s.redial != nil {
 		s.redial.wakeLocked()
 	}
@@ -191,20 +191,20 @@ func (s *Session) shut(cause error) error {
 		if cause == errClosedHere || errors.Is(cause, io.EOF) {
 			level = LevelDebug
 		}
-		l := s.link.Load()
-		s.peer.rarely(level, "session ended", "session %s with %s ended: %v", l.logAttrs(errAttr(l.plain(cause)))...)
+		cn := s.conn.Load()
+		s.peer.rarely(level, "session ended", "session %s with %s ended: %v", cn.logAttrs(errAttr(cn.plain(cause)))...)
 	}
-	s.peer.hub.remove(s)
+	s.peer.sessions.remove(s)
 	var err error
 	lingers := false
-	for _, l := range links {
-		if e := l.end(cause); err == nil {
+	for _, cn := range links {
+		if e := cn.end(cause); err == nil {
 			err = e
 		}
-		lingers = lingers || l.lingers.Load()
+		lingers = lingers || cn.lingers.Load()
 	}
 	if !lingers { // otherwise that is for who finishes it
-		s.peer.hub.leave(s)
+		s.peer.sessions.leave(s)
 	}
 	return err
 }

@@ -105,7 +105,7 @@ func TestManyPullsInFlightOnOneSession(t *testing.T) {
 		require.False(t, seen[got])
 		seen[got] = true
 	}
-	require.Zero(t, sess.link.Load().pulls.Len())
+	require.Zero(t, sess.conn.Load().pulls.Len())
 }
 
 func TestGoPullDeliversOnUnbufferedChannel(t *testing.T) {
@@ -151,7 +151,7 @@ func TestFailedEncodeCostsNothingElse(t *testing.T) {
 		require.Equal(t, "the reply could not be encoded", cmd.Xerror.Text())
 		requireAlive(t, sess)
 	}
-	require.Zero(t, sess.link.Load().pulls.Len())
+	require.Zero(t, sess.conn.Load().pulls.Len())
 }
 
 func TestReplyThatDoesNotDecodeFailsOnlyItsCall(t *testing.T) {
@@ -372,8 +372,8 @@ func TestUnknownTypesAreAnsweredOnceAndNeverAgain(t *testing.T) {
 	pullFn(b, echo)
 	sa, sb := connect(t, a, b, pipe.Options{})
 	for i, typ := range []int32{0, -1, 6, 9, math.MaxInt32} {
-		require.NoError(t, sa.link.Load().sock.WritePacket(&packet.Packet{Header: &packet.Header{Id: fmt.Sprintf("odd-%d", i), Type: typ, Uri: "/fn/call"}, Body: 1}))
-		require.NoError(t, sa.link.Load().sock.WritePacket(&packet.Packet{Header: &packet.Header{Type: typ, Uri: "/fn/call"}}))
+		require.NoError(t, sa.conn.Load().sock.WritePacket(&packet.Packet{Header: &packet.Header{Id: fmt.Sprintf("odd-%d", i), Type: typ, Uri: "/fn/call"}, Body: 1}))
+		require.NoError(t, sa.conn.Load().sock.WritePacket(&packet.Packet{Header: &packet.Header{Type: typ, Uri: "/fn/call"}}))
 	}
 	requireAlive(t, sa)
 	requireAlive(t, sb)
@@ -718,9 +718,9 @@ func TestPeerMemoryOfFinishedSessions(t *testing.T) {
 }
 
 func (p *Peer) hubSize() int {
-	p.hub.mu.RLock()
-	defer p.hub.mu.RUnlock()
-	return len(p.hub.byId) + len(p.hub.links)
+	p.sessions.mu.RLock()
+	defer p.sessions.mu.RUnlock()
+	return len(p.sessions.byId) + len(p.sessions.conns)
 }
 
 // eagerConn answers each pull while it is still being written, and does not let
@@ -772,7 +772,7 @@ func TestReplyThatComesBeforeTheWriteReturns(t *testing.T) {
 	for range 10 {
 		require.Nil(t, sess.Pull("/a", 1, nil).Xerror)
 	}
-	require.Zero(t, sess.link.Load().pulls.Len())
+	require.Zero(t, sess.conn.Load().pulls.Len())
 	close(conn.replies)
 	<-sess.Done()
 }

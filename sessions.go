@@ -15,24 +15,24 @@ var ErrIdTaken = errors.New("tp: the session id is taken")
 
 var errTooManySessions = errors.New("tp: there are as many sessions as PeerConfig.MaxSessions allows")
 
-// hub holds the live sessions of a peer by id. A session is in it from before
+// table of sessions holds the live sessions of a peer by id. A session is in it from before
 // its hooks run until it closes, so that an id has one owner at any time.
-type hub struct {
+type sessions struct {
 	mu   sync.RWMutex // guards the fields below, and of every session id and counted
 	byId map[string]*Session
-	// links are those that have not ended, or whose handlers still run.
-	links  map[*link]struct{}
+	// connections are those that have not ended, or whose handlers still run.
+	conns  map[*conn]struct{}
 	closed bool
 	most   int    // sessions whose handshake is over; a negative number is no bound
 	opened int    // those
 	serial int    // for names
-	count  uint32 // of all links that were in it
+	count  uint32 // of all connections that were in it
 }
 
 // add takes s in under its own id if given, and otherwise under one made of its
 // address: the address itself, or if that is empty or taken, with "#" and a
 // number behind it.
-func (h *hub) add(s *Session, id string, given bool) error {
+func (h *sessions) add(s *Session, id string, given bool) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
@@ -63,31 +63,31 @@ func (h *hub) add(s *Session, id string, given bool) error {
 	return nil
 }
 
-// attach takes in another link of a session.
-func (h *hub) attach(l *link) {
+// attach takes in another connection of a session.
+func (h *sessions) attach(cn *conn) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.attachLocked(l)
+	h.attachLocked(cn)
 }
 
-func (h *hub) attachLocked(l *link) {
-	if h.links == nil {
-		h.links = make(map[*link]struct{})
+func (h *sessions) attachLocked(cn *conn) {
+	if h.conns == nil {
+		h.conns = make(map[*conn]struct{})
 	}
-	h.links[l] = struct{}{}
+	h.conns[cn] = struct{}{}
 	h.count++
-	l.role.Init(l, h.count)
+	cn.role.Init(cn, h.count)
 }
 
 // full reports whether no further session would be taken in.
-func (h *hub) full() bool {
+func (h *sessions) full() bool {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
 	return !within(h.opened+1, h.most)
 }
 
 // open gives a session whose handshake is over one of the places.
-func (h *hub) open(s *Session) error {
+func (h *sessions) open(s *Session) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.byId[*s.id.Load()] != s {
@@ -102,8 +102,8 @@ func (h *hub) open(s *Session) error {
 }
 
 // rename gives s another id. If that belongs to another session, it is an error,
-// or with replace the other session is returned, out of the hub.
-func (h *hub) rename(s *Session, id string, replace bool) (*Session, error) {
+// or with replace the other session is returned, out of the table of sessions.
+func (h *sessions) rename(s *Session, id string, replace bool) (*Session, error) {
 	if id == "" {
 		return nil, errors.New("tp: a session id is empty")
 	}
@@ -127,7 +127,7 @@ func (h *hub) rename(s *Session, id string, replace bool) (*Session, error) {
 }
 
 // remove takes s, which is closed, out, if it is still in.
-func (h *hub) remove(s *Session) {
+func (h *sessions) remove(s *Session) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if id := *s.id.Load(); h.byId[id] == s {
@@ -136,7 +136,7 @@ func (h *hub) remove(s *Session) {
 }
 
 // leave gives back the place of a session that is closed and has no socket any more.
-func (h *hub) leave(s *Session) {
+func (h *sessions) leave(s *Session) {
 	if s.isOpen() {
 		return
 	}
@@ -148,63 +148,63 @@ func (h *hub) leave(s *Session) {
 	}
 }
 
-// detach takes a link out that has ended, unless handlers of it still run. The last
+// detach takes a connection out that has ended, unless handlers of it still run. The last
 // of them looks at ended, set before this, after it has counted itself out: if it is
 // not seen here it comes here itself.
-func (h *hub) detach(l *link) {
+func (h *sessions) detach(cn *conn) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if l.running.Load() == 0 {
-		delete(h.links, l)
-		l.inBudget.End()
-		l.outBudget.End()
+	if cn.handlers.Load() == 0 {
+		delete(h.conns, cn)
+		cn.inBudget.End()
+		cn.outBudget.End()
 	}
 }
 
 // busy counts the handlers and the pulls in flight.
-func (h *hub) busy() (handlers, pulls int) {
+func (h *sessions) busy() (handlers, pulls int) {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
-	for l := range h.links {
-		handlers += int(l.running.Load())
-		pulls += l.pulls.Len()
+	for cn := range h.conns {
+		handlers += int(cn.handlers.Load())
+		pulls += cn.pulls.Len()
 	}
 	return handlers, pulls
 }
 
-// live returns the links that have not ended.
-func (h *hub) live() []*link {
+// live returns the connections that have not ended.
+func (h *sessions) live() []*conn {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
-	list := make([]*link, 0, len(h.links))
-	for l := range h.links {
-		if !l.ended.Load() {
-			list = append(list, l)
+	list := make([]*conn, 0, len(h.conns))
+	for cn := range h.conns {
+		if !cn.ended.Load() {
+			list = append(list, cn)
 		}
 	}
 	return list
 }
 
-// lingering returns the links that have ended and whose sockets are not closed.
-func (h *hub) lingering() (list []*link) {
+// lingering returns the connections that have ended and whose sockets are not closed.
+func (h *sessions) lingering() (list []*conn) {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
-	for l := range h.links {
-		if l.lingers.Load() {
-			list = append(list, l)
+	for cn := range h.conns {
+		if cn.lingers.Load() {
+			list = append(list, cn)
 		}
 	}
 	return list
 }
 
-func (h *hub) get(id string) *Session {
+func (h *sessions) get(id string) *Session {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
 	return h.byId[id]
 }
 
 // all returns the sessions that were live at one moment.
-func (h *hub) all() []*Session {
+func (h *sessions) all() []*Session {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
 	list := make([]*Session, 0, len(h.byId))
@@ -215,20 +215,20 @@ func (h *hub) all() []*Session {
 }
 
 // close refuses newcomers from now on and returns who is in.
-func (h *hub) close() []*Session {
+func (h *sessions) close() []*Session {
 	h.mu.Lock()
 	h.closed = true
 	h.mu.Unlock()
 	return h.all()
 }
 
-// waiting returns the links on which replies are waited for, or which linger.
-func (h *hub) waiting() (list []keepalive.Link) {
+// waiting returns the connections on which replies are waited for, or which linger.
+func (h *sessions) waiting() (list []keepalive.Link) {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
-	for l := range h.links {
-		if l.lingers.Load() || !l.ended.Load() && l.pulls.Len() > 0 {
-			list = append(list, l)
+	for cn := range h.conns {
+		if cn.lingers.Load() || !cn.ended.Load() && cn.pulls.Len() > 0 {
+			list = append(list, cn)
 		}
 	}
 	return list

@@ -20,11 +20,11 @@ import (
 // for itself: start it with go.
 func (p *Peer) Shutdown(ctx context.Context) error {
 	err := p.stopAccepting()
-	for _, l := range p.hub.live() {
-		l.goAway(false)
+	for _, cn := range p.sessions.live() {
+		cn.goAway(false)
 	}
 	for {
-		handlers, pulls := p.hub.busy()
+		handlers, pulls := p.sessions.busy()
 		if handlers == 0 && pulls == 0 {
 			break
 		}
@@ -40,7 +40,7 @@ func (p *Peer) Shutdown(ctx context.Context) error {
 			return err
 		case <-ctx.Done():
 		}
-		if handlers, pulls = p.hub.busy(); handlers == 0 && pulls == 0 {
+		if handlers, pulls = p.sessions.busy(); handlers == 0 && pulls == 0 {
 			break
 		}
 		err = fmt.Errorf("tp: shutdown: abandoned %d running handlers and %d pulls: %w", handlers, pulls, ctx.Err())
@@ -79,7 +79,7 @@ func (p *Peer) awaitHandshakes(ctx context.Context) {
 // awaitHandlers waits until no handler runs.
 func (p *Peer) awaitHandlers(ctx context.Context) {
 	for {
-		if handlers, _ := p.hub.busy(); handlers == 0 {
+		if handlers, _ := p.sessions.busy(); handlers == 0 {
 			return
 		}
 		select {
@@ -101,13 +101,13 @@ func (p *Peer) finishSessions(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, drainLinger)
 	defer cancel()
 	var wg sync.WaitGroup
-	for _, l := range p.hub.live() {
+	for _, cn := range p.sessions.live() {
 		wg.Go(func() {
-			l.goAway(true)
+			cn.goAway(true)
 			deadline, _ := ctx.Deadline()
-			if l.sock.CloseWrite(time.Until(deadline)) {
+			if cn.sock.CloseWrite(time.Until(deadline)) {
 				select {
-				case <-l.doneChan():
+				case <-cn.doneChan():
 				case <-ctx.Done():
 				}
 			}
@@ -125,7 +125,7 @@ func (p *Peer) refusesPulls() bool {
 	if !p.draining() {
 		return false
 	}
-	handlers, _ := p.hub.busy()
+	handlers, _ := p.sessions.busy()
 	return handlers == 0
 }
 

@@ -85,13 +85,13 @@ func TestShutdownLosesNoReply(t *testing.T) {
 	cmd := sessions[0].Pull("/fn/call", 1, nil)
 	require.Equal(t, StatusServiceUnavailable, cmd.Xerror.Code())
 	require.True(t, NotRun(cmd.Xerror))
-	for !sessions[1].link.Load().away.Load() {
+	for !sessions[1].conn.Load().away.Load() {
 		runtime.Gosched()
 	}
 	x := sessions[1].Push("/fn_push/call", 1)
 	require.Equal(t, StatusServiceUnavailable, x.Code())
 	require.True(t, NotRun(x))
-	sessions[1].link.Load().away.Store(false) // as one that does not know the packet
+	sessions[1].conn.Load().away.Store(false) // as one that does not know the packet
 	require.Nil(t, sessions[1].Push("/fn_push/call", 1))
 	<-pushed // it is still taken
 	cmd = sessions[1].Pull("/fn/call", 1, nil)

@@ -263,12 +263,12 @@ func TestEndsInPlainWords(t *testing.T) {
 			})
 		})
 	}
-	l := new(link)
+	cn := new(conn)
 	for _, err := range []error{errno.Reset, errno.Pipe, errno.TimedOut} {
-		require.Contains(t, l.plain(&packetError{err}).Error(), "the other side")
-		require.ErrorIs(t, l.plain(&packetError{err}), err)
+		require.Contains(t, cn.plain(&packetError{err}).Error(), "the other side")
+		require.ErrorIs(t, cn.plain(&packetError{err}), err)
 	}
-	require.Equal(t, "x", l.plain(errors.New("x")).Error())
+	require.Equal(t, "x", cn.plain(errors.New("x")).Error())
 }
 
 type packetError struct{ error }

@@ -126,7 +126,7 @@ func TestPackedPullsHaveTheSamePackets(t *testing.T) {
 }
 
 // A command that was delivered by GoPull can be asked as one of Pull's, and what
-// it says stays when its flight has long been used for others.
+// it says stays when its pending pull has long been used for others.
 func TestPackedGoPulls(t *testing.T) {
 	bare, hooked := newPackedPair(t, newPackedServer(t))
 	const n = 200

@@ -13,65 +13,65 @@ var errSocketClosed = socket.ErrClosed
 
 // encodeInTurn encodes a packet when its turn has come, which is as long as it waits no longer than ctx
 // lasts.
-func (l *link) encodeInTurn(ctx context.Context, p *packet.Packet, mem []byte) (socket.Frame, error) {
-	if err := l.sock.TakeTurn(ctx); err != nil {
+func (cn *conn) encodeInTurn(ctx context.Context, p *packet.Packet, mem []byte) (socket.Frame, error) {
+	if err := cn.sock.TakeTurn(ctx); err != nil {
 		return socket.Frame{}, err
 	}
-	return l.sock.EncodeInTurn(ctx, mem, p)
+	return cn.sock.EncodeInTurn(ctx, mem, p)
 }
 
 // press sends one of the small packets that keep the connection in order. It does not
 // wait for the connection.
-func (l *link) press(h *packet.Header) {
-	frame, err := l.encodeHeader(h)
-	if err == nil && l.sock.PressFrame(frame) == nil {
-		go l.flush()
+func (cn *conn) sendControl(h *packet.Header) {
+	frame, err := cn.encodeHeader(h)
+	if err == nil && cn.sock.PressFrame(frame) == nil {
+		go cn.flush()
 	}
 }
 
-func (l *link) encodeHeader(h *packet.Header) (socket.Frame, error) {
-	return l.sock.Encode(&packet.Packet{HeaderCodec: l.peer.cfg.DefaultHeaderCodec, Header: h})
+func (cn *conn) encodeHeader(h *packet.Header) (socket.Frame, error) {
+	return cn.sock.Encode(&packet.Packet{HeaderCodec: cn.peer.cfg.DefaultHeaderCodec, Header: h})
 }
 
 // answer queues a reply that says nothing but that this side is there. It does not wait for
 // room.
-func (l *link) answer(id, headerCodec string) error {
-	frame, err := l.sock.Encode(&packet.Packet{
+func (cn *conn) answer(id, headerCodec string) error {
+	frame, err := cn.sock.Encode(&packet.Packet{
 		HeaderCodec: headerCodec,
 		Header:      &packet.Header{Id: id, Type: packet.TypeReply, StatusCode: StatusOK},
 	})
 	if err == nil {
-		err = l.sock.OfferFrame(frame)
+		err = cn.sock.OfferFrame(frame)
 	}
-	return l.wrote(err)
+	return cn.wrote(err)
 }
 
 // waited is wrote for what may have waited, and of which the end of ctx concerns nobody
 // else.
-func (l *link) waited(ctx context.Context, err error) error {
+func (cn *conn) waited(ctx context.Context, err error) error {
 	if e := ctx.Err(); e != nil && errors.Is(err, e) {
 		return err
 	}
-	return l.wrote(err)
+	return cn.wrote(err)
 }
 
 // flush sends what quick handlers have left queued.
-func (l *link) flush() { _ = l.wrote(l.sock.Flush()) }
+func (cn *conn) flush() { _ = cn.wrote(cn.sock.Flush()) }
 
-// wrote ends the link if a write has failed. An error of encoding leaves it
+// wrote ends the connection if a write has failed. An error of encoding leaves it
 // as it was.
-func (l *link) wrote(err error) error {
+func (cn *conn) wrote(err error) error {
 	switch {
 	case err == nil || !isWriteError(err):
-	case l.lingers.Load():
-		l.abandon()
+	case cn.lingers.Load():
+		cn.abandon()
 	case errors.Is(err, errSocketClosed):
 		// A socket that takes no more output because it is being drained must not be
 		// closed for it: what it has sent may not have been read yet.
 	case socket.Gone(err):
-		l.lose(err)
+		cn.lose(err)
 	default:
-		_ = l.shut(err)
+		_ = cn.fail(err)
 	}
 	return err
 }

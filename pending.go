@@ -19,24 +19,24 @@ import (
 )
 
 // whole is a packet, its header and the text of its id in one piece of memory.
-type whole struct {
+type ownPacket struct {
 	packet packet.Packet
 	header packet.Header
 	idText [20]byte // where a pull's number is as text
 }
 
 // fill makes the packet one of this side's own: the peer's defaults, then the call's settings.
-func (w *whole) fill(cfg *PeerConfig, typ int32, uri string, body interface{}, settings []PacketSetting) {
+func (w *ownPacket) fill(cfg *PeerConfig, typ int32, uri string, body interface{}, settings []PacketSetting) {
 	cfg.fill(&w.packet, &w.header, typ, uri, body, settings)
 }
 
 // number gives the packet a pull's number as its id.
-func (w *whole) number(n uint64) {
+func (w *ownPacket) number(n uint64) {
 	w.header.Id = unsafe.String(&w.idText[0], len(appendPullId(w.idText[:0], n)))
 }
 
 // fix is called after hooks, which may have put another header in, or changed what must not change.
-func (w *whole) fix(id string, typ int32) {
+func (w *ownPacket) fix(id string, typ int32) {
 	if h := w.packet.Header; h != nil && h != &w.header {
 		w.header = *h
 	}
@@ -45,7 +45,7 @@ func (w *whole) fix(id string, typ int32) {
 }
 
 // receive makes the packet one whose header has been read, but for its id. The texts of v are copied.
-func (w *whole) receive(v *packet.HeaderView, bodyLength int64, id, uri string) {
+func (w *ownPacket) receive(v *packet.HeaderView, bodyLength int64, id, uri string) {
 	w.header = packet.Header{
 		Id: id, Type: v.Type, Uri: uri, Gzip: v.Gzip, StatusCode: v.StatusCode, Status: string(v.Status),
 		Timeout: v.Timeout, Meta: v.Meta, NotRun: v.NotRun,
@@ -59,7 +59,7 @@ func (w *whole) receive(v *packet.HeaderView, bodyLength int64, id, uri string) 
 // draft is a packet of this side's that nobody else sees, and memory for a small frame. Drafts are
 // used again.
 type draft struct {
-	whole
+	ownPacket
 	frame [smallPacket]byte
 }
 
@@ -77,8 +77,8 @@ func (d *draft) put() {
 // see them. It is made where there are hooks or the log wants it, or when a program asks a PullCmd for
 // its packets, and is never used again, as users may hold it.
 type outgoing struct {
-	link    *link
-	out, in whole
+	conn    *conn
+	out, in ownPacket
 	ctx     context.Context // that was given
 	start   time.Time       // zero unless the call is measured
 	printed string          // the reply's body as the log shows it
@@ -92,15 +92,15 @@ var (
 	_ ReadCtx  = (*outgoing)(nil)
 )
 
-func newOutgoing(l *link, ctx context.Context, start time.Time) *outgoing {
-	o := &outgoing{link: l, ctx: ctx, start: start}
+func newOutgoing(cn *conn, ctx context.Context, start time.Time) *outgoing {
+	o := &outgoing{conn: cn, ctx: ctx, start: start}
 	o.out.packet.Header, o.in.packet.Header = &o.out.header, &o.in.header
 	return o
 }
 
-func (o *outgoing) Peer() *Peer              { return o.link.peer }
-func (o *outgoing) Session() *Session        { return o.link.sess }
-func (o *outgoing) Ip() string               { return o.link.remoteIp() }
+func (o *outgoing) Peer() *Peer              { return o.conn.peer }
+func (o *outgoing) Session() *Session        { return o.conn.sess }
+func (o *outgoing) Ip() string               { return o.conn.remoteIp() }
 func (o *outgoing) Context() context.Context { return o.ctx }
 func (o *outgoing) Output() *packet.Packet   { return &o.out.packet }
 func (o *outgoing) Input() *packet.Packet    { return &o.in.packet }
@@ -109,100 +109,100 @@ func (o *outgoing) Public() goutil.Map {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.public == nil {
-		o.public = o.link.sess.copyPublic()
+		o.public = o.conn.sess.copyPublic()
 	}
 	return o.public
 }
 
-// flight is a pull until it is complete, as its connection knows it. Whoever takes a flight out of the
+// pending is a pull until it is complete, as its connection knows it. Whoever takes a pending pull out of the
 // connection's table owns it, and completes it once; then it is the goroutine's that waits for it,
-// which decodes the reply and gives the flight back to be used again.
-type flight struct {
-	entry  calltable.Entry[flight]
+// which decodes the reply and gives the pending pull back to be used again.
+type pending struct {
+	entry  calltable.Entry[pending]
 	number uint64
 
 	// What has come of the pull: why there is no reply, or what of the reply was read.
 	failure Xerror
 	wire    wire
-	reply   *whole      // a reply that wire does not tell all of
+	reply   *ownPacket  // a reply that wire does not tell all of
 	seen    *outgoing   // the packets, where hooks or the log see them, or wire does not tell all
 	body    socket.Body // of the reply
 	bodyMem [smallPacket]byte
 
-	settled waiter.Waiter   // where Pull waits,
-	ended   chan struct{}   // or here, if it may give up,
-	deliver func(f *flight) // or nobody waits, and a goroutine calls this, for the command:
-	command interface{}
+	completed waiter.Waiter     // where Pull waits,
+	ended     chan struct{}     // or here, if it may give up,
+	deliver   func(pd *pending) // or nobody waits, and a goroutine calls this, for the command:
+	command   interface{}
 
 	timer *time.Timer        // of the time that the pull may take; nil if there is none
 	stop  func() bool        // ends the watch of the pull's context; nil if that never ends
 	meta  *map[string]string // of WithReplyMeta
 }
 
-var flights = sync.Pool{New: func() any {
-	f := new(flight)
-	f.settled.Init()
-	return f
+var pendings = sync.Pool{New: func() any {
+	pd := new(pending)
+	pd.completed.Init()
+	return pd
 }}
 
-// put gives the flight back, of which nobody else knows any more.
-func (f *flight) put() {
-	f.failure, f.wire, f.reply, f.seen, f.ended, f.deliver, f.command, f.meta = nil, wire{}, nil, nil, nil, nil, nil, nil
-	flights.Put(f)
+// put gives the pending pull back, of which nobody else knows any more.
+func (pd *pending) put() {
+	pd.failure, pd.wire, pd.reply, pd.seen, pd.ended, pd.deliver, pd.command, pd.meta = nil, wire{}, nil, nil, nil, nil, nil, nil
+	pendings.Put(pd)
 }
 
-// complete ends the flight: with an error, or with the reply that it has. Only whoever owns the flight
+// complete ends the pending pull: with an error, or with the reply that it has. Only whoever owns the pending pull
 // may call it, once.
-func (f *flight) complete(x Xerror) {
-	f.failure = x
+func (pd *pending) complete(x Xerror) {
+	pd.failure = x
 	switch {
-	case f.deliver != nil:
-		go f.deliver(f)
-	case f.ended != nil:
-		f.ended <- struct{}{}
+	case pd.deliver != nil:
+		go pd.deliver(pd)
+	case pd.ended != nil:
+		pd.ended <- struct{}{}
 	default:
-		f.settled.Done()
+		pd.completed.Done()
 	}
 }
 
 // sent keeps what is to be known of the packet that was, or would have been, sent.
-func (f *flight) sent(l *link, w *whole) {
-	if f.seen == nil && !f.wire.sent(&w.packet) {
-		o := newOutgoing(l, context.Background(), time.Time{})
+func (pd *pending) sent(cn *conn, w *ownPacket) {
+	if pd.seen == nil && !pd.wire.sent(&w.packet) {
+		o := newOutgoing(cn, context.Background(), time.Time{})
 		o.out.packet, o.out.header = w.packet, w.header
 		o.out.packet.Header = &o.out.header
-		o.out.number(f.number)
-		f.seen = o
+		o.out.number(pd.number)
+		pd.seen = o
 	}
 }
 
 // received keeps what is to be known of the reply's header.
-func (f *flight) received(v *packet.HeaderView, bodyLength int64) {
-	if o := f.seen; o != nil {
+func (pd *pending) received(v *packet.HeaderView, bodyLength int64) {
+	if o := pd.seen; o != nil {
 		o.in.receive(v, bodyLength, o.out.header.Id, string(v.Uri))
-	} else if !f.wire.received(v, bodyLength) {
-		f.reply = new(whole)
-		f.reply.receive(v, bodyLength, "", string(v.Uri))
+	} else if !pd.wire.received(v, bodyLength) {
+		pd.reply = new(ownPacket)
+		pd.reply.receive(v, bodyLength, "", string(v.Uri))
 	}
 }
 
 // receivedBody keeps which codec has made the reply's body.
-func (f *flight) receivedBody() {
-	if f.seen == nil && f.reply == nil {
-		if len(f.body.B) > 0 {
-			f.wire.inCodec = f.body.B[0]
+func (pd *pending) receivedBody() {
+	if pd.seen == nil && pd.reply == nil {
+		if len(pd.body.B) > 0 {
+			pd.wire.inCodec = pd.body.B[0]
 		}
 		return
 	}
-	f.replied().packet.BodyCodec, _ = packet.RawBody(f.body.B).Codec()
+	pd.replied().packet.BodyCodec, _ = packet.RawBody(pd.body.B).Codec()
 }
 
 // replied returns the reply if it is kept whole, and otherwise nil.
-func (f *flight) replied() *whole {
-	if f.seen != nil {
-		return &f.seen.in
+func (pd *pending) replied() *ownPacket {
+	if pd.seen != nil {
+		return &pd.seen.in
 	}
-	return f.reply
+	return pd.reply
 }
 
 // wire is what is kept of a pull's two packets beside what its command has anyway, if they are as most
@@ -278,7 +278,7 @@ func codecName(id byte) string {
 
 // pulls are those that are in flight by a connection.
 type pulls struct {
-	calltable.Table[flight]
+	calltable.Table[pending]
 	last   atomic.Uint64 // the number of the newest
 	unsent atomic.Uint64 // numbers of pulls that were never in the table
 }
