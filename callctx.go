@@ -4,11 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"math"
 	"time"
-
-	"github.com/henrylee2cn/teleport/packet"
 )
 
 // A call's time and its end travel with it: what is left of the caller's deadline is
@@ -45,113 +42,6 @@ func (c *ownCtx) cancelWith(cause error) {
 	}
 }
 
-// Context is the call's.
-func (c *call) Context() context.Context {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	v := c.valuesLocked()
-	if v.ctx != nil {
-		return v.ctx
-	}
-	if c.exchange == nil || c.over {
-		own := newOwnCtx(time.Time{})
-		own.cancelWith(errHandlerReturned)
-		v.ctx = own
-		return own
-	}
-	if c.typ != packet.TypePull && c.typ != packet.TypePush { // nothing has come yet
-		return context.Background()
-	}
-	own := newOwnCtx(c.deadlineLocked())
-	v.ctx, v.own = own, own
-	switch {
-	case v.gone != nil:
-		own.cancelWith(v.gone)
-	case !c.enterLocked():
-		own.cancelWith(ErrSessionEnded)
-	}
-	return own
-}
-
-// leave is the end of a call: its context ends, and who asks for it later finds it
-// ended.
-func (c *call) leave() {
-	c.giveBack()
-	c.mu.Lock()
-	charged := c.closeLocked()
-	own := c.leaveLocked()
-	c.mu.Unlock()
-	c.conn.inBudget.Give(charged)
-	if own != nil {
-		own.cancelWith(errHandlerReturned)
-	}
-}
-
-// leaveLocked returns the context that the caller is to end, nil if there is none.
-func (c *call) leaveLocked() *ownCtx {
-	c.over = true
-	if c.entered {
-		c.entered = false
-		c.conn.calls.Remove(&c.entry)
-	}
-	if c.values == nil {
-		return nil
-	}
-	return c.values.own
-}
-
-// enter takes the call in among those that are told of their ends.
-func (c *call) enter() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.over && !c.enterLocked() {
-		c.valuesLocked().gone = ErrSessionEnded
-	}
-}
-
-// enterLocked reports false if the connection has ended.
-func (c *call) enterLocked() bool {
-	if !c.entered {
-		c.entered = c.conn.calls.Add(&c.entry, maphash.String(idSeed, c.id), c)
-	}
-	return c.entered
-}
-
-// idSeed makes it hard to choose ids that meet in one place of a table of calls.
-var idSeed = maphash.MakeSeed()
-
-// end tells the call that nobody waits for it any more, if it is the pull with the id, or whatever it is
-// where that is nil.
-func (c *call) callerGone(id []byte, cause error) {
-	c.mu.Lock()
-	var own *ownCtx
-	if !c.over && (id == nil || c.typ == packet.TypePull && c.id == string(id)) {
-		v := c.valuesLocked()
-		if v.gone == nil {
-			v.gone = cause
-		}
-		own = v.own
-	}
-	c.mu.Unlock()
-	if own != nil {
-		own.cancelWith(cause)
-	}
-}
-
-// heardCancel is told that the other side does not wait for the pull with the id any more.
-func (cn *conn) heardCancel(id []byte) {
-	for _, c := range cn.calls.Find(maphash.Bytes(idSeed, id)) {
-		c.callerGone(id, context.Canceled)
-	}
-}
-
-// endCalls ends the contexts of all calls.
-func (cn *conn) endCalls() {
-	for _, c := range cn.calls.Close() {
-		c.callerGone(nil, ErrSessionEnded)
-	}
-}
-
 // orNone is the context that a program has given, or one that has ended because there is none.
 func orNone(ctx context.Context) context.Context {
 	if ctx == nil {
@@ -168,9 +58,12 @@ var errNoContext = errors.New("the context is nil; expected one such as context.
 var ended = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 
 func (nilContext) Deadline() (deadline time.Time, ok bool) { return time.Time{}, false }
-func (nilContext) Done() <-chan struct{}                   { return ended }
-func (nilContext) Err() error                              { return errNoContext }
-func (nilContext) Value(interface{}) interface{}           { return nil }
+
+func (nilContext) Done() <-chan struct{} { return ended }
+
+func (nilContext) Err() error { return errNoContext }
+
+func (nilContext) Value(interface{}) interface{} { return nil }
 
 // ctxXerror is why a call fails whose context is done.
 func ctxXerror(ctx context.Context, what string) *xerror {
@@ -194,14 +87,6 @@ func timeoutOf(left time.Duration) int64 {
 	return max(int64(math.Ceil(float64(left)/float64(time.Millisecond))), 1)
 }
 
-// deadlineLocked is the caller's, as this side knows it; zero if there is none.
-func (c *call) deadlineLocked() time.Time {
-	if c.arrived == 0 { // a hook has put in a timeout
-		c.arrived = time.Since(processStart)
-	}
-	return deadlineOf(c.inHdr.Timeout, c.arrived)
-}
-
 // processStart is what times of arrival are counted from, as a time.Time is large.
 var processStart = time.Now()
 
@@ -215,8 +100,3 @@ func deadlineOf(timeout int64, arrived time.Duration) time.Time {
 
 // maxTimeout is the longest, in milliseconds: a hundred years.
 const maxTimeout = 100 * 365 * 24 * 60 * 60 * 1000
-
-// cancelPull tells the other side that nobody waits for the pull any more.
-func (cn *conn) cancelPull(id uint64) {
-	cn.sendControl(&packet.Header{Id: string(appendPullId(nil, id)), Type: packet.TypeCancel})
-}

@@ -359,3 +359,72 @@ func (cfg *PeerConfig) fill(out *packet.Packet, hdr *packet.Header, typ int32, u
 	}
 	applySettings(out, settings)
 }
+
+// Redial says how the sessions that a peer dials outlive their connections. When a
+// connection is lost, or the other side says that it shuts down, the session dials
+// again, runs the PostDial hooks on the new connection and goes on: the same Session,
+// with its id and its Public values. A connection whose other side shuts down is kept
+// until it has answered what it was sent.
+//
+// An error that another attempt would meet again ends the session instead: what
+// [Permanent] says of an error, and where no address has failed in another way a refusal
+// with StatusUnauthorized or StatusForbidden and an alert about this side's certificate.
+//
+// A pull or a push that certainly has not run, see [NotRun], because its connection
+// has gone, is sent again by the next one, and its PreWrite and PostWrite hooks run
+// again. What may have run never is: it fails with StatusConnClosed.
+//
+// On the other side the new connection is a new session. What it has to know about
+// this one, who it is or what it subscribes to, is for PostDial and PostConnect
+// hooks to tell.
+type Redial struct {
+	// Attempts is how many attempts in a row may fail before the session ends; zero
+	// and negative values mean no bound. An attempt tries each address once. One whose
+	// connection does not last as long as the next attempt might have waited for has
+	// failed.
+	Attempts int
+	// Before each attempt a random time passes, between nothing and a bound ("full
+	// jitter", as in "Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
+	// The bound is half the time for which the session has had no lasting connection,
+	// but MinBackoff at least and MaxBackoff at most (100 ms, 30 s). When the other
+	// side has said that it shuts down the first attempt is made at once.
+	MinBackoff, MaxBackoff time.Duration
+	// MaxWait is the longest that a pull or a push waits for a connection before it
+	// fails with StatusConnClosed (30 s); a negative value means no bound. It counts
+	// as part of the time that a pull may take.
+	MaxWait time.Duration
+	// FailFast makes pulls and pushes fail at once with StatusConnClosed while there
+	// is no connection. When the other side shuts down they wait all the same, for the
+	// first attempt to make a new one.
+	FailFast bool
+	// First makes [Peer.Dial] itself try again, as redialling does, when the server is not
+	// there yet: until it succeeds, Attempts have failed, the peer is closed, the context of
+	// DialContext ends, or the error is one that another attempt would meet again. Without
+	// an end of these kinds Dial waits for ever; PeerConfig.DefaultDialTimeout bounds each
+	// attempt. It is not for DialConn.
+	First bool
+}
+
+// withDefaults returns a copy with the defaults filled in; nil for nil.
+func (r *Redial) withDefaults() *Redial {
+	if r == nil {
+		return nil
+	}
+	c := *r
+	orDefault(&c.MinBackoff, defaultMinBackoff)
+	orDefault(&c.MaxBackoff, max(defaultMaxBackoff, c.MinBackoff))
+	orDefault(&c.MaxWait, defaultMaxWait)
+	return &c
+}
+
+// bound is the longest wait before an attempt when there has been no lasting
+// connection for some time.
+func (r *Redial) bound(without time.Duration) time.Duration {
+	return min(max(without/2, r.MinBackoff), r.MaxBackoff)
+}
+
+const (
+	defaultMinBackoff = 100 * time.Millisecond
+	defaultMaxBackoff = 30 * time.Second
+	defaultMaxWait    = 30 * time.Second
+)

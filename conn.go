@@ -1,8 +1,12 @@
 package tp
 
 import (
+	"context"
 	"errors"
+	"io"
+	"log/slog"
 	"net"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -210,7 +214,7 @@ func (cn *conn) fail(cause error) error {
 		if cn.away.Load() {
 			level = LevelDebug
 		}
-		cn.peer.rarely(level, "connection ended", "session %s: the connection to %s ended: %v", cn.logAttrs(errAttr(cn.plain(cause)))...)
+		cn.peer.log.rarely(level, "connection ended", "session %s: the connection to %s ended: %v", cn.logAttrs(errAttr(plain(cause, cn.sock)))...)
 	}
 	if lasting(cause) {
 		r.forbid(cause)
@@ -309,4 +313,222 @@ func (cn *conn) doneChan() <-chan struct{} {
 		}
 	}
 	return cn.done
+}
+
+// OutputBusy and QueueChanged are called by the pool of workers, see [workers.Owner].
+func (cn *conn) OutputBusy() bool { return cn.sock.OutputBusy() }
+
+func (cn *conn) QueueChanged() { cn.wakeReader() }
+
+// OutputHasRoom is called by the socket, see [socket.Roomer].
+func (cn *conn) OutputHasRoom() {
+	if cn.queue.PullBytes() > 0 {
+		cn.peer.workers.Resume(&cn.queue)
+	}
+	cn.wakeReader()
+}
+
+// Reclaim is called by the connection's budgets, see [packet.Owner].
+func (cn *conn) Reclaim(b *packet.Budget, held int64) {
+	what := "a packet that has not come as a whole"
+	if b == &cn.outBudget {
+		what = "packets that it does not read"
+	}
+	go cn.fail(&evicted{held, what})
+}
+
+// farewell tells the other side how many of its pushes were taken, if it was they that have
+// ended the reading, and lets it read that: to close a connection with unread input throws
+// away what was sent by it.
+func (cn *conn) farewell(cause error) {
+	var o *overflow
+	if !errors.As(cause, &o) {
+		return
+	}
+	cn.sendControl(&packet.Header{
+		Type: packet.TypeGoAway, StatusCode: StatusOverloaded, Meta: map[string]string{metaTaken: strconv.FormatUint(o.taken, 10)},
+	})
+	cn.linger()
+}
+
+// heardFarewell is told what the other side has said of itself when it went away.
+func (cn *conn) heardFarewell(code int32, meta map[string]string) {
+	taken, err := strconv.ParseUint(meta[metaTaken], 10, 64)
+	if code == StatusOverloaded && err == nil {
+		cn.taken.Store(&taken)
+	}
+}
+
+// why is the cause of the connection's end: what the other side has said, where the connection has
+// only ended after that.
+func (cn *conn) why(cause error) error {
+	if taken := cn.taken.Load(); taken != nil && cause != errClosedHere {
+		_ = cn.sock.CloseWrite(0) // what is counted from now on is refused
+		sent := cn.sock.Posted()
+		return &PushesLost{Sent: max(sent, *taken), Taken: *taken}
+	}
+	return cause
+}
+
+// errSocketClosed is what the socket says when this side has closed it.
+var errSocketClosed = socket.ErrClosed
+
+// encodeInTurn encodes a packet when its turn has come, which is as long as it waits no longer than ctx
+// lasts.
+func (cn *conn) encodeInTurn(ctx context.Context, p *packet.Packet, mem []byte) (socket.Frame, error) {
+	if err := cn.sock.TakeTurn(ctx); err != nil {
+		return socket.Frame{}, err
+	}
+	return cn.sock.EncodeInTurn(ctx, mem, p)
+}
+
+// press sends one of the small packets that keep the connection in order. It does not
+// wait for the connection.
+func (cn *conn) sendControl(h *packet.Header) {
+	frame, err := cn.encodeHeader(h)
+	if err == nil && cn.sock.PressFrame(frame) == nil {
+		go cn.flush()
+	}
+}
+
+func (cn *conn) encodeHeader(h *packet.Header) (socket.Frame, error) {
+	return cn.sock.Encode(&packet.Packet{HeaderCodec: cn.peer.cfg.DefaultHeaderCodec, Header: h})
+}
+
+// answer queues a reply that says nothing but that this side is there. It does not wait for
+// room.
+func (cn *conn) answer(id, headerCodec string) error {
+	frame, err := cn.sock.Encode(&packet.Packet{
+		HeaderCodec: headerCodec,
+		Header:      &packet.Header{Id: id, Type: packet.TypeReply, StatusCode: StatusOK},
+	})
+	if err == nil {
+		err = cn.sock.OfferFrame(frame)
+	}
+	return cn.wrote(err)
+}
+
+// waited is wrote for what may have waited, and of which the end of ctx concerns nobody
+// else.
+func (cn *conn) waited(ctx context.Context, err error) error {
+	if e := ctx.Err(); e != nil && errors.Is(err, e) {
+		return err
+	}
+	return cn.wrote(err)
+}
+
+// flush sends what quick handlers have left queued.
+func (cn *conn) flush() { _ = cn.wrote(cn.sock.Flush()) }
+
+// wrote ends the connection if a write has failed. An error of encoding leaves it
+// as it was.
+func (cn *conn) wrote(err error) error {
+	switch {
+	case err == nil || !isWriteError(err):
+	case cn.lingers.Load():
+		cn.abandon()
+	case errors.Is(err, errSocketClosed):
+		// A socket that takes no more output because it is being drained must not be
+		// closed for it: what it has sent may not have been read yet.
+	case socket.Gone(err):
+		cn.lose(err)
+	default:
+		_ = cn.fail(err)
+	}
+	return err
+}
+
+// A side that ends its output and reads on, as a client in a pipe of commands does, is
+// answered: to this side its connection has ended, as nothing can be asked there any more
+// and nobody may be there, but what was read of it is handled, and the replies go out before
+// the socket is closed. Whether there is somebody shows when something is written. As in
+// net/http the contexts of the handlers end at once.
+//
+// A connection that lingers so is counted as running until its socket is closed, and its session
+// as one of PeerConfig.MaxSessions.
+
+// lingerLocked is called at the end of the connection, before others see it: it reports whether
+// the socket is to be closed later, by finish. The session's mu is held.
+func (cn *conn) lingerLocked(cause error) bool {
+	if cause != io.EOF || cn.gone.Load() || cn.handlers.Load() == 0 && !cn.sock.Unsent() {
+		return false
+	}
+	cn.handlers.Add(1) // until finish is over
+	cn.lingers.Store(true)
+	cn.peer.keeper.Expect()
+	return true
+}
+
+// finishIfIdle finishes a connection that lingers, once, when nothing of it runs any more but that.
+func (cn *conn) finishIfIdle(running int64) {
+	if running == 1 && cn.lingers.Load() && !cn.finishing.Swap(true) {
+		go cn.finish(max(cn.sock.WriteTimeout(), lingerTime))
+	}
+}
+
+// abandon closes the socket of a connection that lingers, at once.
+func (cn *conn) abandon() {
+	if cn.lingers.Load() && !cn.finishing.Swap(true) {
+		go cn.finish(0)
+	}
+}
+
+// finish closes the socket when all is sent, or the time is over.
+func (cn *conn) finish(wait time.Duration) {
+	if wait > 0 {
+		_ = cn.sock.CloseWrite(wait)
+	}
+	_ = cn.sock.Close()
+	cn.peer.workers.DropPulls(&cn.queue)
+	cn.peer.sessions.leave(cn.sess)
+	cn.handlerDone()
+}
+
+// disconnected runs the PostDisconnect hooks; the connection is counted as running until
+// then.
+func (cn *conn) disconnected(cause error) {
+	s := cn.sess
+	defer cn.handlerDone()
+	if cn.hooked != nil {
+		defer close(cn.hooked)
+	}
+	if err := s.peer.chain.postDisconnect.run(lostConn{s, cause}); err != nil {
+		s.peer.log.rarely(LevelWarn, "hook failed", "session %s: %v", slog.String("session", s.Id()), errAttr(err), slog.String("remote", cn.remoteIp()))
+	}
+}
+
+// drainLinger is how long Shutdown waits for the other sides to read what was
+// sent and to end their connections.
+const drainLinger = 5 * time.Second
+
+// logPacket completes the line with what the connection knows, and logs it.
+func (cn *conn) logPacket(line packetLine) {
+	if !line.start.IsZero() {
+		line.session, line.remote = cn.sess.Id(), cn.remoteIp()
+		cn.peer.packetLog.log(line)
+	}
+}
+
+// logAttrs are those of a line about the session by this connection.
+func (cn *conn) logAttrs(more ...slog.Attr) []slog.Attr {
+	return append([]slog.Attr{slog.String("session", cn.sess.Id()), slog.String("remote", cn.remoteIp())}, more...)
+}
+
+// lostLocked is told that a connection has ended. It reports whether there are hooks to be
+// told that the session has lost its connection.
+func (s *Session) lostLocked(cn *conn, cause error) bool {
+	lost := cn.ready.Load() && s.conn.Load() == cn
+	hooks := lost && len(s.peer.chain.postDisconnect) > 0
+	if r := s.redial; r != nil {
+		if lost {
+			r.err = cause
+		}
+		r.forgetLocked(cn)
+		r.wakeLocked()
+		if hooks {
+			cn.hooked = make(chan struct{})
+			r.hooked = cn.hooked
+		}
+	}
+	return hooks
 }

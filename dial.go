@@ -102,7 +102,7 @@ func (p *Peer) dialFirst(ctx context.Context, addrs, id []string) (*Session, err
 		case r.Attempts > 0 && tries >= r.Attempts:
 			return nil, fmt.Errorf("%d attempts have failed: %w", tries, err)
 		}
-		p.rarely(LevelWarn, "dialling failed", "dialling %s: %v; again soon", slog.String("address", strings.Join(addrs, ",")), errAttr(err))
+		p.log.rarely(LevelWarn, "dialling failed", "dialling %s: %v; again soon", slog.String("address", strings.Join(addrs, ",")), errAttr(err))
 		timer := time.NewTimer(rand.N(r.bound(time.Since(began))))
 		select {
 		case <-timer.C:

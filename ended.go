@@ -14,7 +14,7 @@ import (
 
 // plain is the cause of a connection's end in words for who reads the log and does not know
 // what the socket, the system or the protocol calls it.
-func (cn *conn) plain(cause error) error {
+func plain(cause error, sock *socket.Socket) error {
 	text := ""
 	var write *socket.WriteError
 	isWrite := errors.As(cause, &write)
@@ -24,11 +24,11 @@ func (cn *conn) plain(cause error) error {
 	case cause == ErrPeerClosed:
 		text = "this peer was closed"
 	case errors.Is(cause, socket.ErrOutputFull):
-		text = fmt.Sprintf("the other side has not read for %v: there was no room for more output", cn.sock.WriteTimeout())
+		text = fmt.Sprintf("the other side has not read for %v: there was no room for more output", sock.WriteTimeout())
 	case isWrite && errors.Is(cause, os.ErrDeadlineExceeded):
-		text = fmt.Sprintf("the other side has not read for %v", cn.sock.WriteTimeout())
+		text = fmt.Sprintf("the other side has not read for %v", sock.WriteTimeout())
 	case errors.Is(cause, os.ErrDeadlineExceeded) && !strings.Contains(cause.Error(), "not complete"):
-		text = fmt.Sprintf("the other side has said nothing for %v, the read timeout", cn.sock.ReadTimeout())
+		text = fmt.Sprintf("the other side has said nothing for %v, the read timeout", sock.ReadTimeout())
 	case errors.Is(cause, packet.ErrHeader): // which says what it looks like
 		return cause
 	case errors.Is(cause, io.ErrUnexpectedEOF):
@@ -52,3 +52,13 @@ type plainError struct {
 
 func (e *plainError) Error() string { return e.text }
 func (e *plainError) Unwrap() error { return e.cause }
+
+// ErrPeerClosed is what errors.Is finds when a peer that is closed, or shutting
+// down, is asked for a new connection.
+var ErrPeerClosed = errors.New("tp: the peer is closed")
+
+var (
+	// errClosedHere is the cause of an end that this side wanted.
+	errClosedHere        = errors.New("closed by this side")
+	errClosedInHandshake = errors.New("closed during the handshake")
+)

@@ -3,8 +3,6 @@ package tp
 import (
 	"log/slog"
 	"os"
-	"os/signal"
-	"slices"
 	"sync"
 	"time"
 
@@ -14,11 +12,9 @@ import (
 // defaultShutdownTimeout holds until SetShutdown is called.
 const defaultShutdownTimeout = 30 * time.Second
 
-// grace is the process-wide state: the peers that have connections or listeners,
-// and how they are to be shut down.
+// grace is how the process is to be shut down.
 var grace = struct {
 	mu            sync.Mutex // guards the fields below
-	peers         map[*Peer]struct{}
 	timeout       time.Duration
 	firstSweep    func() error
 	beforeExiting func() error
@@ -59,11 +55,8 @@ func Shutdown(timeout ...time.Duration) {
 	defer close(exiting)
 	grace.exiting = exiting
 	limit, firstSweep, beforeExiting := grace.timeout, grace.firstSweep, grace.beforeExiting
-	peers := make([]*Peer, 0, len(grace.peers))
-	for p := range grace.peers {
-		peers = append(peers, p)
-	}
 	grace.mu.Unlock()
+	peers := servingPeers()
 	if len(timeout) > 0 {
 		limit = timeout[0]
 	}
@@ -98,93 +91,4 @@ func waitForExit() {
 	if exiting != nil {
 		<-exiting
 	}
-}
-
-// GraceSignal waits for SIGINT or SIGTERM and then calls [Shutdown]; a second
-// signal ends the process at once with exit code 1. On SIGUSR2, where there is one,
-// it calls [Reboot]. It is usually started as go tp.GraceSignal(), first thing in
-// main. A SIGUSR2 that comes when a listener of [Peer.Listen] or [NewListener] is served
-// already, and the goroutine of GraceSignal has not begun, is kept for it.
-func GraceSignal() { awaitSignals(notifySignals()) }
-
-func notifySignals() chan os.Signal {
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, append(graceSignals, handover.Signals...)...)
-	early.take(signals)
-	return signals
-}
-
-// early keeps a signal to reboot from when others may know that this process is ready until
-// GraceSignal has begun, which has a goroutine of its own that the system may start late: the
-// signal would end the process.
-var early earlySignals
-
-type earlySignals struct {
-	mu     sync.Mutex // guards the fields below
-	kept   chan os.Signal
-	closed bool
-}
-
-func (e *earlySignals) keep() {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.closed || e.kept != nil || len(handover.Signals) == 0 {
-		return
-	}
-	e.kept = make(chan os.Signal, 1)
-	signal.Notify(e.kept, handover.Signals...)
-}
-
-// take hands what was kept to signals, which are notified already.
-func (e *earlySignals) take(signals chan os.Signal) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.closed = true
-	if e.kept == nil {
-		return
-	}
-	signal.Stop(e.kept)
-	if len(e.kept) > 0 && len(signals) == 0 { // otherwise it may be the same signal
-		signals <- <-e.kept
-	}
-	e.kept = nil
-}
-
-func awaitSignals(signals chan os.Signal) {
-	defer signal.Stop(signals)
-	for ending := false; ; {
-		sig := <-signals
-		switch {
-		case slices.Contains(handover.Signals, sig):
-			logf(LevelInfo, "received a signal to reboot", "received %v: rebooting", slog.Any("signal", sig))
-			go Reboot()
-		case !ending:
-			ending = true
-			logf(LevelInfo, "received a signal to end", "received %v", slog.Any("signal", sig))
-			go Shutdown()
-		default:
-			logf(LevelError, "received a second signal: exiting without waiting", "received %v again: exiting without waiting", slog.Any("signal", sig))
-			exitProcess(1)
-			return
-		}
-	}
-}
-
-// register makes the peer known to Shutdown, until Close.
-func (p *Peer) register() {
-	grace.mu.Lock()
-	defer grace.mu.Unlock()
-	if p.draining() {
-		return
-	}
-	if grace.peers == nil {
-		grace.peers = make(map[*Peer]struct{})
-	}
-	grace.peers[p] = struct{}{}
-}
-
-func (p *Peer) unregister() {
-	grace.mu.Lock()
-	defer grace.mu.Unlock()
-	delete(grace.peers, p)
 }

@@ -9,58 +9,9 @@ import (
 	"unsafe"
 
 	"github.com/henrylee2cn/goutil"
-
-	"github.com/henrylee2cn/teleport/internal/role"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/protoadapt"
 )
-
-// Handler is one registered route, as PostReg hooks see it. Its methods are safe
-// for concurrent use.
-type Handler struct {
-	path      string
-	pull      bool
-	unknown   bool
-	argType   reflect.Type
-	replyType reflect.Type
-	chain     *pluginChain
-	pace      role.Pace
-	// small says that a small body is decoded into little memory, whatever is in it.
-	small bool
-
-	// newArg returns a pointer to a fresh argument, and target what of it is decoded into;
-	// nil means the argument.
-	newArg func() interface{}
-	target func(arg interface{}) interface{}
-	// call runs the user's function; arg came from newArg.
-	call func(c *call, arg interface{}) (interface{}, Xerror)
-}
-
-// into is what a body is decoded into.
-func (h *Handler) into(arg interface{}) interface{} {
-	if h.target != nil {
-		return h.target(arg)
-	}
-	return arg
-}
-
-// Name returns the route's path; an unknown handler's is its group's, followed
-// by "/*".
-func (h *Handler) Name() string { return h.path }
-
-// IsPull reports whether the route answers pulls.
-func (h *Handler) IsPull() bool { return h.pull }
-
-// IsPush reports whether the route takes pushes.
-func (h *Handler) IsPush() bool { return !h.pull }
-
-// IsUnknown reports whether it handles the URIs that nothing else does.
-func (h *Handler) IsUnknown() bool { return h.unknown }
-
-// ArgType returns the type that bodies are decoded into, without the pointer;
-// nil for an unknown handler.
-func (h *Handler) ArgType() reflect.Type { return h.argType }
-
-// ReplyType returns the type of replies; nil for a push and an unknown handler.
-func (h *Handler) ReplyType() reflect.Type { return h.replyType }
 
 var (
 	typePullCtx = reflect.TypeFor[PullCtx]()
@@ -223,4 +174,114 @@ func methodCaller(m reflect.Method, pull bool) func(ctrl, arg reflect.Value) (in
 		x, _ := out[1].Interface().(Xerror)
 		return out[0].Interface(), x
 	}
+}
+
+// Reg registers every exported method of a controller, which is a pointer to a
+// struct that embeds [PullCtx]. Each method must be a
+// func(*Args) (Reply, [Xerror]). Each call gets a copy of the controller as it
+// was when it was registered, with the call's context in every PullCtx and PushCtx that
+// the struct, or a struct embedded in it, embeds. What the calls share, with the lock that
+// guards it, therefore stands behind a pointer:
+//
+//	type Rooms struct {
+//		tp.PullCtx
+//		state *State // has a sync.Mutex and a map
+//	}
+//
+// It panics if something does not fit or a path is taken; if the controller holds a lock
+// by value, one of package sync or sync/atomic or whatever go vet says must not be copied;
+// and if an embedded pointer leads to a context, which all calls would share.
+func (r *PullRouter) Reg(ctrl interface{}, plugins ...Plugin) {
+	r.add(controllerHandlers(r.prefix, ctrl, true, r.chain.with(place{caller: fmt.Sprintf("Reg(%T)", ctrl)}, plugins)))
+}
+
+// Reg registers every exported method of a controller, which is a pointer to a
+// struct that embeds [PushCtx]. Each method must be a func(*Args). For the rest
+// see [PullRouter.Reg].
+func (r *PushRouter) Reg(ctrl interface{}, plugins ...Plugin) {
+	r.add(controllerHandlers(r.prefix, ctrl, false, r.chain.with(place{caller: fmt.Sprintf("Reg(%T)", ctrl)}, plugins)))
+}
+
+// HandlePull registers a function that answers pulls to the path, which stands
+// behind that of the router's group: HandlePull(router.Group("a"), "/b", fn)
+// serves /a/b. It is to [PullRouter.Reg] as a function is to a method: there is
+// no controller, and the compiler checks the types. Args is decoded into a fresh
+// A for each call; a nil Xerror means success and sends the reply. A is a type, not a
+// pointer to one; a pointer to a protobuf message is possible, and args points to that then.
+// It panics if
+// the path cannot be a route's or is taken. It is safe for concurrent use.
+func HandlePull[A, R any](r *PullRouter, path string, fn func(ctx PullCtx, args *A) (R, Xerror), plugins ...Plugin) {
+	if fn == nil {
+		panic(fmt.Sprintf("tp: HandlePull(%q): the function is nil.", path))
+	}
+	r.handle("HandlePull", path, plugins, &Handler{
+		pull:      true,
+		argType:   reflect.TypeFor[A](),
+		replyType: reflect.TypeFor[R](),
+		newArg:    newArg[A](),
+		target:    target[A](),
+		call: func(c *call, arg interface{}) (interface{}, Xerror) {
+			return fn(c, arg.(*A))
+		},
+	})
+}
+
+// HandlePush registers a function that takes pushes to the path, as [HandlePull]
+// does for pulls.
+func HandlePush[A any](r *PushRouter, path string, fn func(ctx PushCtx, args *A), plugins ...Plugin) {
+	if fn == nil {
+		panic(fmt.Sprintf("tp: HandlePush(%q): the function is nil.", path))
+	}
+	r.handle("HandlePush", path, plugins, &Handler{
+		argType: reflect.TypeFor[A](),
+		newArg:  newArg[A](),
+		target:  target[A](),
+		call: func(c *call, arg interface{}) (interface{}, Xerror) {
+			fn(c, arg.(*A))
+			return nil, nil
+		},
+	})
+}
+
+// newArg returns a function that makes an argument for a body. One that is a pointer to a
+// protobuf message points to one, as the codec wants the message itself.
+func newArg[A any]() func() interface{} {
+	if newMessage[A]() == nil {
+		return func() interface{} { return new(A) }
+	}
+	return func() interface{} {
+		arg := newMessage[A]().(A)
+		return &arg
+	}
+}
+
+func target[A any]() func(arg interface{}) interface{} {
+	if newMessage[A]() == nil {
+		return nil
+	}
+	return func(arg interface{}) interface{} { return *arg.(*A) }
+}
+
+// handle registers h, which lacks a path and plugins.
+func (g *group) handle(caller, p string, plugins []Plugin, h *Handler) {
+	if path.Join("/", p) == "/" {
+		panic(fmt.Sprintf("tp: %s(%q): the path has no name in it.", caller, p))
+	}
+	h.path = joinPath(caller, g.prefix, p)
+	h.chain = g.chain.with(place{caller: fmt.Sprintf("%s(%q)", caller, p)}, plugins)
+	g.add([]*Handler{h})
+}
+
+// newMessage returns a fresh M if that is a pointer to a protobuf message, and otherwise nil.
+func newMessage[M any]() interface{} {
+	var none M
+	switch m := interface{}(none).(type) {
+	case proto.Message:
+		return m.ProtoReflect().New().Interface()
+	case protoadapt.MessageV1:
+		if t := reflect.TypeFor[M](); t.Kind() == reflect.Pointer {
+			return reflect.New(t.Elem()).Interface()
+		}
+	}
+	return nil
 }

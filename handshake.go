@@ -8,9 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/henrylee2cn/goutil"
-
 	"github.com/henrylee2cn/teleport/internal/places"
+	"github.com/henrylee2cn/teleport/internal/uri"
 	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/socket"
 )
@@ -115,42 +114,6 @@ func (s *Session) connected(ctx context.Context, first *reader, hs hooks[*Sessio
 	}
 }
 
-// ForeSession is a session whose handshake is under way: PostDial and PostAccept
-// hooks may exchange packets with the other side before anything is routed, for
-// example to authenticate. It is valid until the hook returns.
-type ForeSession interface {
-	// Peer is the local peer.
-	Peer() *Peer
-	// Id is the session's id so far.
-	Id() string
-	// ChangeId gives the session another id; see [Session.ChangeId].
-	ChangeId(id string) error
-	// ReplaceId takes an id over from a live session; see [Session.ReplaceId].
-	ReplaceId(id string) error
-	// RemoteIp is the other side's address and port.
-	RemoteIp() string
-	// Socket is the socket below, for addresses and TLS state.
-	Socket() *socket.Socket
-	// Public is the session's values, see [Session.Public].
-	Public() goutil.Map
-	// Send sends a packet. Codecs that are not set are the peer's defaults, and a push
-	// without an id is given one that says that it is a part of a handshake.
-	Send(p *packet.Packet) error
-	// Receive reads the next packet and decodes its body into body, a pointer; a
-	// nil body is skipped. If the other side does not want the connection the error is
-	// the Xerror that its PostAccept hook has returned. A packet that is none of a
-	// handshake, a pull of a client that has no PostDial hook for example, is an Xerror
-	// too, with StatusUnauthorized; the pull is answered with what the hook returns.
-	Receive(body interface{}) (*packet.Packet, error)
-	// ReadTimeout and the three methods below are those of Session.
-	ReadTimeout() time.Duration
-	SetReadTimeout(d time.Duration)
-	WriteTimeout() time.Duration
-	SetWriteTimeout(d time.Duration)
-	// Close ends the session.
-	Close() error
-}
-
 type foreSession struct {
 	*Session
 	conn    *conn // the one whose handshake it is
@@ -207,11 +170,16 @@ func (f *foreSession) Receive(body interface{}) (*packet.Packet, error) {
 	return p, nil
 }
 
-func (f *foreSession) RemoteIp() string                { return f.conn.remoteIp() }
-func (f *foreSession) Socket() *socket.Socket          { return f.conn.sock }
-func (f *foreSession) ReadTimeout() time.Duration      { return f.conn.sock.ReadTimeout() }
-func (f *foreSession) SetReadTimeout(d time.Duration)  { f.conn.sock.SetReadTimeout(d) }
-func (f *foreSession) WriteTimeout() time.Duration     { return f.conn.sock.WriteTimeout() }
+func (f *foreSession) RemoteIp() string { return f.conn.remoteIp() }
+
+func (f *foreSession) Socket() *socket.Socket { return f.conn.sock }
+
+func (f *foreSession) ReadTimeout() time.Duration { return f.conn.sock.ReadTimeout() }
+
+func (f *foreSession) SetReadTimeout(d time.Duration) { f.conn.sock.SetReadTimeout(d) }
+
+func (f *foreSession) WriteTimeout() time.Duration { return f.conn.sock.WriteTimeout() }
+
 func (f *foreSession) SetWriteTimeout(d time.Duration) { f.conn.sock.SetWriteTimeout(d) }
 
 // greet runs the hooks of the handshake, for at most HookTimeout, and waits for its outcome
@@ -267,4 +235,118 @@ func (cn *conn) runHandshake(ctx context.Context, from *origin) (*reader, error)
 		}()
 		return nil, err
 	}
+}
+
+// maxStrays bounds the pulls that a hook has received instead of a packet of the handshake,
+// and that are answered when the handshake is over.
+const maxStrays = 16
+
+// refuse tells the other side why a hook did not want its connection; the pulls with the ids are
+// answered with that. What a limit turns away is told nothing: that would cost more than to close.
+func (cn *conn) refuse(cause error, strays []string) {
+	var hook *hookError
+	if cn.ended.Load() || !errors.As(cause, &hook) {
+		return
+	}
+	x := hook.xerror()
+	for _, id := range strays {
+		cn.sendRefusal(id, x)
+	}
+	cn.sendRefusal(refusedId, x)
+}
+
+// pressReply is press for a reply that is an error.
+func (cn *conn) sendRefusal(id string, x Xerror) {
+	h := &packet.Header{Id: id, Type: packet.TypeReply, NotRun: true}
+	h.StatusCode, h.Status = sentStatus(x)
+	h.Meta = addRetryAfter(nil, x)
+	body, gzip := detailsOf(x)
+	h.Gzip = gzip
+	cfg := &cn.peer.cfg
+	frame, err := cn.sock.Encode(&packet.Packet{HeaderCodec: cfg.DefaultHeaderCodec, BodyCodec: cfg.DefaultBodyCodec, Header: h, Body: body})
+	if err != nil { // the details do not encode
+		h.Gzip = 0
+		frame, err = cn.encodeHeader(h)
+	}
+	if err == nil && cn.sock.PressFrame(frame) == nil {
+		go cn.flush()
+	}
+}
+
+// confirm returns when the other side has said that the handshake is over, or why it does
+// not want the connection. A reader is returned if its first packet has come meanwhile.
+func (cn *conn) confirm() (*reader, error) {
+	cn.sendControl(&packet.Header{Id: outcomeId, Type: packet.TypePing})
+	r := newReader(cn, false)
+	var err error
+	if r.length, err = cn.sock.ReadHeaderView(&r.view); err != nil {
+		return nil, err
+	}
+	if r.view.Type == packet.TypeReply {
+		switch string(r.view.Id) {
+		case outcomeId: // 200, or 410 by one that does not know pings
+			cn.sock.SkipBody()
+			return nil, nil
+		case refusedId:
+			return nil, r.refusal()
+		}
+	}
+	r.pending = true
+	return r, nil
+}
+
+// lastWord returns why the other side, which has closed the connection, did not want it; nil if it
+// has not said so.
+func (cn *conn) lastWord() error {
+	r := newReader(cn, false)
+	for range maxStrays {
+		var err error
+		if r.length, err = cn.sock.ReadHeaderView(&r.view); err != nil {
+			return nil
+		}
+		if r.view.Type == packet.TypeReply && string(r.view.Id) == refusedId {
+			return r.refusal()
+		}
+		cn.sock.SkipBody()
+	}
+	return nil
+}
+
+// stray reports why a packet is none of a handshake: a pull or a push of a session, by a
+// side that has no hook for it, for example.
+func (f *foreSession) stray(h *packet.Header) Xerror {
+	kind := ""
+	switch h.Type {
+	case packet.TypePull:
+		if _, ok := parsePullId([]byte(h.Id)); !ok {
+			return nil
+		}
+		if len(f.strays) < maxStrays {
+			f.strays = append(f.strays, h.Id)
+		}
+		kind = fmt.Sprintf("a pull of %q", quote(uri.WithoutQuery(h.Uri)))
+	case packet.TypePush:
+		path, _ := uri.Split(h.Uri)
+		if h.Id == handshakeId || f.peer.PushRouter.routes.table.Load().handlers[path] == nil {
+			return nil
+		}
+		kind = fmt.Sprintf("a push to %q", quote(uri.WithoutQuery(h.Uri)))
+	case packet.TypeReply:
+		if h.Id != outcomeId {
+			return nil
+		}
+		kind = "the answer to a ping"
+	case packet.TypePing:
+		kind = "a ping; its hooks are through"
+	case packet.TypeCancel:
+		kind = "a cancellation"
+	case packet.TypeGoAway:
+		return newXerror(StatusServiceUnavailable, "the other side is shutting down", nil)
+	default:
+		return nil
+	}
+	if f.dialled {
+		return newXerror(StatusFailedPlugin, "expected a packet of the other side's PostAccept hook, and there came "+kind, nil)
+	}
+	return newXerror(StatusUnauthorized, "expected a packet of the other side's PostDial hook, and there came "+kind, nil)
 }

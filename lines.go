@@ -88,11 +88,6 @@ func errAttr(err error) slog.Attr { return slog.Any("error", err) }
 
 func uriAttr(text string) slog.Attr { return slog.String("uri", uri.WithoutQuery(text)) }
 
-// logAttrs are those of a line about the session by this connection.
-func (cn *conn) logAttrs(more ...slog.Attr) []slog.Attr {
-	return append([]slog.Attr{slog.String("session", cn.sess.Id()), slog.String("remote", cn.remoteIp())}, more...)
-}
-
 // quote is a text in a line that is put together elsewhere, as lineOf makes it.
 func quote(s string) string { return printable.Text(s, maxQuoted) }
 
@@ -110,18 +105,30 @@ type lineKind struct {
 	about  string // a route or a plugin; never what a stranger has sent
 }
 
-// rarely is logf for lines that strangers, or the other side, can cause as often as they
-// like: of those with one format it logs one a second, which says how many were left out.
-func (p *Peer) rarely(level slog.Level, message, format string, attrs ...slog.Attr) {
-	p.rarelyAbout("", level, message, format, attrs...)
+// lines logs what strangers, or the other side, can cause as often as they like. It is safe for concurrent
+// use; nil logs everything.
+type lines struct{ limiter rarely.Limiter[lineKind] }
+
+// allow reports whether a line of the kind is to be logged, and how many were left out before it.
+func (ls *lines) allow(kind lineKind) (left int, ok bool) {
+	if ls == nil {
+		return 0, true
+	}
+	return ls.limiter.Allow(kind)
+}
+
+// rarely is logf for lines of which there is one a second of each format. The line says how many were left
+// out.
+func (ls *lines) rarely(level slog.Level, message, format string, attrs ...slog.Attr) {
+	ls.rarelyAbout("", level, message, format, attrs...)
 }
 
 // rarelyAbout is rarely where lines about one thing are not to hide those about another.
-func (p *Peer) rarelyAbout(about string, level slog.Level, message, format string, attrs ...slog.Attr) {
+func (ls *lines) rarelyAbout(about string, level slog.Level, message, format string, attrs ...slog.Attr) {
 	if !logEnabled(level) {
 		return
 	}
-	if left, ok := p.lines.Allow(lineKind{format, about}); ok {
+	if left, ok := ls.allow(lineKind{format, about}); ok {
 		logLine(level, message, lineOf(format, attrs)+rarely.More(left), withLeft(attrs, left))
 	}
 }
@@ -134,20 +141,17 @@ func withLeft(attrs []slog.Attr, left int) []slog.Attr {
 	return attrs
 }
 
-// logPanic logs a panic with its stack, of which there is one a second at most for each
+// panicked logs a panic with its stack, of which there is one a second at most for each
 // place: who can make a handler panic can do it as often as he likes. It is called while
 // the panic is being recovered from. The value is nil after panic(nil) in a program with
-// GODEBUG=panicnil=1, and of a goroutine that has ended itself. A nil peer logs always.
-func (p *Peer) logPanic(level slog.Level, where, who string, value interface{}) {
+// GODEBUG=panicnil=1, and of a goroutine that has ended itself.
+func (ls *lines) panicked(level slog.Level, where, who string, value interface{}) {
 	if !logEnabled(level) {
 		return
 	}
-	left := 0
-	if p != nil {
-		var ok bool
-		if left, ok = p.lines.Allow(lineKind{where, who}); !ok {
-			return
-		}
+	left, ok := ls.allow(lineKind{where, who})
+	if !ok {
+		return
 	}
 	text := "nil, or the end of its goroutine"
 	if value != nil {

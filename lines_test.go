@@ -25,9 +25,9 @@ import (
 // Only lines.go hands the library's own lines on, escaped; what is the program's own,
 // Infof and its kin, the library does not use.
 func TestNoLineOfTheLibraryIsUnescaped(t *testing.T) {
-	raw := map[string][]string{"output": {"log.go", "lines.go"}, "userf": {"log.go"}, "logTarget": {"log.go"}}
+	raw := map[string][]string{"output": {"log.go", "lines.go", "printf.go"}, "userf": {"printf.go"}, "logTarget": {"log.go"}}
 	for _, name := range []string{"Tracef", "Debugf", "Infof", "Noticef", "Warnf", "Errorf", "Criticalf", "Printf", "Panicf", "Fatalf"} {
-		raw[name] = []string{"log.go"}
+		raw[name] = []string{"printf.go"}
 	}
 	files, err := filepath.Glob("*.go")
 	require.NoError(t, err)
@@ -246,19 +246,19 @@ func TestFloodsHideNoOthers(t *testing.T) {
 		c := captureLog(t, LevelInfo)
 		p := newTestPeer(t, nil)
 		for range 10 {
-			p.rarely(LevelWarn, "one", "one %d", slog.Int("n", 1))
-			p.rarely(LevelWarn, "other", "other %d", slog.Int("n", 1))
-			p.rarelyAbout("/a", LevelWarn, "one", "one %d", slog.Int("n", 2))
-			p.rarely(LevelDebug, "quiet", "quiet")
+			p.log.rarely(LevelWarn, "one", "one %d", slog.Int("n", 1))
+			p.log.rarely(LevelWarn, "other", "other %d", slog.Int("n", 1))
+			p.log.rarelyAbout("/a", LevelWarn, "one", "one %d", slog.Int("n", 2))
+			p.log.rarely(LevelDebug, "quiet", "quiet")
 		}
 		require.Len(t, c.more, 3)
 		require.Equal(t, "WARN one 1", <-c.more)
 		require.Equal(t, "WARN other 1", <-c.more)
 		require.Equal(t, "WARN one 2", <-c.more)
-		newTestPeer(t, nil).rarely(LevelWarn, "one", "one %d", slog.Int("n", 3))
+		newTestPeer(t, nil).log.rarely(LevelWarn, "one", "one %d", slog.Int("n", 3))
 		require.Equal(t, "WARN one 3", <-c.more, "another peer's")
 		SetLogLevel(slog.LevelDebug)
-		p.rarely(LevelDebug, "quiet", "quiet")
+		p.log.rarely(LevelDebug, "quiet", "quiet")
 		require.Equal(t, "DEBUG quiet", <-c.more)
 	})
 }

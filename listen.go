@@ -7,10 +7,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"net"
 	"runtime"
-	"slices"
 	"time"
 
 	"github.com/henrylee2cn/teleport/internal/handover"
@@ -114,7 +112,7 @@ func (p *Peer) acceptFrom(ln net.Listener, cfg *tls.Config) error {
 			return fmt.Errorf("tp: accept: %w", err)
 		}
 		delay = min(max(2*delay, 5*time.Millisecond), time.Second)
-		p.rarely(LevelWarn, "accepting failed", "accept on %s: %v; again in %v", slog.Any("address", ln.Addr()), errAttr(err), slog.Duration("again_in", delay))
+		p.log.rarely(LevelWarn, "accepting failed", "accept on %s: %v; again in %v", slog.Any("address", ln.Addr()), errAttr(err), slog.Duration("again_in", delay))
 		select {
 		case <-time.After(delay):
 		case <-p.closing:
@@ -151,7 +149,7 @@ func (p *Peer) admit(conn net.Conn, cfg *tls.Config) {
 func (p *Peer) turnAway(conn net.Conn, why error) {
 	addr := conn.RemoteAddr()
 	go conn.Close() // which may take a while
-	p.rarely(LevelWarn, "connection refused", "connection from %s refused: %v", slog.Any("remote", addr), errAttr(why))
+	p.log.rarely(LevelWarn, "connection refused", "connection from %s refused: %v", slog.Any("remote", addr), errAttr(why))
 }
 
 // accept takes one connection through its handshakes, off the accept loop.
@@ -253,29 +251,4 @@ func (p *Peer) Addrs() []net.Addr {
 		addrs = append(addrs, ln.Addr())
 	}
 	return addrs
-}
-
-func (p *Peer) allListeners() []net.Listener {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return slices.Collect(maps.Keys(p.listeners))
-}
-
-func (p *Peer) addListener(ln net.Listener) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.state != peerServing {
-		return false
-	}
-	if p.listeners == nil {
-		p.listeners = make(map[net.Listener]struct{})
-	}
-	p.listeners[ln] = struct{}{}
-	return true
-}
-
-func (p *Peer) removeListener(ln net.Listener) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.listeners, ln)
 }

@@ -24,7 +24,7 @@ import (
 // lockRanks are the locks in the order in which they may be taken, as docs/architecture.md has
 // them. One that is held may be joined by those behind it only.
 var lockRanks = []string{
-	"handover.syscall.ForkLock", "handover.state.mu", "grace.mu", "earlySignals.mu", "Peer.mu", "routes.mu", "places.Places.mu", "call.mu", "outgoing.mu", "Session.mu", "sessions.mu", "workers.Pool.mu",
+	"handover.syscall.ForkLock", "handover.state.mu", "grace.mu", "serving.mu", "earlySignals.mu", "Peer.mu", "routes.mu", "places.Places.mu", "call.mu", "outgoing.mu", "Session.mu", "sessions.mu", "workers.Pool.mu",
 	"calltable.Table[].mu", "keepalive.Keeper.mu", "role.Pace.mu", "socket.reader.setting", "socket.writer.mu", "packet.Budget.mu", "packet.Pool.mu",
 	"rarely.Limiter[].mu", "codec.registry.mu", "alias.Alias.mu",
 }

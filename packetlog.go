@@ -15,52 +15,70 @@ import (
 	"github.com/henrylee2cn/teleport/packet"
 )
 
-// startTime reads the clock if the time that the packet takes is of use to
-// anybody; otherwise it is zero.
-func (p *Peer) startTime() time.Time {
-	if p.cfg.SlowCometDuration > 0 || logEnabled(p.packetLevel) {
+// packetLog logs what happens to packets. It is safe for concurrent use.
+type packetLog struct {
+	level  slog.Level
+	slow   time.Duration // from which packets are logged as slow; 0 is none
+	bodies bool          // are printed
+	lines  *lines
+}
+
+func (pl *packetLog) init(cfg *PeerConfig, ls *lines) {
+	*pl = packetLog{LevelDebug, cfg.SlowCometDuration, cfg.PrintBody, ls}
+	if pl.bodies {
+		pl.level = LevelInfo
+	}
+}
+
+// start reads the clock if the time that a packet takes is of use to anybody; otherwise it is zero.
+func (pl *packetLog) start() time.Time {
+	if pl.slow > 0 || logEnabled(pl.level) {
 		return time.Now()
 	}
 	return time.Time{}
 }
 
+// prints reports whether the log will show the bodies of a call that is measured since start.
+func (pl *packetLog) prints(start time.Time) bool { return pl.bodies && !start.IsZero() }
+
 // packetLine is a line about what happened to a packet.
 type packetLine struct {
-	message, what string // for a slog.Handler, and for people
-	kind, uri     string
-	code          int32 // with no status a code of 0 is left out, as pushes have none
-	status        string
-	in, out       *packet.Packet // nil if there was none
+	session, remote string    // by which it came or went
+	start           time.Time // zero if it is not measured
+	route           string    // that handles it, if one does
+	printed         string    // the input's body, as prints has said that it will be shown
+	message, what   string    // for a slog.Handler, and for people
+	kind, uri       string
+	code            int32 // with no status a code of 0 is left out, as pushes have none
+	status          string
+	in, out         *packet.Packet // nil if there was none
 }
 
-// logPacket logs what happened to a packet, whose time began at start, if it did: as slow, or at the
-// level of packets. Slow ones of one route, if there is one, are told apart from those of another;
-// printed is the input's body, as prints has said that it will be shown.
-func (cn *conn) logPacket(start time.Time, route, printed string, line packetLine) {
-	if start.IsZero() {
+// log logs what happened to a packet: as slow, or at the level of packets.
+func (pl *packetLog) log(line packetLine) {
+	if line.start.IsZero() {
 		return
 	}
-	p := cn.peer
-	cost := time.Since(start)
-	level, slow, left := p.packetLevel, false, 0
-	if p.cfg.SlowCometDuration > 0 && cost >= p.cfg.SlowCometDuration && logEnabled(LevelWarn) {
-		n, ok := p.lines.Allow(lineKind{"slow " + line.what, route})
+	cost := time.Since(line.start)
+	level, slow, left := pl.level, false, 0
+	if pl.slow > 0 && cost >= pl.slow && logEnabled(LevelWarn) {
+		n, ok := pl.lines.allow(lineKind{"slow " + line.what, line.route})
 		if ok {
 			level, slow, left = LevelWarn, true, n
 		}
 	}
-	if printed == "" {
-		printed = printBody(nil)
+	if line.printed == "" {
+		line.printed = printBody(nil)
 	}
 	if !logEnabled(level) {
 		return
 	}
 	if !structured() {
-		logLine(level, line.message, cn.packetText(line, printed, slow, cost)+rarely.More(left), nil)
+		logLine(level, line.message, pl.text(line, slow, cost)+rarely.More(left), nil)
 		return
 	}
 	attrs := []slog.Attr{
-		slog.String("kind", line.kind), uriAttr(line.uri), slog.String("session", cn.sess.Id()), slog.String("remote", cn.remoteIp()),
+		slog.String("kind", line.kind), uriAttr(line.uri), slog.String("session", line.session), slog.String("remote", line.remote),
 		slog.Duration("duration", cost),
 	}
 	if line.code != 0 || line.status != "" {
@@ -71,78 +89,56 @@ func (cn *conn) logPacket(start time.Time, route, printed string, line packetLin
 	}
 	if line.in != nil && line.in.Length > 0 {
 		attrs = append(attrs, slog.Int64("received", line.in.Length))
-		if p.cfg.PrintBody && line.in.BodyLength > 0 {
-			attrs = append(attrs, slog.Any("received_body", body(printed)))
+		if pl.bodies && line.in.BodyLength > 0 {
+			attrs = append(attrs, slog.Any("received_body", body(line.printed)))
 		}
 	}
 	if line.out != nil && line.out.Length > 0 {
 		attrs = append(attrs, slog.Int64("sent", line.out.Length))
-		if p.cfg.PrintBody && line.out.BodyLength > 0 {
+		if pl.bodies && line.out.BodyLength > 0 {
 			attrs = append(attrs, slog.Any("sent_body", body(printBody(line.out.Body))))
 		}
 	}
 	logLine(level, line.message, "", withLeft(attrs, left))
 }
 
-// packetText is the line for people.
-func (cn *conn) packetText(line packetLine, printed string, slow bool, cost time.Duration) string {
+// text is the line for people.
+func (pl *packetLog) text(line packetLine, slow bool, cost time.Duration) string {
 	var b strings.Builder
 	if slow {
 		b.WriteString("slow ")
 	}
-	fmt.Fprintf(&b, "%s %s %s", line.what, quote(cn.remoteIp()), quote(uri.WithoutQuery(line.uri)))
+	fmt.Fprintf(&b, "%s %s %s", line.what, quote(line.remote), quote(uri.WithoutQuery(line.uri)))
 	if line.code != 0 || line.status != "" {
 		b.WriteString(" " + statusString(line.code, line.status))
 	}
 	fmt.Fprintf(&b, " in %v", cost.Round(time.Microsecond))
 	if line.in != nil {
-		cn.peer.describe(&b, "received", line.in, func() string { return printed })
+		pl.describe(&b, "received", line.in, func() string { return line.printed })
 	}
 	if line.out != nil {
-		cn.peer.describe(&b, "sent", line.out, func() string { return printBody(line.out.Body) })
+		pl.describe(&b, "sent", line.out, func() string { return printBody(line.out.Body) })
 	}
 	return b.String()
 }
 
 // describe appends a packet's size and, with PrintBody, its body.
-func (p *Peer) describe(b *strings.Builder, name string, pkt *packet.Packet, body func() string) {
+func (pl *packetLog) describe(b *strings.Builder, name string, pkt *packet.Packet, body func() string) {
 	if pkt.Length == 0 {
 		return
 	}
 	fmt.Fprintf(b, "; %s %d bytes", name, pkt.Length)
-	if p.cfg.PrintBody && pkt.BodyLength > 0 {
+	if pl.bodies && pkt.BodyLength > 0 {
 		b.WriteString(": ")
 		b.WriteString(body())
 	}
 }
-
-// prints reports whether the log will show the bodies of a call that is measured since start.
-func (cn *conn) prints(start time.Time) bool { return cn.peer.cfg.PrintBody && !start.IsZero() }
 
 func statusString(code int32, text string) string {
 	if text == "" {
 		text = StatusText(code)
 	}
 	return strings.TrimSpace(fmt.Sprintf("%d %s", code, quote(text)))
-}
-
-// logHandled logs a pull or a push that this side was sent.
-func (c *call) logHandled(x Xerror) {
-	if c.start.IsZero() {
-		return
-	}
-	route := ""
-	if c.handler != nil {
-		route = c.handler.path
-	}
-	line := packetLine{"pull handled", "pull-handle", "pull", c.inHdr.Uri, c.outHdr.StatusCode, c.outHdr.Status, &c.in, &c.out}
-	if c.typ == packet.TypePush {
-		line = packetLine{"push handled", "push-handle", "push", c.inHdr.Uri, 0, "", &c.in, nil}
-		if x != nil {
-			line.code, line.status = x.Code(), x.Text()
-		}
-	}
-	c.conn.logPacket(c.start, route, c.printed, line)
 }
 
 // printBody renders a body for people: one line, escaped, at most 1 KiB. A panic of the

@@ -3,26 +3,20 @@ package tp
 import (
 	"context"
 	"crypto/tls"
-	"errors"
-	"log/slog"
+	"maps"
 	"net"
-	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/henrylee2cn/teleport/internal/keepalive"
 	"github.com/henrylee2cn/teleport/internal/places"
-	"github.com/henrylee2cn/teleport/internal/rarely"
 	"github.com/henrylee2cn/teleport/internal/role"
 	"github.com/henrylee2cn/teleport/internal/tlsconf"
 	"github.com/henrylee2cn/teleport/internal/workers"
 	"github.com/henrylee2cn/teleport/packet"
 )
-
-// ErrPeerClosed is what errors.Is finds when a peer that is closed, or shutting
-// down, is asked for a new connection.
-var ErrPeerClosed = errors.New("tp: the peer is closed")
 
 // Peer is one end of any number of connections: a server, a client or both.
 // Make it with [NewPeer]. All methods are safe for concurrent use.
@@ -39,14 +33,14 @@ type Peer struct {
 	// The memory of all sessions: for what is received, and what waits to be written.
 	inPool, outPool *packet.Pool
 	chain           *pluginChain
-	packetLevel     slog.Level // at which packets are logged
 	sessions        sessions
 	watch           role.Watch
 	workers         workers.Pool
 	keeper          keepalive.Keeper
 	handshakes      places.Places
 	acceptors       atomic.Int64 // goroutines that accept connections
-	lines           rarely.Limiter[lineKind]
+	log             lines
+	packetLog       packetLog
 	// dialConn makes connections.
 	dialConn func(ctx context.Context, network, address string) (net.Conn, error)
 
@@ -88,13 +82,12 @@ func NewPeer(cfg *PeerConfig, plugins ...Plugin) *Peer {
 		cfg = new(PeerConfig)
 	}
 	p := &Peer{
-		cfg:         cfg.withDefaults(),
-		chain:       new(pluginChain).with(place{caller: "NewPeer", peer: true}, plugins),
-		packetLevel: LevelDebug,
-		dialConn:    cfg.DialContext,
-		closing:     make(chan struct{}),
-		closed:      make(chan struct{}),
-		quiet:       make(chan struct{}, 1),
+		cfg:      cfg.withDefaults(),
+		chain:    new(pluginChain).with(place{caller: "NewPeer", peer: true}, plugins),
+		dialConn: cfg.DialContext,
+		closing:  make(chan struct{}),
+		closed:   make(chan struct{}),
+		quiet:    make(chan struct{}, 1),
 	}
 	if p.dialConn == nil {
 		p.dialConn = new(net.Dialer).DialContext
@@ -109,9 +102,7 @@ func NewPeer(cfg *PeerConfig, plugins ...Plugin) *Peer {
 	p.sessions.most = p.cfg.MaxSessions
 	p.handshakes.Init(p.cfg.MaxHandshakes, p.cfg.MaxHandshakesPerAddr, ErrPeerClosed)
 	p.workers.Init(p.cfg.MaxHandlers, p.cfg.MaxSessionHandlers, p.cfg.MaxSessionInput)
-	if p.cfg.PrintBody {
-		p.packetLevel = LevelInfo
-	}
+	p.packetLog.init(&p.cfg, &p.log)
 	p.loadTLS = sync.OnceValues(func() (*tlsPair, error) {
 		server, client, err := tlsconf.Both(p.cfg.TlsCertFile, p.cfg.TlsKeyFile, p.cfg.TLSConfig)
 		return &tlsPair{server, client}, err
@@ -129,89 +120,51 @@ func bounded(ctx context.Context, d time.Duration) (context.Context, context.Can
 	return context.WithTimeout(ctx, d)
 }
 
-// GetSession returns the live session with the id.
-func (p *Peer) GetSession(id string) (*Session, bool) {
-	if s := p.sessions.get(id); s != nil && s.isOpen() {
-		return s, true
+// draining reports whether Shutdown or Close has begun.
+func (p *Peer) draining() bool { return p.drain.Load() }
+
+// refusesPulls reports whether a new pull of this side's own comes too late. A
+// handler that runs may need it.
+func (p *Peer) refusesPulls() bool {
+	if !p.draining() {
+		return false
 	}
-	return nil, false
+	handlers, _ := p.sessions.busy()
+	return handlers == 0
 }
 
-// RangeSession calls fn for the sessions that were live when it was called,
-// until fn returns false.
-func (p *Peer) RangeSession(fn func(sess *Session) bool) {
-	for _, s := range p.sessions.all() {
-		if s.isOpen() && !fn(s) {
-			return
-		}
+// activity tells a Shutdown under way to look again.
+func (p *Peer) activity() {
+	if !p.draining() {
+		return
 	}
-}
-
-// CountSession returns how many sessions are live.
-func (p *Peer) CountSession() int {
-	n := 0
-	p.RangeSession(func(*Session) bool { n++; return true })
-	return n
-}
-
-// Close ends the peer at once: listeners and sessions are closed, pulls in
-// flight complete with StatusConnClosed, no handler is waited for, and pushes that
-// wait for one are dropped. It may be called more than once and from anywhere.
-func (p *Peer) Close() error {
-	err := p.stopAccepting()
-	p.setState(peerClosed)
-	p.handshakes.Close()
-	sessions := p.sessions.close()
-	errs := make(chan error, len(sessions))
-	for _, s := range sessions { // each may take a second
-		go func() { errs <- s.Close() }()
-	}
-	for range sessions {
-		if e := <-errs; e != nil && err == nil {
-			err = e
-		}
-	}
-	for _, cn := range p.sessions.lingering() {
-		cn.abandon()
-	}
-	p.mu.Lock()
 	select {
-	case <-p.closed:
+	case p.quiet <- struct{}{}:
 	default:
-		close(p.closed)
 	}
-	p.mu.Unlock()
-	p.workers.Close()
-	p.keeper.Stop()
-	p.unregister()
-	return err
 }
 
-// stopAccepting closes the listeners.
-func (p *Peer) stopAccepting() error {
-	p.setState(peerDraining)
-	p.mu.Lock()
-	select {
-	case <-p.closing:
-	default:
-		close(p.closing)
-	}
-	p.mu.Unlock()
-	var err error
-	for _, ln := range p.allListeners() { // no others are added any more
-		if e := ln.Close(); e != nil && !errors.Is(e, net.ErrClosed) && !errors.Is(e, os.ErrClosed) && err == nil {
-			err = e
-		}
-	}
-	return err
-}
-
-func (p *Peer) setState(state peerState) {
+func (p *Peer) allListeners() []net.Listener {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if state > p.state {
-		p.state = state
-		p.drain.Store(true)
-		p.over.Store(state == peerClosed)
+	return slices.Collect(maps.Keys(p.listeners))
+}
+
+func (p *Peer) addListener(ln net.Listener) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.state != peerServing {
+		return false
 	}
+	if p.listeners == nil {
+		p.listeners = make(map[net.Listener]struct{})
+	}
+	p.listeners[ln] = struct{}{}
+	return true
+}
+
+func (p *Peer) removeListener(ln net.Listener) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.listeners, ln)
 }

@@ -99,6 +99,7 @@ func newOutgoing(cn *conn, ctx context.Context, start time.Time) *outgoing {
 }
 
 func (o *outgoing) Peer() *Peer              { return o.conn.peer }
+func (o *outgoing) lines() *lines            { return &o.conn.peer.log }
 func (o *outgoing) Session() *Session        { return o.conn.sess }
 func (o *outgoing) Ip() string               { return o.conn.remoteIp() }
 func (o *outgoing) Context() context.Context { return o.ctx }
@@ -309,3 +310,6 @@ func parsePullId(id []byte) (uint64, bool) {
 	}
 	return n, true
 }
+
+// smallPacket is the size in bytes up to which a packet needs no other memory.
+const smallPacket = 256

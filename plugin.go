@@ -193,8 +193,8 @@ func onItsOwn(f func() error) <-chan error {
 var errHookGone = errors.New("a hook has ended its goroutine")
 
 func (hs hooks[C]) runAll(c C) *hookError {
-	if held, ok := any(c).(*call); ok {
-		held.keep()
+	if held, ok := any(c).(interface{ keepPackets() }); ok {
+		held.keepPackets()
 	}
 	for i := range hs {
 		if err := hs[i].safely(c); err != nil {
@@ -212,7 +212,7 @@ func (h *hook[C]) safely(c C) (err *hookError) {
 		}
 		// Not by what recover returns, which is nil after panic(nil) in a program with
 		// GODEBUG=panicnil=1, and of a hook that ends its goroutine.
-		peerOf(c).logPanic(LevelError, "plugin", h.name+", "+h.point, recover())
+		linesOf(c).panicked(LevelError, "plugin", h.name+", "+h.point, recover())
 		err = &hookError{text: fmt.Sprintf("plugin %s: panic in %s", h.name, h.point), code: StatusFailedPlugin, told: StatusText(StatusFailedPlugin)}
 	}()
 	e := h.call(c)
@@ -235,36 +235,12 @@ func (h *hook[C]) safely(c C) (err *hookError) {
 	return err
 }
 
-// peerOf returns the peer that a hook is called for; nil at registration.
-func peerOf(c any) *Peer {
-	if c, ok := c.(interface{ Peer() *Peer }); ok {
-		return c.Peer()
+// linesOf returns what logs for what a hook is called with; nil at registration.
+func linesOf(c any) *lines {
+	if c, ok := c.(interface{ lines() *lines }); ok {
+		return c.lines()
 	}
 	return nil
-}
-
-// hookError is the failure of a hook.
-type hookError struct {
-	text string // for this side
-	code int32
-	told string // for the other side
-	err  error  // nil after a panic
-}
-
-func (e *hookError) Error() string { return e.text }
-func (e *hookError) Unwrap() error { return e.err }
-
-// orNil is e as an error, which is nil if e is.
-func (e *hookError) orNil() error {
-	if e == nil {
-		return nil
-	}
-	return e
-}
-
-// xerror is what the other side, or the caller, is told.
-func (e *hookError) xerror() Xerror {
-	return &xerror{code: e.code, text: e.told, cause: e}
 }
 
 // pluginChain is the plugins in force at one place, sorted by hook. It is not
@@ -470,3 +446,11 @@ func samePlugin(a, b Plugin) (same bool) {
 	defer func() { _ = recover() }()
 	return a == b
 }
+
+// lostConn is what PostDisconnect hooks are told.
+type lostConn struct {
+	sess  *Session
+	cause error
+}
+
+func (l lostConn) lines() *lines { return l.sess.lines() }

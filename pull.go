@@ -3,12 +3,11 @@ package tp
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"math"
 	"reflect"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -148,7 +147,7 @@ func deliver(pd *pending) { pd.command.(*PullCmd).deliver(pd) }
 func (cmd *PullCmd) newPending(ctx context.Context, waits bool) *pending {
 	cn := cmd.conn
 	pd := pendings.Get().(*pending)
-	if start := cn.peer.startTime(); cn.peer.chain.seesPulls() || !start.IsZero() {
+	if start := cn.peer.packetLog.start(); cn.peer.chain.seesPulls() || !start.IsZero() {
 		pd.seen = newOutgoing(cn, ctx, start)
 	}
 	if waits && ctx.Done() != nil {
@@ -213,7 +212,7 @@ func (cmd *PullCmd) makeAndSend(ctx context.Context, pd *pending, d *draft, sett
 	entered, sent := cmd.send(ctx, pd, frame)
 	if sent && o != nil { // the pending pull may be complete by now
 		if err := cn.peer.chain.postWritePull.run(o); err != nil {
-			cn.peer.rarely(LevelWarn, "hook failed", "pull %s: %v", append([]slog.Attr{uriAttr(cmd.uri), errAttr(err)}, cn.logAttrs()...)...)
+			cn.peer.log.rarely(LevelWarn, "hook failed", "pull %s: %v", append([]slog.Attr{uriAttr(cmd.uri), errAttr(err)}, cn.logAttrs()...)...)
 		}
 	}
 	return entered
@@ -314,13 +313,6 @@ func replyArgument(reply interface{}) Xerror {
 	return nil
 }
 
-// notSent is the end of a pull or a push whose context was done before it was sent.
-func notSent(ctx context.Context) Xerror {
-	x := ctxXerror(ctx, "nothing was sent")
-	x.notRun = true
-	return x
-}
-
 // await waits until the pending pull is complete, which the caller sees to itself when ctx is done.
 func (cmd *PullCmd) await(ctx context.Context, pd *pending) {
 	if pd.ended == nil {
@@ -381,7 +373,7 @@ func (cmd *PullCmd) deliver(pd *pending) {
 		}
 		// A hook has called runtime.Goexit, or something here has panicked.
 		if p := recover(); p != nil {
-			cmd.conn.peer.logPanic(LevelCritical, "pull", "", p)
+			cmd.conn.peer.log.panicked(LevelCritical, "pull", "", p)
 		}
 		if again := cmd.again; again != nil && again.last != nil {
 			if again.entered { // it is on its way, and will be complete
@@ -469,8 +461,10 @@ func (cmd *PullCmd) finishSeen(pd *pending, o *outgoing) {
 	if x := cmd.Xerror; x != nil {
 		code, text = x.Code(), x.Text()
 	}
-	line := packetLine{"pull made", "pull-launch", "pull", cmd.uri, code, text, &o.in.packet, &o.out.packet}
-	o.conn.logPacket(o.start, "", o.printed, line)
+	o.conn.logPacket(packetLine{
+		start: o.start, printed: o.printed, message: "pull made", what: "pull-launch", kind: "pull", uri: cmd.uri,
+		code: code, status: text, in: &o.in.packet, out: &o.out.packet,
+	})
 }
 
 func (cmd *PullCmd) readReply(pd *pending, o *outgoing) Xerror {
@@ -485,7 +479,7 @@ func (cmd *PullCmd) readReply(pd *pending, o *outgoing) Xerror {
 		return x
 	}
 	o.in.packet.Body = cmd.reply
-	if o.conn.prints(o.start) {
+	if o.conn.peer.packetLog.prints(o.start) {
 		o.printed = printBody(cmd.reply)
 	}
 	if err := chain.postReadBody.run(o); err != nil {
@@ -517,43 +511,64 @@ func (cmd *PullCmd) decode(pd *pending, gzip int32) Xerror {
 	return nil
 }
 
-// notRun makes x say that the pull has not run.
-func notRun(x Xerror) Xerror {
-	return &xerror{code: x.Code(), text: x.Text(), cause: x, notRun: true, after: afterOf(x)}
+// cancelPull tells the other side that nobody waits for the pull any more.
+func (cn *conn) cancelPull(id uint64) {
+	cn.sendControl(&packet.Header{Id: string(appendPullId(nil, id)), Type: packet.TypeCancel})
 }
 
-// closedXerror is why nothing was sent by a connection that has ended.
-func (s *Session) closedXerror(text string, err error) *xerror {
-	cause := s.Err()
-	var refused *refusedConn
-	if errors.As(cause, &refused) {
-		return refused.unrun()
-	}
-	if cause != nil && cause != errClosedHere && cause != ErrPeerClosed && cause != io.EOF {
-		text += ": " + cause.Error()
-	}
-	return unrun(StatusConnClosed, text, err)
+// resend is what a pull that may be sent more than once has beside its arguments.
+type resend struct {
+	ctx      context.Context
+	settings []PacketSetting
+	patience patience
+	last     *pending // that it was launched with and that is not complete; nil if there is none
+	entered  bool     // and in the table of pulls in flight, or was
 }
 
-// sendXerror is why a packet could not be sent, by who would wait as long as ctx lasts.
-func (cn *conn) sendXerror(ctx context.Context, err error) Xerror {
-	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
-		return notSent(ctx)
-	}
-	if errors.Is(err, errSocketClosed) {
-		return cn.sess.closedXerror("connection closed, the packet was not sent", err)
-	}
-	var we *socket.WriteError
-	if !errors.As(err, &we) { // it did not encode
-		if errors.Is(err, packet.ErrTooLarge) {
-			return unrun(StatusTooLarge, "nothing was sent: "+err.Error(), err)
+func (r *redialer) resend(ctx context.Context, settings []PacketSetting) *resend {
+	return &resend{ctx: ctx, settings: slices.Clone(settings), patience: r.patience(r.sess.peer.cfg.DefaultPullTimeout)}
+}
+
+// persist sends the command, which nobody else has, until it may have run, and
+// completes it.
+func (cmd *PullCmd) persist() {
+	r, again := cmd.conn.sess.redial, cmd.again
+	for {
+		cn, x := r.await(again.ctx, again.patience)
+		cmd.conn, cmd.Xerror = cn, nil
+		cmd.seen.Store(nil)
+		pd := cmd.newPending(again.ctx, true)
+		again.last, again.entered = pd, false
+		if x == nil {
+			cmd.launch(again.ctx, pd, again.settings)
+			cmd.await(again.ctx, pd)
+		} else {
+			cmd.missed(pd, x)
 		}
-		return unrun(StatusWriteFailed, "nothing was sent: "+err.Error(), err)
+		again.last = nil
+		cmd.finish(pd)
+		if x != nil || !cmd.refused() {
+			return
+		}
 	}
-	x := newXerror(StatusWriteFailed, fmt.Sprintf("write failed: %v", err), err)
-	if socket.Gone(err) {
-		x = newXerror(StatusConnClosed, fmt.Sprintf("connection closed by the other side: %v", err), err)
+}
+
+// missed completes a pending pull that there was no connection for.
+func (cmd *PullCmd) missed(pd *pending, x Xerror) {
+	d := newDraft()
+	defer d.put()
+	w := &d.ownPacket
+	if pd.seen != nil {
+		w = &pd.seen.out
 	}
-	x.notRun = we.Unsent
-	return x
+	w.fill(&cmd.conn.peer.cfg, packet.TypePull, cmd.uri, cmd.args, cmd.again.settings)
+	pd.sent(cmd.conn, w)
+	pd.ended = nil // its number is of another connection
+	pd.complete(x)
+	pd.completed.Wait()
+}
+
+// refused reports whether the command, which is complete, is to be sent again.
+func (cmd *PullCmd) refused() bool {
+	return cmd.again != nil && !cmd.conn.usable() && NotRun(cmd.Xerror)
 }

@@ -36,7 +36,7 @@ func (cn *conn) push(ctx context.Context, uri string, args interface{}, settings
 	defer d.put()
 	w := &d.ownPacket
 	var o *outgoing // if somebody sees the packet
-	if start := cn.peer.startTime(); len(chain.preWritePush)+len(chain.postWritePush) > 0 || !start.IsZero() {
+	if start := cn.peer.packetLog.start(); len(chain.preWritePush)+len(chain.postWritePush) > 0 || !start.IsZero() {
 		o = newOutgoing(cn, ctx, start)
 		w = &o.out
 	}
@@ -58,8 +58,22 @@ func (cn *conn) push(ctx context.Context, uri string, args interface{}, settings
 		return nil
 	}
 	if err := chain.postWritePush.run(o); err != nil {
-		cn.peer.rarely(LevelWarn, "hook failed", "push %s: %v", append([]slog.Attr{uriAttr(uri), errAttr(err)}, cn.logAttrs()...)...)
+		cn.peer.log.rarely(LevelWarn, "hook failed", "push %s: %v", append([]slog.Attr{uriAttr(uri), errAttr(err)}, cn.logAttrs()...)...)
 	}
-	cn.logPacket(o.start, "", "", packetLine{"push sent", "push-launch", "push", w.header.Uri, 0, "", nil, &w.packet})
+	cn.logPacket(packetLine{start: o.start, message: "push sent", what: "push-launch", kind: "push", uri: w.header.Uri, out: &w.packet})
 	return nil
+}
+
+// push is Session.Push.
+func (r *redialer) push(ctx context.Context, uri string, args interface{}, settings []PacketSetting) Xerror {
+	p := r.patience(0)
+	for {
+		cn, x := r.await(ctx, p)
+		if x != nil {
+			return x
+		}
+		if x = cn.push(ctx, uri, args, settings); x == nil || cn.usable() || !NotRun(x) {
+			return x
+		}
+	}
 }

@@ -5,13 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
-	"unsafe"
 
-	"github.com/henrylee2cn/teleport/internal/rarely"
 	"github.com/henrylee2cn/teleport/internal/role"
-	"github.com/henrylee2cn/teleport/internal/uri"
-	"github.com/henrylee2cn/teleport/internal/workers"
 	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/socket"
 )
@@ -44,7 +41,7 @@ func (r *reader) read() {
 	defer func() {
 		p := recover()
 		if p != nil { // a defect here must not end the process
-			cn.peer.logPanic(LevelCritical, "reading", "", p)
+			cn.peer.log.panicked(LevelCritical, "reading", "", p)
 			err = fmt.Errorf("reading panicked")
 		}
 		inHandler := r.turn.Away() // which has called runtime.Goexit
@@ -185,232 +182,6 @@ func (r *reader) rest() error {
 	return nil
 }
 
-// input returns the context of a packet whose header has been read: c if hooks
-// have seen it already.
-func (r *reader) input(c *call, uri string) *call {
-	if c == nil {
-		c = newReadCtx(r.l)
-	}
-	v := &r.view
-	c.keepId(v.Id)
-	c.typ, c.uri = v.Type, uri
-	c.setInput(v, r.length, uri)
-	if v.Timeout > 0 {
-		c.arrived = time.Since(processStart)
-	}
-	c.start = r.l.peer.startTime()
-	return c
-}
-
-// call routes a pull or a push, reads its body and runs its handler, here or on
-// a goroutine of its own.
-func (r *reader) call(c *call, table *routeTable) error {
-	cn := r.l
-	h := table.handlers[string(r.view.Uri)]
-	if h != nil {
-		c = r.input(c, h.path) // which is the same text
-	} else if canonical, err := canonicalURI(string(r.view.Uri)); err == nil {
-		c = r.input(c, canonical)
-	} else {
-		c = r.input(c, string(r.view.Uri))
-		return r.reject(c, newXerror(StatusBadRequest, err.Error(), err))
-	}
-	if err := packet.CheckGzip(c.inHdr.Gzip); err != nil {
-		return r.reject(c, newXerror(StatusBadRequest, err.Error(), err))
-	}
-	if len(table.postReadHeader) > 0 {
-		if err := table.postReadHeader.run(c); err != nil {
-			logf(LevelDebug, "hook failed", "%s %s from %s: %v", slog.String("kind", c.kind()), uriAttr(c.inHdr.Uri), slog.String("remote", c.Ip()), errAttr(err), slog.String("session", cn.sess.Id()))
-			return r.reject(c, err.xerror())
-		}
-		c.fixInput()
-	}
-	if h == nil || c.uri != h.path {
-		canonical, err := canonicalURI(c.uri) // hooks may have put another one in
-		if err != nil {
-			return r.reject(c, newXerror(StatusBadRequest, err.Error(), err))
-		}
-		c.uri, c.inHdr.Uri = canonical, canonical
-		path, _ := uri.Split(canonical)
-		if h = table.find(path); h == nil {
-			return r.reject(c, r.notFound(path))
-		}
-	}
-	c.handler = h
-	quick := h.pace.Quick() && !cn.sock.OutputFull()
-	c.free = quick && h.small && r.small()
-	if !c.free && !c.charge(callCost+headerCost(&r.view)) {
-		return r.noMemory(c)
-	}
-	if err := c.readBody(cn.sock, r.length, h.unknown); err != nil {
-		if socket.Fatal(err) {
-			c.giveBack()
-			return err
-		}
-		if errors.Is(err, packet.ErrBudget) {
-			return r.noMemory(c)
-		}
-		return r.reject(c, bodyXerror(err))
-	}
-	// Counted first and checked second, while Shutdown does it the other way
-	// round: one of the two sees the other.
-	cn.handlers.Add(1)
-	if cn.peer.draining() && c.typ == packet.TypePull {
-		cn.goAway(false) // if Shutdown has not come to it yet: a refusal comes after it
-		r.refuse(c, newXerror(StatusServiceUnavailable, "shutting down, the pull was not run", nil))
-		cn.handlerDone()
-		return nil
-	}
-	c.in.BodyCodec, _ = packet.RawBody(c.raw.B).Codec()
-	if quick && r.enter(h, c) {
-		c.timed = h.pace.Timed(true)
-		return r.runQuick(c)
-	}
-	if c.free { // no place to be watched in: a worker runs it
-		c.free = false
-		c.held += callCost
-		cn.inBudget.Force(callCost)
-	}
-	c.timed = h.pace.Timed(false)
-	c.enter()
-	if c.typ == packet.TypePull && cn.unread() {
-		r.refuse(c, newXerror(StatusOverloaded, "the replies are not read, the pull was not run", nil))
-		cn.handlerDone()
-		return nil
-	}
-	switch cn.peer.workers.Run((*job)(c)) {
-	case workers.Overloaded:
-		r.refuse(c, newXerror(StatusOverloaded, "too many handlers are running, the pull was not run", nil))
-		cn.handlerDone()
-	case workers.Overflown:
-		c.drop()
-		return r.overflow(1)
-	}
-	return nil
-}
-
-// notFound says that nothing serves the path, to which hooks may have led, of the URI that has
-// come.
-func (r *reader) notFound(path string) Xerror {
-	p := r.l.peer
-	kind, other, others := "pulls", "pushes", p.PushRouter.routes
-	if r.view.Type == packet.TypePush {
-		kind, other, others = "pushes", "pulls", p.PullRouter.routes
-	}
-	text := fmt.Sprintf("not found: nothing here takes %s to %q", kind, quote(uri.WithoutQuery(string(r.view.Uri))))
-	if others.table.Load().handlers[path] != nil {
-		text += ", it is a route for " + other
-	}
-	return newXerror(StatusNotFound, text, nil)
-}
-
-// small reports whether what a packet takes is too little to be counted, while it is on
-// the reading goroutine: there is one of them a session.
-func (r *reader) small() bool {
-	v := &r.view
-	return r.length <= smallPacket && v.Length <= smallPacket && v.Gzip == 0 && len(v.Meta) == 0
-}
-
-// headerCost is what a header takes in memory when it is kept.
-func headerCost(v *packet.HeaderView) int64 {
-	const pair = 100 // of a map of strings, beside the texts
-	return v.Length + pair*int64(len(v.Meta))
-}
-
-// noMemory ends a packet for which the budget has no memory left. A push is never lost
-// without a word: the session ends with it.
-func (r *reader) noMemory(c *call) error {
-	if c.typ == packet.TypePush {
-		c.release()
-		return r.overflow(1)
-	}
-	return r.reject(c, newXerror(StatusOverloaded, "there is no memory for it, the pull was not run", packet.ErrBudget))
-}
-
-// overflow is the end of a session that has pushed more than may wait; so many pushes are
-// lost beside those that wait.
-func (r *reader) overflow(lost int) error {
-	dropped := uint64(lost + r.l.peer.workers.DropPushes(&r.l.queue))
-	return &overflow{taken: r.l.pushesRead - dropped, dropped: dropped}
-}
-
-// run runs a quick handler.
-func (r *reader) runQuick(c *call) error {
-	c.onReader, r.dirty = true, true
-	if waiting := c.handle(); waiting >= flushAt {
-		r.l.flush()
-		r.dirty = false
-	}
-	if !r.leave() {
-		r.l.flush()
-		return errReplaced
-	}
-	return nil
-}
-
-// flushAt is how many bytes of replies are not held back any longer.
-const flushAt = 64 << 10
-
-// kind names the packet in logs.
-func (c *call) kind() string {
-	if c.typ == packet.TypePush {
-		return "push"
-	}
-	return "pull"
-}
-
-// reject ends a pull or push before its handler: the pull is answered and the
-// push logged. The session lives on.
-func (r *reader) reject(c *call, x Xerror) error {
-	r.l.sock.SkipBody()
-	if c.typ == packet.TypePush {
-		r.l.peer.rarely(LevelWarn, "push dropped", "push %s from %s dropped: %v", uriAttr(c.inHdr.Uri), slog.String("remote", c.Ip()), errAttr(x), slog.String("session", r.l.sess.Id()))
-		c.release()
-		return nil
-	}
-	r.refuse(c, x)
-	return nil
-}
-
-// refuse answers a packet that no handler is for. The reader never waits for the
-// other side to read: where there are hooks a worker writes the reply, unless there
-// are too many already, and if there is no room for it the session ends.
-func (r *reader) refuse(c *call, x Xerror) {
-	cn := r.l
-	c.raw.Release()
-	c.refusal = x
-	if x.Code() == StatusOverloaded {
-		cn.refusedForALimit(c, x)
-	}
-	if chain := c.replyChain(); len(chain.preWriteReply)+len(chain.postWriteReply) > 0 && x.Code() != StatusOverloaded && (c.held > 0 || c.charge(callCost)) {
-		cn.handlers.Add(1)
-		c.enter()
-		if cn.peer.workers.Run((*job)(c)) == workers.Accepted {
-			return
-		}
-		cn.handlerDone()
-	}
-	c.prepareReply()
-	c.setReply(nil, x)
-	r.dirty = true
-	c.offered = true
-	_ = c.writeReply() // which ends the session if there is no room
-	c.logHandled(x)
-	c.release()
-}
-
-// refusedForALimit logs that, once a second with the count of the others.
-func (cn *conn) refusedForALimit(c *call, x Xerror) {
-	const format = "%s %s from %s refused: %v"
-	if !logEnabled(LevelWarn) {
-		return
-	}
-	if left, ok := cn.peer.lines.Allow(lineKind{format: format}); ok {
-		attrs := []slog.Attr{slog.String("kind", c.kind()), uriAttr(c.inHdr.Uri), slog.String("remote", c.Ip()), errAttr(x), slog.String("session", cn.sess.Id())}
-		logLine(LevelWarn, "refused for a limit", lineOf(format, attrs)+rarely.More(left), withLeft(attrs, left))
-	}
-}
-
 // reply hands a reply to the pull that waits for it. The context c is that of
 // PreReadHeader hooks; nil if there are none.
 func (r *reader) reply(c *call) error {
@@ -484,26 +255,6 @@ func (r *reader) strayReply() error {
 	return nil
 }
 
-// setInput makes a header that has been read the context's own. Its id is c.id.
-func (c *call) setInput(v *packet.HeaderView, bodyLength int64, uri string) {
-	c.inHdr = packet.Header{
-		Id: c.id, Type: v.Type, Uri: uri, Gzip: v.Gzip, StatusCode: v.StatusCode, Status: string(v.Status), Timeout: v.Timeout, Meta: v.Meta, NotRun: v.NotRun,
-	}
-	c.in = packet.Packet{
-		Header: &c.inHdr, HeaderCodec: v.Codec,
-		HeaderLength: v.Length, BodyLength: bodyLength, Length: v.Length + bodyLength,
-	}
-}
-
-// keepId sets x.id to a copy of id.
-func (x *exchange) keepId(id []byte) {
-	if len(id) > len(x.idText) {
-		x.id = string(id)
-		return
-	}
-	x.id = unsafe.String(&x.idText[0], copy(x.idText[:], id))
-}
-
 // addPublic adds what hooks have stored in another context.
 func (o *outgoing) addPublic(from *call) {
 	if from.values != nil {
@@ -513,4 +264,80 @@ func (o *outgoing) addPublic(from *call) {
 			return true
 		})
 	}
+}
+
+// errReplaced ends a reader whose session has another.
+var errReplaced = errors.New("the reader was replaced")
+
+// While the other side does not read, what it sends must not pile up here. A session whose
+// output is full begins no more handlers of pulls: those wait, see internal/workers, and when
+// enough of them do the reader rests, so that the other side's own writes come to a stop.
+// It does not rest while this side waits for replies of the other: those may be what the
+// handlers wait for that make the output full, on both sides at once.
+
+const (
+	// A session whose output is full may have pulls of restBytes waiting before its reader
+	// rests, and of maxPullBytes before they are refused.
+	restBytes    = 64 << 10
+	maxPullBytes = 8 << 20
+)
+
+// unread reports whether the output is full, as the other side does not read, and pulls of
+// too many bytes wait for it.
+func (cn *conn) unread() bool {
+	return cn.queue.PullBytes() >= maxPullBytes && cn.sock.OutputFull()
+}
+
+// restWhileFull holds the reader while it is of no use to read on.
+func (cn *conn) restWhileFull() {
+	for cn.rests() {
+		if cn.wake == nil {
+			cn.wake = make(chan struct{}, 1)
+		}
+		cn.resting.Store(true)
+		if cn.rests() { // who wakes it looks at resting after that has changed which rests looks at
+			<-cn.wake
+		}
+		cn.resting.Store(false)
+	}
+}
+
+func (cn *conn) rests() bool {
+	return cn.queue.PullBytes() >= restBytes && cn.sock.OutputBusy() && !cn.ended.Load() && !cn.pulls.awaited()
+}
+
+// wakeReader lets the reader look again whether to rest.
+func (cn *conn) wakeReader() {
+	if cn.resting.Load() {
+		select {
+		case cn.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// heardRefusal makes the error of a reply with refusedId, whose header was read last.
+func (cn *conn) heardRefusal(h *packet.Header, raw packet.RawBody) *refusedConn {
+	x := repliedStatus(h)
+	x.notRun = true
+	if x.code == StatusOK { // an error must not look like success
+		x.code = StatusBadGateway
+	}
+	if len(raw) > 0 {
+		x.details, x.gzip, x.limits = slices.Clone(raw), h.Gzip, &cn.peer.limits
+	}
+	return &refusedConn{x}
+}
+
+// refusal is the error of the reply with refusedId that is being read.
+func (r *reader) refusal() error {
+	v := &r.view
+	h := &packet.Header{StatusCode: v.StatusCode, Status: string(v.Status), Gzip: v.Gzip, Meta: v.Meta}
+	var x exchange
+	if err := x.readBody(r.l.sock, r.length, false); err != nil {
+		x.raw.B = nil
+	}
+	err := r.l.heardRefusal(h, x.raw.B)
+	x.raw.Release()
+	return err
 }

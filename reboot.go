@@ -12,17 +12,6 @@ import (
 // where listening sockets cannot be handed over.
 var ErrRebootUnsupported = handover.ErrUnsupported
 
-func init() {
-	handover.Told.Serves = early.keep
-	handover.Told.TookOver = func() {
-		logf(LevelInfo, "took over from the process before", "took over from the process before")
-	}
-	handover.Told.NotNotified = func(state string, err error) {
-		logf(LevelWarn, "systemd cannot be told", "systemd cannot be told %s: %v",
-			slog.String("state", state), errAttr(err))
-	}
-}
-
 // SetReboot says how long [Reboot] waits for the new process to serve; without it
 // 30 s.
 func SetReboot(timeout time.Duration) { handover.SetTimeout(timeout) }

@@ -39,7 +39,7 @@ func (c *call) reply(body interface{}, x Xerror) {
 		}
 		// A hook has called runtime.Goexit, or something here has panicked.
 		if p := recover(); p != nil {
-			c.conn.peer.logPanic(LevelCritical, "reply", "", p)
+			c.conn.peer.log.panicked(LevelCritical, "reply", "", p)
 		}
 		c.fixOutput(c.id, packet.TypeReply)
 		c.setReply(nil, newXerror(StatusInternalServerError, "", nil))
@@ -48,7 +48,7 @@ func (c *call) reply(body interface{}, x Xerror) {
 	c.setReply(body, x)
 	chain := c.replyChain()
 	if err := chain.preWriteReply.run(c); err != nil {
-		c.conn.peer.rarely(LevelWarn, "hook failed", "reply to %s: %v", c.replyAttrs(err)...)
+		c.conn.peer.log.rarely(LevelWarn, "hook failed", "reply to %s: %v", c.replyAttrs(err)...)
 		c.setReply(nil, err.xerror())
 	}
 	c.fixOutput(c.id, packet.TypeReply)
@@ -59,7 +59,7 @@ func (c *call) reply(body interface{}, x Xerror) {
 		return
 	}
 	if err := chain.postWriteReply.run(c); err != nil {
-		c.conn.peer.rarely(LevelWarn, "hook failed", "reply to %s: %v", c.replyAttrs(err)...)
+		c.conn.peer.log.rarely(LevelWarn, "hook failed", "reply to %s: %v", c.replyAttrs(err)...)
 	}
 }
 
@@ -72,7 +72,7 @@ func (c *call) writeReply() error {
 		if err == nil || isWriteError(err) {
 			return err
 		}
-		c.conn.peer.rarely(LevelError, "reply does not encode", "reply to %s: %v", c.replyAttrs(err)...)
+		c.conn.peer.log.rarely(LevelError, "reply does not encode", "reply to %s: %v", c.replyAttrs(err)...)
 		c.out.HeaderCodec = c.in.HeaderCodec
 		switch {
 		case c.out.Body != nil && c.outHdr.StatusCode != StatusOK: // details

@@ -4,29 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
-
-	"github.com/henrylee2cn/teleport/packet"
 )
-
-// resend is what a pull that may be sent more than once has beside its arguments.
-type resend struct {
-	ctx      context.Context
-	settings []PacketSetting
-	patience patience
-	last     *pending // that it was launched with and that is not complete; nil if there is none
-	entered  bool     // and in the table of pulls in flight, or was
-}
 
 // patience is how long a pull or a push waits for connections, in all.
 type patience struct {
 	until   time.Time // the end of the pull's time,
 	maxWait time.Time // and of MaxWait; zero if there is none
-}
-
-func (r *redialer) resend(ctx context.Context, settings []PacketSetting) *resend {
-	return &resend{ctx: ctx, settings: slices.Clone(settings), patience: r.patience(r.sess.peer.cfg.DefaultPullTimeout)}
 }
 
 func (r *redialer) patience(timeout time.Duration) (p patience) {
@@ -97,64 +81,6 @@ func (r *redialer) await(ctx context.Context, p patience) (*conn, Xerror) {
 			return cn, giveUp
 		case <-ctx.Done():
 			return cn, notSent(ctx)
-		}
-	}
-}
-
-// persist sends the command, which nobody else has, until it may have run, and
-// completes it.
-func (cmd *PullCmd) persist() {
-	r, again := cmd.conn.sess.redial, cmd.again
-	for {
-		cn, x := r.await(again.ctx, again.patience)
-		cmd.conn, cmd.Xerror = cn, nil
-		cmd.seen.Store(nil)
-		pd := cmd.newPending(again.ctx, true)
-		again.last, again.entered = pd, false
-		if x == nil {
-			cmd.launch(again.ctx, pd, again.settings)
-			cmd.await(again.ctx, pd)
-		} else {
-			cmd.missed(pd, x)
-		}
-		again.last = nil
-		cmd.finish(pd)
-		if x != nil || !cmd.refused() {
-			return
-		}
-	}
-}
-
-// missed completes a pending pull that there was no connection for.
-func (cmd *PullCmd) missed(pd *pending, x Xerror) {
-	d := newDraft()
-	defer d.put()
-	w := &d.ownPacket
-	if pd.seen != nil {
-		w = &pd.seen.out
-	}
-	w.fill(&cmd.conn.peer.cfg, packet.TypePull, cmd.uri, cmd.args, cmd.again.settings)
-	pd.sent(cmd.conn, w)
-	pd.ended = nil // its number is of another connection
-	pd.complete(x)
-	pd.completed.Wait()
-}
-
-// refused reports whether the command, which is complete, is to be sent again.
-func (cmd *PullCmd) refused() bool {
-	return cmd.again != nil && !cmd.conn.usable() && NotRun(cmd.Xerror)
-}
-
-// push is Session.Push.
-func (r *redialer) push(ctx context.Context, uri string, args interface{}, settings []PacketSetting) Xerror {
-	p := r.patience(0)
-	for {
-		cn, x := r.await(ctx, p)
-		if x != nil {
-			return x
-		}
-		if x = cn.push(ctx, uri, args, settings); x == nil || cn.usable() || !NotRun(x) {
-			return x
 		}
 	}
 }

@@ -47,11 +47,7 @@ const (
 	stateClosed
 )
 
-var (
-	// errClosedHere is the cause of an end that this side wanted.
-	errClosedHere        = errors.New("closed by this side")
-	errClosedInHandshake = errors.New("closed during the handshake")
-)
+func (s *Session) lines() *lines { return &s.peer.log }
 
 // Peer returns the local peer.
 func (s *Session) Peer() *Peer { return s.peer }
@@ -192,7 +188,7 @@ func (s *Session) shut(cause error) error {
 			level = LevelDebug
 		}
 		cn := s.conn.Load()
-		s.peer.rarely(level, "session ended", "session %s with %s ended: %v", cn.logAttrs(errAttr(cn.plain(cause)))...)
+		s.peer.log.rarely(level, "session ended", "session %s with %s ended: %v", cn.logAttrs(errAttr(plain(cause, cn.sock)))...)
 	}
 	s.peer.sessions.remove(s)
 	var err error
@@ -239,4 +235,108 @@ func (s *Session) isOpen() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.state == stateOpen
+}
+
+// Err returns why the session has ended, and nil while it has not. Errors.As finds
+// [PushesLost] there if this side has pushed more than the other could take; io.EOF is the
+// usual end by the other side. A session that was closed by this side has an error that says
+// so.
+func (s *Session) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cause
+}
+
+// redialer keeps a session connected. There is at most one goroutine that runs run,
+// while the session has no connection that can be used.
+type redialer struct {
+	sess  *Session
+	cfg   *Redial
+	addrs []string
+	at    int          // the address that the session's connection is to; of redial
+	hooks <-chan error // of the session's first connection; nil if there are none
+	// redial makes other connections until there is one that can be used, or none is wanted; one
+	// goroutine at a time runs it, see redial.go.
+	redial func()
+
+	// The session's mu guards the fields below.
+	others   []*conn   // besides the session's connection: older ones, and one that is being made
+	dialling bool      // redial runs
+	since    time.Time // when the session's connection was made,
+	without  time.Time // and since when there has been none that lasted
+	tries    int       // attempts in a row that came to nothing, as far as is known
+	failed   bool      // the last attempt has
+	err      error     // of the last attempt, or the end of the connection that it has made
+	gaveUp   error     // why there will be no other connection; nil while there may be
+	// changed is closed when who waits for a connection should look again; made when
+	// somebody waits. hooked is that of the last connection that had PostDisconnect hooks.
+	changed, hooked chan struct{}
+}
+
+// survives reports whether the session goes on when the connection ends: because there can
+// be another, or is.
+func (r *redialer) survives(cn *conn) bool {
+	s := r.sess
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state == stateOpen && (s.conn.Load() != cn || len(r.others) > 0 || !s.peer.draining())
+}
+
+// start has the session redial, if it needs to.
+func (r *redialer) start() {
+	s := r.sess
+	s.mu.Lock()
+	r.wakeLocked()
+	cn := s.conn.Load()
+	idle := !r.dialling && s.state == stateOpen && !cn.usable()
+	cause := r.gaveUp
+	if s.peer.draining() {
+		cause = ErrPeerClosed
+	}
+	if idle && cause == nil {
+		r.dialling = true
+		go r.redial()
+	}
+	over := idle && cause != nil && cn.ended.Load() && len(r.others) == 0
+	s.mu.Unlock()
+	if over {
+		_ = s.shut(cause)
+	}
+}
+
+// forbid ends the redialling for a reason that another attempt would meet again.
+func (r *redialer) forbid(cause error) {
+	r.sess.mu.Lock()
+	defer r.sess.mu.Unlock()
+	if r.gaveUp == nil {
+		r.gaveUp = fmt.Errorf("redialling is given up: %w", cause)
+	}
+}
+
+// changeLocked returns a channel that is closed when there is something new.
+func (r *redialer) changeLocked() <-chan struct{} {
+	if r.changed == nil {
+		r.changed = make(chan struct{})
+	}
+	return r.changed
+}
+
+func (r *redialer) wakeLocked() {
+	if r.changed != nil {
+		close(r.changed)
+		r.changed = nil
+	}
+}
+
+func (r *redialer) forgetLocked(cn *conn) {
+	r.others = slices.DeleteFunc(r.others, func(other *conn) bool { return other == cn })
+}
+
+// linksLocked returns all connections of the session that may not have ended.
+func (s *Session) connsLocked() []*conn {
+	links := []*conn{s.conn.Load()}
+	if s.redial != nil {
+		links = append(links, s.redial.others...)
+	}
+	return links
 }

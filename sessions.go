@@ -233,3 +233,28 @@ func (h *sessions) waiting() (list []keepalive.Link) {
 	}
 	return list
 }
+
+// GetSession returns the live session with the id.
+func (p *Peer) GetSession(id string) (*Session, bool) {
+	if s := p.sessions.get(id); s != nil && s.isOpen() {
+		return s, true
+	}
+	return nil, false
+}
+
+// RangeSession calls fn for the sessions that were live when it was called,
+// until fn returns false.
+func (p *Peer) RangeSession(fn func(sess *Session) bool) {
+	for _, s := range p.sessions.all() {
+		if s.isOpen() && !fn(s) {
+			return
+		}
+	}
+}
+
+// CountSession returns how many sessions are live.
+func (p *Peer) CountSession() int {
+	n := 0
+	p.RangeSession(func(*Session) bool { n++; return true })
+	return n
+}

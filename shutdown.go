@@ -2,7 +2,12 @@ package tp
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
+	"net"
+	"os"
+	"slices"
 	"sync"
 	"time"
 )
@@ -92,10 +97,6 @@ func (p *Peer) awaitHandlers(ctx context.Context) {
 	}
 }
 
-// drainLinger is how long Shutdown waits for the other sides to read what was
-// sent and to end their connections.
-const drainLinger = 5 * time.Second
-
 // finishSessions flushes every connection and lets the other sides end them.
 func (p *Peer) finishSessions(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, drainLinger)
@@ -114,30 +115,6 @@ func (p *Peer) finishSessions(ctx context.Context) {
 		})
 	}
 	wg.Wait()
-}
-
-// draining reports whether Shutdown or Close has begun.
-func (p *Peer) draining() bool { return p.drain.Load() }
-
-// refusesPulls reports whether a new pull of this side's own comes too late. A
-// handler that runs may need it.
-func (p *Peer) refusesPulls() bool {
-	if !p.draining() {
-		return false
-	}
-	handlers, _ := p.sessions.busy()
-	return handlers == 0
-}
-
-// activity tells a Shutdown under way to look again.
-func (p *Peer) activity() {
-	if !p.draining() {
-		return
-	}
-	select {
-	case p.quiet <- struct{}{}:
-	default:
-	}
 }
 
 // shutdownAll shuts peers down at once, each with all of the time.
@@ -161,4 +138,97 @@ func shutdownAll(peers []*Peer, timeout time.Duration) error {
 		}
 	}
 	return first
+}
+
+// Close ends the peer at once: listeners and sessions are closed, pulls in
+// flight complete with StatusConnClosed, no handler is waited for, and pushes that
+// wait for one are dropped. It may be called more than once and from anywhere.
+func (p *Peer) Close() error {
+	err := p.stopAccepting()
+	p.setState(peerClosed)
+	p.handshakes.Close()
+	sessions := p.sessions.close()
+	errs := make(chan error, len(sessions))
+	for _, s := range sessions { // each may take a second
+		go func() { errs <- s.Close() }()
+	}
+	for range sessions {
+		if e := <-errs; e != nil && err == nil {
+			err = e
+		}
+	}
+	for _, cn := range p.sessions.lingering() {
+		cn.abandon()
+	}
+	p.mu.Lock()
+	select {
+	case <-p.closed:
+	default:
+		close(p.closed)
+	}
+	p.mu.Unlock()
+	p.workers.Close()
+	p.keeper.Stop()
+	p.unregister()
+	return err
+}
+
+// stopAccepting closes the listeners.
+func (p *Peer) stopAccepting() error {
+	p.setState(peerDraining)
+	p.mu.Lock()
+	select {
+	case <-p.closing:
+	default:
+		close(p.closing)
+	}
+	p.mu.Unlock()
+	var err error
+	for _, ln := range p.allListeners() { // no others are added any more
+		if e := ln.Close(); e != nil && !errors.Is(e, net.ErrClosed) && !errors.Is(e, os.ErrClosed) && err == nil {
+			err = e
+		}
+	}
+	return err
+}
+
+func (p *Peer) setState(state peerState) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if state > p.state {
+		p.state = state
+		p.drain.Store(true)
+		p.over.Store(state == peerClosed)
+	}
+}
+
+// serving are the process's peers that have connections or listeners.
+var serving struct {
+	mu    sync.Mutex // guards peers
+	peers map[*Peer]struct{}
+}
+
+func servingPeers() []*Peer {
+	serving.mu.Lock()
+	defer serving.mu.Unlock()
+	return slices.Collect(maps.Keys(serving.peers))
+}
+
+// register makes the peer one of those that serve, until Close.
+func (p *Peer) register() {
+	serving.mu.Lock()
+	defer serving.mu.Unlock()
+	if p.draining() {
+		return
+	}
+	if serving.peers == nil {
+		serving.peers = make(map[*Peer]struct{})
+	}
+	serving.peers[p] = struct{}{}
+}
+
+func (p *Peer) unregister() {
+	serving.mu.Lock()
+	defer serving.mu.Unlock()
+	delete(serving.peers, p)
 }

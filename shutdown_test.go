@@ -538,10 +538,8 @@ func TestShutdownOfTheProcess(t *testing.T) {
 	<-sess.Done()
 	Shutdown() // only the first one does anything
 	require.Empty(t, codes)
-	grace.mu.Lock()
-	defer grace.mu.Unlock()
-	require.NotContains(t, grace.peers, srv)
-	require.NotContains(t, grace.peers, cli)
+	require.NotContains(t, servingPeers(), srv)
+	require.NotContains(t, servingPeers(), cli)
 }
 
 // A push that is on its way when the other side shuts down is handled to its end:

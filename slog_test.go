@@ -265,10 +265,10 @@ func TestEndsInPlainWords(t *testing.T) {
 	}
 	cn := new(conn)
 	for _, err := range []error{errno.Reset, errno.Pipe, errno.TimedOut} {
-		require.Contains(t, cn.plain(&packetError{err}).Error(), "the other side")
-		require.ErrorIs(t, cn.plain(&packetError{err}), err)
+		require.Contains(t, plain(&packetError{err}, cn.sock).Error(), "the other side")
+		require.ErrorIs(t, plain(&packetError{err}, cn.sock), err)
 	}
-	require.Equal(t, "x", cn.plain(errors.New("x")).Error())
+	require.Equal(t, "x", plain(errors.New("x"), cn.sock).Error())
 }
 
 type packetError struct{ error }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/henrylee2cn/teleport/codec"
 	"github.com/henrylee2cn/teleport/packet"
+	"github.com/henrylee2cn/teleport/socket"
 )
 
 // Status codes. Those below 200 are made on this side and never sent; services
@@ -309,4 +310,34 @@ func detailsOf(err error) (body interface{}, gzip int32) {
 		return x.details, x.gzip
 	}
 	return nil, 0
+}
+
+func isWriteError(err error) bool {
+	var we *socket.WriteError
+	return errors.As(err, &we)
+}
+
+// hookError is the failure of a hook.
+type hookError struct {
+	text string // for this side
+	code int32
+	told string // for the other side
+	err  error  // nil after a panic
+}
+
+func (e *hookError) Error() string { return e.text }
+
+func (e *hookError) Unwrap() error { return e.err }
+
+// orNil is e as an error, which is nil if e is.
+func (e *hookError) orNil() error {
+	if e == nil {
+		return nil
+	}
+	return e
+}
+
+// xerror is what the other side, or the caller, is told.
+func (e *hookError) xerror() Xerror {
+	return &xerror{code: e.code, text: e.told, cause: e}
 }

@@ -1,0 +1,147 @@
+package tp
+
+import (
+	"bytes"
+	"fmt"
+	"go/ast"
+	"go/importer"
+	"go/parser"
+	"go/token"
+	"go/types"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// A stranger reads one file at a time. Files that use each other, by however many others
+// between, can only be understood together: that is a knot. The largest one, and how many
+// pairs of files use each other directly, are bounded here.
+const (
+	maxKnot  = 12
+	maxPairs = 12
+)
+
+func TestFilesAreNoKnot(t *testing.T) {
+	t.Parallel()
+	uses := usesOfFiles(t)
+	require.Greater(t, len(uses), 20, "the files were not found")
+	knot, pairs := slices.MaxFunc(knots(uses), func(a, b []string) int { return len(a) - len(b) }), pairsOf(uses)
+	why := func(files []string) string {
+		var b strings.Builder
+		for _, from := range files {
+			for _, to := range files {
+				if names := uses[from][to]; len(names) > 0 {
+					fmt.Fprintf(&b, "%s -> %s: %s\n", from, to, strings.Join(slices.Sorted(maps.Keys(names)), " "))
+				}
+			}
+		}
+		return b.String()
+	}
+	require.LessOrEqual(t, len(knot), maxKnot, why(knot))
+	require.LessOrEqual(t, len(pairs), maxPairs, strings.Join(pairs, "\n"))
+}
+
+// usesOfFiles returns which names of which other files of the package each one uses: of types,
+// functions, methods and fields. Tests, and files of other systems, do not count.
+func usesOfFiles(t *testing.T) map[string]map[string]map[string]bool {
+	list := exec.Command("go", "list", "-export", "-deps", "-f", "{{.ImportPath}}={{.Export}}", ".")
+	out, err := list.Output()
+	require.NoError(t, err)
+	exports := make(map[string]string)
+	for line := range strings.Lines(string(out)) {
+		path, file, _ := strings.Cut(strings.TrimSpace(line), "=")
+		exports[path] = file
+	}
+	names, err := exec.Command("go", "list", "-f", `{{join .GoFiles "\n"}}`, ".").Output()
+	require.NoError(t, err)
+	fset := token.NewFileSet()
+	var files []*ast.File
+	for _, name := range strings.Fields(string(names)) {
+		f, err := parser.ParseFile(fset, name, nil, parser.SkipObjectResolution)
+		require.NoError(t, err)
+		files = append(files, f)
+	}
+	lookup := func(path string) (io.ReadCloser, error) {
+		b, err := os.ReadFile(exports[path])
+		return io.NopCloser(bytes.NewReader(b)), err
+	}
+	info := types.Info{Uses: make(map[*ast.Ident]types.Object), Selections: make(map[*ast.SelectorExpr]*types.Selection)}
+	conf := types.Config{Importer: importer.ForCompiler(fset, "gc", lookup)}
+	pkg, err := conf.Check("tp", fset, files, &info)
+	require.NoError(t, err)
+	uses := make(map[string]map[string]map[string]bool)
+	fileOf := func(pos token.Pos) string { return filepath.Base(fset.Position(pos).Filename) }
+	for _, f := range files {
+		uses[fileOf(f.Pos())] = make(map[string]map[string]bool)
+	}
+	for id, obj := range info.Uses {
+		if obj.Pkg() != pkg || !obj.Pos().IsValid() {
+			continue
+		}
+		from, to := fileOf(id.Pos()), fileOf(obj.Pos())
+		if from == to {
+			continue
+		}
+		if uses[from][to] == nil {
+			uses[from][to] = make(map[string]bool)
+		}
+		uses[from][to][obj.Name()] = true
+	}
+	return uses
+}
+
+// pairsOf returns the pairs of files that use each other.
+func pairsOf(uses map[string]map[string]map[string]bool) (pairs []string) {
+	for _, a := range slices.Sorted(maps.Keys(uses)) {
+		for _, b := range slices.Sorted(maps.Keys(uses[a])) {
+			if a < b && len(uses[b][a]) > 0 {
+				pairs = append(pairs, a+" and "+b)
+			}
+		}
+	}
+	return pairs
+}
+
+// knots returns the strongly connected components, by Tarjan's algorithm.
+func knots(uses map[string]map[string]map[string]bool) (all [][]string) {
+	index, low, onStack := make(map[string]int), make(map[string]int), make(map[string]bool)
+	var stack []string
+	var visit func(v string)
+	visit = func(v string) {
+		index[v] = len(index) + 1
+		low[v] = index[v]
+		stack = append(stack, v)
+		onStack[v] = true
+		for w := range uses[v] {
+			if index[w] == 0 {
+				visit(w)
+				low[v] = min(low[v], low[w])
+			} else if onStack[w] {
+				low[v] = min(low[v], index[w])
+			}
+		}
+		if low[v] == index[v] {
+			at := slices.Index(stack, v)
+			knot := slices.Clone(stack[at:])
+			slices.Sort(knot)
+			for _, w := range knot {
+				onStack[w] = false
+			}
+			stack = stack[:at]
+			all = append(all, knot)
+		}
+	}
+	for _, v := range slices.Sorted(maps.Keys(uses)) {
+		if index[v] == 0 {
+			visit(v)
+		}
+	}
+	return all
+}

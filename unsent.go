@@ -1,0 +1,59 @@
+package tp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/henrylee2cn/teleport/packet"
+	"github.com/henrylee2cn/teleport/socket"
+)
+
+// notSent is the end of a pull or a push whose context was done before it was sent.
+func notSent(ctx context.Context) Xerror {
+	x := ctxXerror(ctx, "nothing was sent")
+	x.notRun = true
+	return x
+}
+
+// notRun makes x say that the pull has not run.
+func notRun(x Xerror) Xerror {
+	return &xerror{code: x.Code(), text: x.Text(), cause: x, notRun: true, after: afterOf(x)}
+}
+
+// closedXerror is why nothing was sent by a connection that has ended.
+func (s *Session) closedXerror(text string, err error) *xerror {
+	cause := s.Err()
+	var refused *refusedConn
+	if errors.As(cause, &refused) {
+		return refused.unrun()
+	}
+	if cause != nil && cause != errClosedHere && cause != ErrPeerClosed && cause != io.EOF {
+		text += ": " + cause.Error()
+	}
+	return unrun(StatusConnClosed, text, err)
+}
+
+// sendXerror is why a packet could not be sent, by who would wait as long as ctx lasts.
+func (cn *conn) sendXerror(ctx context.Context, err error) Xerror {
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return notSent(ctx)
+	}
+	if errors.Is(err, errSocketClosed) {
+		return cn.sess.closedXerror("connection closed, the packet was not sent", err)
+	}
+	var we *socket.WriteError
+	if !errors.As(err, &we) { // it did not encode
+		if errors.Is(err, packet.ErrTooLarge) {
+			return unrun(StatusTooLarge, "nothing was sent: "+err.Error(), err)
+		}
+		return unrun(StatusWriteFailed, "nothing was sent: "+err.Error(), err)
+	}
+	x := newXerror(StatusWriteFailed, fmt.Sprintf("write failed: %v", err), err)
+	if socket.Gone(err) {
+		x = newXerror(StatusConnClosed, fmt.Sprintf("connection closed by the other side: %v", err), err)
+	}
+	x.notRun = we.Unsent
+	return x
+}
