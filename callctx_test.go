@@ -234,7 +234,7 @@ func TestContextAskedForLate(t *testing.T) {
 
 		// Cancels of what is not there leave nothing.
 		for _, id := range []string{"", "1", "99", "text"} {
-			require.NoError(t, sess.Socket().WritePacket(&packet.Packet{Header: &packet.Header{Id: id, Type: packet.TypeCancel, Uri: "/x"}, Body: 1}))
+			require.NoError(t, sess.conn.Load().sock.WritePacket(&packet.Packet{Header: &packet.Header{Id: id, Type: packet.TypeCancel, Uri: "/x"}, Body: 1}))
 		}
 		synctest.Wait()
 		require.Zero(t, far.conn.Load().calls.Len())
@@ -344,7 +344,7 @@ func TestContextsAskedForAnywhere(t *testing.T) {
 				HandlePull(srv.PullRouter, "/wait", func(ctx PullCtx, _ *string) (string, Xerror) { time.Sleep(30 * time.Second); return "", nil })
 				sess.GoPull("/wait", "", nil, nil)
 			}
-			require.NoError(t, sess.Socket().WritePacket(&packet.Packet{Header: &packet.Header{Id: fmt.Sprint("x", i, strings.Repeat("i", i%2*100)), Type: packet.TypeCancel}}))
+			require.NoError(t, sess.conn.Load().sock.WritePacket(&packet.Packet{Header: &packet.Header{Id: fmt.Sprint("x", i, strings.Repeat("i", i%2*100)), Type: packet.TypeCancel}}))
 		}
 		synctest.Wait()
 		require.Equal(t, 1, far.conn.Load().calls.Len(), "nothing is kept of them")

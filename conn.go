@@ -185,7 +185,11 @@ func (cn *conn) tell(done bool, frame socket.Frame, encoded bool) bool {
 		return false
 	}
 	cn.told = true
-	return encoded && cn.sock.PressFrame(frame) == nil
+	if encoded {
+		_, err := cn.sock.Send(context.Background(), frame, socket.Control)
+		return err == nil
+	}
+	return false
 }
 
 // heardGoAway is called by the reader when the other side shuts down.
@@ -373,37 +377,43 @@ func (cn *conn) why(cause error) error {
 // errSocketClosed is what the socket says when this side has closed it.
 var errSocketClosed = socket.ErrClosed
 
-// encodeInTurn encodes a packet when its turn has come, which is as long as it waits no longer than ctx
-// lasts.
-func (cn *conn) encodeInTurn(ctx context.Context, p *packet.Packet, mem []byte) (socket.Frame, error) {
-	if err := cn.sock.TakeTurn(ctx); err != nil {
+// encode encodes a packet when it may, which it waits for no longer than ctx lasts.
+func (cn *conn) encode(ctx context.Context, p *packet.Packet, mem []byte) (socket.Frame, error) {
+	permit, err := cn.sock.Permit(ctx)
+	if err != nil {
 		return socket.Frame{}, err
 	}
-	return cn.sock.EncodeInTurn(ctx, mem, p)
+	return cn.sock.Encode(permit, mem, p)
 }
 
 // press sends one of the small packets that keep the connection in order. It does not
 // wait for the connection.
 func (cn *conn) sendControl(h *packet.Header) {
 	frame, err := cn.encodeHeader(h)
-	if err == nil && cn.sock.PressFrame(frame) == nil {
+	if err == nil {
+		cn.sendControlFrame(frame)
+	}
+}
+
+func (cn *conn) sendControlFrame(frame socket.Frame) {
+	if _, err := cn.sock.Send(context.Background(), frame, socket.Control); err == nil {
 		go cn.flush()
 	}
 }
 
 func (cn *conn) encodeHeader(h *packet.Header) (socket.Frame, error) {
-	return cn.sock.Encode(&packet.Packet{HeaderCodec: cn.peer.cfg.DefaultHeaderCodec, Header: h})
+	return cn.sock.Encode(socket.Permit{}, nil, &packet.Packet{HeaderCodec: cn.peer.cfg.DefaultHeaderCodec, Header: h})
 }
 
 // answer queues a reply that says nothing but that this side is there. It does not wait for
 // room.
 func (cn *conn) answer(id, headerCodec string) error {
-	frame, err := cn.sock.Encode(&packet.Packet{
+	frame, err := cn.sock.Encode(socket.Permit{}, nil, &packet.Packet{
 		HeaderCodec: headerCodec,
 		Header:      &packet.Header{Id: id, Type: packet.TypeReply, StatusCode: StatusOK},
 	})
 	if err == nil {
-		err = cn.sock.OfferFrame(frame)
+		_, err = cn.sock.Send(context.Background(), frame, socket.Refusal)
 	}
 	return cn.wrote(err)
 }

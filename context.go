@@ -116,8 +116,8 @@ type ForeSession interface {
 	ReplaceId(id string) error
 	// RemoteIp is the other side's address and port.
 	RemoteIp() string
-	// Socket is the socket below, for addresses and TLS state.
-	Socket() *socket.Socket
+	// Socket is what there is to know of the connection below, see [Session.Socket].
+	Socket() socket.View
 	// Public is the session's values, see [Session.Public].
 	Public() goutil.Map
 	// Send sends a packet. Codecs that are not set are the peer's defaults, and a push

@@ -172,7 +172,7 @@ func (f *foreSession) Receive(body interface{}) (*packet.Packet, error) {
 
 func (f *foreSession) RemoteIp() string { return f.conn.remoteIp() }
 
-func (f *foreSession) Socket() *socket.Socket { return f.conn.sock }
+func (f *foreSession) Socket() socket.View { return f.conn.sock.View() }
 
 func (f *foreSession) ReadTimeout() time.Duration { return f.conn.sock.ReadTimeout() }
 
@@ -263,13 +263,13 @@ func (cn *conn) sendRefusal(id string, x Xerror) {
 	body, gzip := detailsOf(x)
 	h.Gzip = gzip
 	cfg := &cn.peer.cfg
-	frame, err := cn.sock.Encode(&packet.Packet{HeaderCodec: cfg.DefaultHeaderCodec, BodyCodec: cfg.DefaultBodyCodec, Header: h, Body: body})
+	frame, err := cn.sock.Encode(socket.Permit{}, nil, &packet.Packet{HeaderCodec: cfg.DefaultHeaderCodec, BodyCodec: cfg.DefaultBodyCodec, Header: h, Body: body})
 	if err != nil { // the details do not encode
 		h.Gzip = 0
 		frame, err = cn.encodeHeader(h)
 	}
-	if err == nil && cn.sock.PressFrame(frame) == nil {
-		go cn.flush()
+	if err == nil {
+		cn.sendControlFrame(frame)
 	}
 }
 

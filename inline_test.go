@@ -185,9 +185,9 @@ func TestRepliesBeforeAHeldUpHandlerLeave(t *testing.T) {
 		defer raw.Close()
 		// All requests are there before any is read.
 		for i, uri := range []string{"/quick", "/quick", "/slow"} {
-			_, err := raw.QueueFrame(encoded(t, raw, &packet.Packet{
+			_, err := raw.Send(context.Background(), encoded(t, raw, &packet.Packet{
 				Header: &packet.Header{Id: fmt.Sprint(i), Type: packet.TypePull, Uri: uri}, Body: "x",
-			}))
+			}), socket.Queue)
 			require.NoError(t, err)
 		}
 		require.NoError(t, raw.Flush())
@@ -209,7 +209,7 @@ func TestRepliesBeforeAHeldUpHandlerLeave(t *testing.T) {
 
 func encoded(t testing.TB, s *socket.Socket, p *packet.Packet) socket.Frame {
 	t.Helper()
-	f, err := s.Encode(p)
+	f, err := s.Encode(socket.Permit{}, nil, p)
 	require.NoError(t, err)
 	return f
 }

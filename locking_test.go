@@ -34,7 +34,7 @@ var lockRanks = []string{
 var takeLocks = map[string]string{
 	"calls.Add": "calltable.Table[].mu", "calls.Remove": "calltable.Table[].mu", "sess.copyPublic": "Session.mu",
 	"pulls.Len": "calltable.Table[].mu", "keeper.Expect": "keepalive.Keeper.mu",
-	"sock.Unsent": "socket.writer.mu", "sock.PressFrame": "socket.writer.mu",
+	"sock.Unsent": "socket.writer.mu", "sock.Send": "socket.writer.mu",
 	"budget.Take": "packet.Budget.mu", "budget.Give": "packet.Budget.mu", "inBudget.Give": "packet.Budget.mu",
 	"inBudget.End": "packet.Budget.mu", "outBudget.End": "packet.Budget.mu", "pool.enter": "packet.Pool.mu", "p.promised": "packet.Pool.mu", "pool.leave": "packet.Pool.mu",
 }
@@ -53,7 +53,7 @@ var takeNone = strings.Fields(`
 	slices.SortFunc sync.NewCond list.New pending.PushBack pending.Front pending.Len pending.Remove same.Len same.Front same.Remove byAddr[].PushBack
 	addr.IsValid os.NewFile goutil.RwMap bufpool.GetSize bufpool.Put *ast.FuncLit
 	sinceStart c.Cost c.Kind c.Queue c.Waits j.Queue cfg.bound usable peer.draining p.draining frame.Drop OutputBusy within hurried uri.Split role.Init deadline deadlineOf earlier
-	r.overdue w.reserve w.tryTurn p.lend budget.Waits newOwnCtx own.cancelWith postReadHeader.merge change
+	r.overdue w.reserve w.tryPermit p.lend budget.Waits newOwnCtx own.cancelWith postReadHeader.merge change
 `)
 
 // lockedCall is a call in the sources while locks are held.

@@ -286,7 +286,7 @@ func TestEveryCancelIsTold(t *testing.T) {
 			sess.GoPullContext(ctx, "/wait", "", nil, done)
 		}
 		long := strings.Repeat("i", 1000)
-		raw := sess.Socket()
+		raw := sess.conn.Load().sock
 		for _, id := range []string{long, "x", "x", "", "y"} {
 			require.NoError(t, raw.WritePacket(&packet.Packet{Header: &packet.Header{Id: id, Type: packet.TypePull, Uri: "/wait"}}))
 		}

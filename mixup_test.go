@@ -97,7 +97,8 @@ func TestTLSSessionsAreResumed(t *testing.T) {
 	srv := newTestPeer(t, &PeerConfig{TLSConfig: &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{cert.Raw}, PrivateKey: key}}}})
 	resumed := make(chan bool, 1)
 	HandlePull(srv.PullRouter, "/a", func(ctx PullCtx, _ *int) (int, Xerror) {
-		resumed <- ctx.Session().Socket().Conn().(*tls.Conn).ConnectionState().DidResume
+		state, _ := ctx.Session().Socket().TLS()
+		resumed <- state.DidResume
 		return 1, nil
 	})
 	cli := newTestPeer(t, &PeerConfig{TLSConfig: &tls.Config{RootCAs: roots}})

@@ -180,7 +180,8 @@ func (pd *pending) sent(cn *conn, w *ownPacket) {
 // received keeps what is to be known of the reply's header.
 func (pd *pending) received(v *packet.HeaderView, bodyLength int64) {
 	if o := pd.seen; o != nil {
-		o.in.receive(v, bodyLength, o.out.header.Id, string(v.Uri))
+		o.in.receive(v, bodyLength, "", string(v.Uri))
+		o.in.number(pd.number) // as a hook may be changing that of o.out
 	} else if !pd.wire.received(v, bodyLength) {
 		pd.reply = new(ownPacket)
 		pd.reply.receive(v, bodyLength, "", string(v.Uri))

@@ -218,16 +218,17 @@ func (cmd *PullCmd) makeAndSend(ctx context.Context, pd *pending, d *draft, sett
 	return entered
 }
 
-// encode encodes the packet when its turn has come. What the header says of a timeout is what is left
+// encode encodes the packet when it may. What the header says of a timeout is what is left
 // of it then.
 func (cmd *PullCmd) encode(ctx context.Context, w *ownPacket, mem []byte) (socket.Frame, error) {
-	if err := cmd.conn.sock.TakeTurn(ctx); err != nil {
+	permit, err := cmd.conn.sock.Permit(ctx)
+	if err != nil {
 		return socket.Frame{}, err
 	}
 	if w.header.Timeout > 0 {
 		w.header.Timeout = min(w.header.Timeout, cmd.timeoutFor(ctx))
 	}
-	return cmd.conn.sock.EncodeInTurn(ctx, mem, &w.packet)
+	return cmd.conn.sock.Encode(permit, mem, &w.packet)
 }
 
 // send enters the pull among those in flight and writes it. It reports what of that it
@@ -284,9 +285,11 @@ func (cmd *PullCmd) send(ctx context.Context, pd *pending, frame socket.Frame) (
 	}
 	var err error
 	if ends { // who may give up must not be held up by the connection
-		err = cn.waited(ctx, cn.sock.TryFrame(ctx, frame))
+		_, err = cn.sock.Send(ctx, frame, socket.Try)
+		err = cn.waited(ctx, err)
 	} else {
-		err = cn.wrote(cn.sock.WriteFrame(frame))
+		_, err = cn.sock.Send(ctx, frame, socket.Now)
+		err = cn.wrote(err)
 	}
 	if err != nil {
 		if pd := cn.takePull(number); pd != nil {

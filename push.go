@@ -5,6 +5,7 @@ import (
 	"log/slog"
 
 	"github.com/henrylee2cn/teleport/packet"
+	"github.com/henrylee2cn/teleport/socket"
 )
 
 // Push sends args to the URI, one way. Nil means that the packet was handed to
@@ -47,9 +48,9 @@ func (cn *conn) push(ctx context.Context, uri string, args interface{}, settings
 		}
 		w.fix(w.header.Id, packet.TypePush)
 	}
-	frame, err := cn.encodeInTurn(ctx, &w.packet, d.frame[:0])
+	frame, err := cn.encode(ctx, &w.packet, d.frame[:0])
 	if err == nil {
-		err = cn.sock.PostFrame(ctx, frame)
+		_, err = cn.sock.Send(ctx, frame, socket.Later)
 	}
 	if err != nil {
 		return cn.sendXerror(ctx, cn.waited(ctx, err))

@@ -444,7 +444,7 @@ func TestPostConnect(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, []string{"connected to A"}, seen.take())
 		n.serve("a", named(t, "B"))
-		require.NoError(t, sess.Socket().Close())
+		require.NoError(t, sess.conn.Load().sock.Close())
 		time.Sleep(time.Minute)
 		require.Equal(t, []string{"connected to B", "again"}, seen.take())
 		nothing := errors.New("nothing to subscribe to")

@@ -103,21 +103,21 @@ func (c *call) replyAttrs(err error) []slog.Attr {
 func (c *call) send() error {
 	cn, sock := c.conn, c.conn.sock
 	if c.onReader || c.offered {
-		frame, err := sock.EncodeTo(c.frameMem[:0], &c.out)
+		frame, err := sock.Encode(socket.Permit{}, c.frameMem[:0], &c.out)
 		switch {
 		case err != nil:
 		case c.offered:
-			err = sock.OfferFrame(frame)
+			_, err = sock.Send(context.Background(), frame, socket.Refusal)
 		default:
-			c.backlog, err = sock.OfferQueued(frame)
+			c.backlog, err = sock.Send(context.Background(), frame, socket.Queue)
 		}
 		if err == nil || c.offered || !errors.Is(err, socket.ErrOutputFull) {
 			return cn.wrote(err)
 		}
 	}
-	frame, err := cn.encodeInTurn(context.Background(), &c.out, c.frameMem[:0])
+	frame, err := cn.encode(context.Background(), &c.out, c.frameMem[:0])
 	if err == nil {
-		err = sock.WriteFrame(frame)
+		_, err = sock.Send(context.Background(), frame, socket.Now)
 	}
 	return cn.wrote(err)
 }

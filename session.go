@@ -75,9 +75,9 @@ func (s *Session) ReplaceId(id string) error {
 // RemoteIp returns the other side's address and port.
 func (s *Session) RemoteIp() string { return s.conn.Load().remoteIp() }
 
-// Socket returns the socket below, for addresses, TLS state and statistics. The
-// session reads from it; others must not.
-func (s *Session) Socket() *socket.Socket { return s.conn.Load().sock }
+// Socket returns what there is to know of the connection below: addresses, TLS state and counters. Of a
+// session that redials it is the connection of now.
+func (s *Session) Socket() socket.View { return s.conn.Load().sock.View() }
 
 // Public returns the session's values, which all its hooks and handlers share: who the other
 // side is, for example. Each call's context begins with a copy of them, see [Ctx]; what a
@@ -110,7 +110,7 @@ func (s *Session) copyPublic() goutil.Map {
 
 // ReadTimeout returns how long the session waits for the next packet before it
 // is closed; zero means for ever.
-func (s *Session) ReadTimeout() time.Duration { return s.Socket().ReadTimeout() }
+func (s *Session) ReadTimeout() time.Duration { return s.conn.Load().sock.ReadTimeout() }
 
 // SetReadTimeout changes how long the session waits for the next packet,
 // counted from now for the wait under way.
@@ -138,7 +138,7 @@ func (s *Session) onConns(f func(cn *conn)) {
 
 // WriteTimeout returns how long one write may take before the session is closed;
 // zero means no bound.
-func (s *Session) WriteTimeout() time.Duration { return s.Socket().WriteTimeout() }
+func (s *Session) WriteTimeout() time.Duration { return s.conn.Load().sock.WriteTimeout() }
 
 // SetWriteTimeout changes how long one write may take, from the next one on.
 func (s *Session) SetWriteTimeout(d time.Duration) {

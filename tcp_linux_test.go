@@ -1,7 +1,6 @@
 package tp
 
 import (
-	"net"
 	"syscall"
 	"testing"
 	"time"
@@ -28,10 +27,8 @@ func TestTCPOptions(t *testing.T) {
 		other, ok := srv.GetSession(sess.Socket().LocalAddr().String())
 		require.True(t, ok)
 		for _, s := range []*Session{sess, other} {
-			raw, err := s.Socket().Conn().(*net.TCPConn).SyscallConn()
-			require.NoError(t, err)
 			var got []int
-			require.NoError(t, raw.Control(func(fd uintptr) {
+			require.NoError(t, s.Socket().Control(func(fd uintptr) {
 				for _, o := range [][2]int{
 					{syscall.SOL_SOCKET, syscall.SO_KEEPALIVE}, {syscall.IPPROTO_TCP, idle},
 					{syscall.IPPROTO_TCP, interval}, {syscall.IPPROTO_TCP, count}, {syscall.IPPROTO_TCP, unix.TCP_USER_TIMEOUT},

@@ -1,7 +1,6 @@
 package socket_test
 
 import (
-	"context"
 	"io"
 	"os"
 	"runtime"
@@ -19,7 +18,7 @@ import (
 
 // A frame that is offered is queued if there is room, and refused if not, without
 // waiting and without an end of the socket. One that is pressed needs no room.
-func TestOfferFrame(t *testing.T) {
+func TestSendRefusal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		budget := packet.NewBudget(1 << 20)
 		ca, cb := pipe.New(pipe.Options{Buffer: 100})
@@ -29,13 +28,13 @@ func TestOfferFrame(t *testing.T) {
 		var err error
 		for ; err == nil; offered++ {
 			require.Less(t, offered, 1000)
-			err = a.OfferFrame(encode(t, a, message("1", strings.Repeat("x", 1000))))
+			err = sendFrame(a, encode(t, a, message("1", strings.Repeat("x", 1000))), socket.Refusal)
 		}
 		requireWriteError(t, err, socket.ErrOutputFull)
 		require.Greater(t, offered, 9)
 		require.Less(t, offered, 14, "an eighth more is for what is offered")
 		require.Positive(t, budget.Used())
-		require.NoError(t, a.PressFrame(encode(t, a, message("1", "in any case"))))
+		require.NoError(t, sendFrame(a, encode(t, a, message("1", "in any case")), socket.Control))
 
 		done := make(chan error, 1)
 		go func() { done <- a.Flush() }()
@@ -45,7 +44,7 @@ func TestOfferFrame(t *testing.T) {
 		requireMessage(t, b, "1", "in any case")
 		require.NoError(t, <-done)
 		require.Zero(t, budget.Used())
-		require.NoError(t, a.OfferFrame(encode(t, a, message("2", "there is room again"))))
+		require.NoError(t, sendFrame(a, encode(t, a, message("2", "there is room again")), socket.Refusal))
 		require.NoError(t, a.Flush())
 		requireMessage(t, b, "2", "there is room again")
 		require.NoError(t, a.Close())
@@ -85,7 +84,7 @@ func TestBudgetOfOutput(t *testing.T) {
 			go func() {
 				var err error
 				for i := 0; i < 500 && err == nil; i++ {
-					err = a.PostFrame(context.Background(), encode(t, a, message("1", strings.Repeat("x", 1+i*100))))
+					err = sendFrame(a, encode(t, a, message("1", strings.Repeat("x", 1+i*100))), socket.Later)
 				}
 				sent <- err
 			}()

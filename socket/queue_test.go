@@ -3,6 +3,7 @@ package socket_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"strconv"
@@ -39,9 +40,19 @@ func (c *counted) CloseWrite() error {
 	return c.Conn.(interface{ CloseWrite() error }).CloseWrite()
 }
 
+// sendFrame sends a frame for as long as it takes.
+func sendFrame(s *socket.Socket, f socket.Frame, mode socket.Mode) error {
+	return sendFor(context.Background(), s, f, mode)
+}
+
+func sendFor(ctx context.Context, s *socket.Socket, f socket.Frame, mode socket.Mode) error {
+	_, err := s.Send(ctx, f, mode)
+	return err
+}
+
 func encode(t testing.TB, s *socket.Socket, p *packet.Packet) socket.Frame {
 	t.Helper()
-	f, err := s.Encode(p)
+	f, err := s.Encode(socket.Permit{}, nil, p)
 	require.NoError(t, err)
 	return f
 }
@@ -67,10 +78,10 @@ func TestQueuedFramesWait(t *testing.T) {
 		{"flush", "text", func(t *testing.T, s *socket.Socket) { require.NoError(t, s.Flush()) }, 0, false},
 		{"flush of large frames", strings.Repeat("x", 20<<10), func(t *testing.T, s *socket.Socket) { require.NoError(t, s.Flush()) }, 0, false},
 		{"another packet", "text", func(t *testing.T, s *socket.Socket) {
-			require.NoError(t, s.WriteFrame(encode(t, s, message("10", "text"))))
+			require.NoError(t, sendFrame(s, encode(t, s, message("10", "text")), socket.Now))
 		}, 1, false},
 		{"another packet that is posted", "text", func(t *testing.T, s *socket.Socket) {
-			require.NoError(t, s.PostFrame(context.Background(), encode(t, s, message("10", "text"))))
+			require.NoError(t, sendFrame(s, encode(t, s, message("10", "text")), socket.Later))
 		}, 1, false},
 		{"close", "text", func(t *testing.T, s *socket.Socket) { require.NoError(t, s.Close()) }, 0, true},
 		{"close of one direction", "text", func(t *testing.T, s *socket.Socket) { require.True(t, s.CloseWrite(time.Minute)) }, 0, true},
@@ -84,7 +95,7 @@ func TestQueuedFramesWait(t *testing.T) {
 				for i := range 10 {
 					p := message(strconv.Itoa(i), tc.body)
 					sum += len(frame(t, p))
-					waiting, err := a.QueueFrame(encode(t, a, p))
+					waiting, err := a.Send(context.Background(), encode(t, a, p), socket.Queue)
 					require.NoError(t, err)
 					require.Equal(t, sum, waiting)
 				}
@@ -99,7 +110,7 @@ func TestQueuedFramesWait(t *testing.T) {
 				if tc.over {
 					requireOver(t, b)
 				} else {
-					waiting, err := a.QueueFrame(encode(t, a, message("", "")))
+					waiting, err := a.Send(context.Background(), encode(t, a, message("", "")), socket.Queue)
 					require.NoError(t, err)
 					require.Equal(t, len(frame(t, message("", ""))), waiting, "what has left waits no longer")
 				}
@@ -115,10 +126,10 @@ func TestQueuedFramesLeaveInOneWrite(t *testing.T) {
 	c := &counted{Conn: ca}
 	a, b := socket.New(c, socket.Options{}), socket.New(cb, socket.Options{})
 	for i := range 100 {
-		_, err := a.QueueFrame(encode(t, a, message(strconv.Itoa(i), "text")))
+		_, err := a.Send(context.Background(), encode(t, a, message(strconv.Itoa(i), "text")), socket.Queue)
 		require.NoError(t, err)
 	}
-	require.NoError(t, a.WriteFrame(encode(t, a, message("100", "text"))))
+	require.NoError(t, sendFrame(a, encode(t, a, message("100", "text")), socket.Now))
 	require.Equal(t, int32(1), c.writes.Load())
 	for i := range 101 {
 		requireMessage(t, b, strconv.Itoa(i), "text")
@@ -132,7 +143,7 @@ func TestFlushOfNothing(t *testing.T) {
 	require.NoError(t, a.Flush())
 	require.NoError(t, a.WritePacket(message("1", "text")))
 	require.NoError(t, a.Flush())
-	_, err := a.QueueFrame(encode(t, a, message("2", "text")))
+	_, err := a.Send(context.Background(), encode(t, a, message("2", "text")), socket.Queue)
 	require.NoError(t, err)
 	require.NoError(t, a.Flush())
 	require.NoError(t, a.Flush())
@@ -154,10 +165,10 @@ func TestFramesAfterClose(t *testing.T) {
 			a, b := sockets(t, pipe.Options{}, socket.Options{})
 			queued, posted := encode(t, a, message("1", "")), encode(t, a, message("2", ""))
 			end.end(t, a)
-			waiting, err := a.QueueFrame(queued)
+			waiting, err := a.Send(context.Background(), queued, socket.Queue)
 			requireWriteError(t, err, socket.ErrClosed)
 			require.Zero(t, waiting)
-			requireWriteError(t, a.PostFrame(context.Background(), posted), socket.ErrClosed)
+			requireWriteError(t, sendFrame(a, posted, socket.Later), socket.ErrClosed)
 			require.NoError(t, a.Flush(), "nothing is queued")
 			requireOver(t, b)
 		})
@@ -168,62 +179,53 @@ func TestFramesAfterClose(t *testing.T) {
 func TestFlushThatFails(t *testing.T) {
 	g, _ := newGate(t)
 	a := socket.New(g, socket.Options{})
-	_, err := a.QueueFrame(encode(t, a, message("1", "text")))
+	_, err := a.Send(context.Background(), encode(t, a, message("1", "text")), socket.Queue)
 	require.NoError(t, err)
 	done := make(chan error, 1)
 	go func() { done <- a.Flush() }()
 	<-g.entered
 	g.result <- errGate
 	requireWriteError(t, <-done, errGate)
-	_, err = a.QueueFrame(encode(t, a, message("2", "text")))
+	_, err = a.Send(context.Background(), encode(t, a, message("2", "text")), socket.Queue)
 	requireWriteError(t, err, errGate)
 	require.NoError(t, a.Flush())
 }
 
-// Where nobody flushes and too much is queued, who queues does it: they would
-// wait for ever otherwise.
+// What is only queued stays within the bound, where nobody flushes: then there is no room, which is an
+// error of that frame alone.
 func TestQueueThatNobodyFlushes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const packets = 40
 		ca, cb := overPipe(pipe.Options{})(t)
 		c := &counted{Conn: ca}
 		a, b := socket.New(c, socket.Options{}), socket.New(cb, socket.Options{})
 		body := strings.Repeat("x", 1<<20)
-		done := make(chan error, 1)
-		full := make(chan struct{})
-		go func() {
-			sum := 0
-			for i := range packets {
-				f, err := a.Encode(message(strconv.Itoa(i), body))
-				if err == nil {
-					_, err = a.QueueFrame(f)
-				}
-				if err != nil {
-					done <- err
-					return
-				}
-				sum += len(body)
-				if sum == maxQueued {
-					assert.Zero(t, c.writes.Load())
-					close(full)
-				}
+		packets := 0
+		for ; ; packets++ {
+			err := sendFrame(a, encode(t, a, message(strconv.Itoa(packets), body)), socket.Queue)
+			if err != nil {
+				requireWriteError(t, err, socket.ErrOutputFull)
+				require.True(t, err.(*socket.WriteError).Unsent)
+				break
 			}
-			done <- a.Flush()
-		}()
-		<-full
-		synctest.Wait() // the queuer waits for the pipe, in a write of its own
-		require.Positive(t, c.writes.Load())
-		require.Empty(t, done)
+		}
+		require.Equal(t, maxQueued>>20, packets)
+		require.Zero(t, c.writes.Load())
+		done := make(chan error, 1)
+		go func() { done <- a.Flush() }()
 		for i := range packets {
 			requireMessage(t, b, strconv.Itoa(i), body)
 		}
 		require.NoError(t, <-done)
+		require.NoError(t, sendFrame(a, encode(t, a, message("last", "text")), socket.Queue))
+		go func() { done <- a.Flush() }()
+		requireMessage(t, b, "last", "text")
+		require.NoError(t, <-done)
 	})
 }
 
-// Several goroutines queue past the bound and flush now and then: nobody is
+// Several goroutines queue up to the bound, write where there is no room, and flush now and then: nobody is
 // left waiting and nothing is lost.
-func TestQueueFrameOnManyGoroutines(t *testing.T) {
+func TestSendQueueOnManyGoroutines(t *testing.T) {
 	const writers, packets = 8, 40
 	a, b := sockets(t, pipe.Options{}, socket.Options{})
 	body := strings.Repeat("x", 100<<10)
@@ -231,11 +233,15 @@ func TestQueueFrameOnManyGoroutines(t *testing.T) {
 	for w := range writers {
 		wg.Go(func() {
 			for i := range packets {
-				f, err := a.Encode(message(fmt.Sprintf("%d %d", w, i), body))
+				p := message(fmt.Sprintf("%d %d", w, i), body)
+				f, err := a.Encode(socket.Permit{}, nil, p)
 				if !assert.NoError(t, err) {
 					return
 				}
-				if _, err = a.QueueFrame(f); !assert.NoError(t, err) {
+				if err = sendFrame(a, f, socket.Queue); errors.Is(err, socket.ErrOutputFull) {
+					err = a.WritePacket(p)
+				}
+				if !assert.NoError(t, err) {
 					return
 				}
 				if i%10 == 9 {
@@ -265,7 +271,7 @@ func requireInOrder(t *testing.T, s *socket.Socket, writers, packets int, want s
 	}
 }
 
-func TestPostFrame(t *testing.T) {
+func TestSendLater(t *testing.T) {
 	for _, writers := range []int{1, 16} {
 		for _, size := range []int{0, 100, 20 << 10} {
 			t.Run(fmt.Sprintf("%d goroutines, %d bytes", writers, size), func(t *testing.T) {
@@ -276,8 +282,8 @@ func TestPostFrame(t *testing.T) {
 				for w := range writers {
 					wg.Go(func() {
 						for i := range packets {
-							f, err := a.Encode(message(fmt.Sprintf("%d %d", w, i), body))
-							if !assert.NoError(t, err) || !assert.NoError(t, a.PostFrame(context.Background(), f)) {
+							f, err := a.Encode(socket.Permit{}, nil, message(fmt.Sprintf("%d %d", w, i), body))
+							if !assert.NoError(t, err) || !assert.NoError(t, sendFrame(a, f, socket.Later)) {
 								return
 							}
 						}
@@ -294,15 +300,15 @@ func TestPostFrame(t *testing.T) {
 
 // PostFrame does not wait for the connection, and what it has left behind is
 // written before what is written after it.
-func TestPostFrameDoesNotWait(t *testing.T) {
+func TestSendLaterDoesNotWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, cb := newGate(t)
 		a, b := socket.New(g, socket.Options{}), socket.New(cb, socket.Options{})
-		require.NoError(t, a.PostFrame(context.Background(), encode(t, a, message("1", "text"))))
+		require.NoError(t, sendFrame(a, encode(t, a, message("1", "text")), socket.Later))
 		first := <-g.entered
 		require.Equal(t, frame(t, message("1", "text")), first)
-		require.NoError(t, a.PostFrame(context.Background(), encode(t, a, message("2", "text"))))
-		require.NoError(t, a.WriteFrame(encode(t, a, message("3", "text"))))
+		require.NoError(t, sendFrame(a, encode(t, a, message("2", "text")), socket.Later))
+		require.NoError(t, sendFrame(a, encode(t, a, message("3", "text")), socket.Now))
 		g.result <- nil
 		second := <-g.entered
 		require.Equal(t, append(frame(t, message("2", "text")), frame(t, message("3", "text"))...), second)
@@ -315,17 +321,17 @@ func TestPostFrameDoesNotWait(t *testing.T) {
 
 // PostFrame's caller does not hear of the write that fails: the next one does,
 // and the connection is closed.
-func TestPostFrameWhoseWriteFails(t *testing.T) {
+func TestSendLaterWhoseWriteFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, cb := newGate(t)
 		a := socket.New(g, socket.Options{})
-		require.NoError(t, a.PostFrame(context.Background(), encode(t, a, message("1", "text"))))
+		require.NoError(t, sendFrame(a, encode(t, a, message("1", "text")), socket.Later))
 		<-g.entered
-		require.NoError(t, a.PostFrame(context.Background(), encode(t, a, message("2", "never written"))))
+		require.NoError(t, sendFrame(a, encode(t, a, message("2", "never written")), socket.Later))
 		g.result <- errGate
 		synctest.Wait()
-		requireWriteError(t, a.PostFrame(context.Background(), encode(t, a, message("3", "text"))), errGate)
-		_, err := a.QueueFrame(encode(t, a, message("4", "text")))
+		requireWriteError(t, sendFrame(a, encode(t, a, message("3", "text")), socket.Later), errGate)
+		_, err := a.Send(context.Background(), encode(t, a, message("4", "text")), socket.Queue)
 		requireWriteError(t, err, errGate)
 		requireWriteError(t, a.WritePacket(message("5", "text")), errGate)
 		requireOver(t, socket.New(cb, socket.Options{}))
@@ -333,7 +339,7 @@ func TestPostFrameWhoseWriteFails(t *testing.T) {
 }
 
 // Who posts waits while much has gathered, and goes on when it is read.
-func TestPostFrameWaitsWhereMuchHasGathered(t *testing.T) {
+func TestSendLaterWaitsWhereMuchHasGathered(t *testing.T) {
 	for _, size := range []int{1 << 20, 1 << 10} {
 		t.Run(strconv.Itoa(size), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -344,9 +350,9 @@ func TestPostFrameWaitsWhereMuchHasGathered(t *testing.T) {
 				done := make(chan error, 1)
 				go func() {
 					for range packets {
-						f, err := a.Encode(p)
+						f, err := a.Encode(socket.Permit{}, nil, p)
 						if err == nil {
-							err = a.PostFrame(context.Background(), f)
+							err = sendFrame(a, f, socket.Later)
 						}
 						if err != nil {
 							done <- err
@@ -392,16 +398,16 @@ func readAll(s *socket.Socket, packets int, want string) chan error {
 }
 
 // Who waits in PostFrame is told when the socket is closed.
-func TestPostFrameThatWaitsEndsWithTheSocket(t *testing.T) {
+func TestSendLaterThatWaitsEndsWithTheSocket(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, _ := sockets(t, pipe.Options{Buffer: 1}, socket.Options{})
 		p, _ := sized(t, "1", 1<<20)
 		for range 8 {
-			require.NoError(t, a.PostFrame(context.Background(), encode(t, a, p)))
+			require.NoError(t, sendFrame(a, encode(t, a, p), socket.Later))
 		}
 		last := encode(t, a, p)
 		done := make(chan error, 1)
-		go func() { done <- a.PostFrame(context.Background(), last) }()
+		go func() { done <- sendFrame(a, last, socket.Later) }()
 		synctest.Wait()
 		require.Empty(t, done)
 		require.NoError(t, a.Close())
@@ -416,15 +422,15 @@ func TestEncodeToTakesTheCallersMemory(t *testing.T) {
 	want := frame(t, p)
 	for _, size := range []int{len(want), len(want) + 1, 512} {
 		mem := make([]byte, size)
-		f, err := a.EncodeTo(mem, p)
+		f, err := a.Encode(socket.Permit{}, mem, p)
 		require.NoError(t, err)
 		require.Equal(t, want, mem[:len(want)])
-		require.NoError(t, a.WriteFrame(f))
+		require.NoError(t, sendFrame(a, f, socket.Now))
 		requireMessage(t, b, "1", "text")
 	}
 	// Its length is of no matter, only its capacity is.
 	mem := make([]byte, 0, len(want))
-	f, err := a.EncodeTo(mem, p)
+	f, err := a.Encode(socket.Permit{}, mem, p)
 	require.NoError(t, err)
 	require.Equal(t, want, mem[:len(want)])
 	f.Drop()
@@ -434,7 +440,7 @@ func TestEncodeToTakesTheCallersMemory(t *testing.T) {
 	}
 	mem = make([]byte, 512)
 	require.Zero(t, testing.AllocsPerRun(100, func() {
-		f, err := a.EncodeTo(mem, p)
+		f, err := a.Encode(socket.Permit{}, mem, p)
 		if err != nil {
 			panic(err)
 		}
@@ -448,17 +454,17 @@ func TestEncodeToStaysWithinTheMemory(t *testing.T) {
 	p := message("1", "text")
 	whole := bytes.Repeat([]byte{0xee}, 512)
 	for size := range len(frame(t, p)) {
-		f, err := a.EncodeTo(whole[:0:size], p)
+		f, err := a.Encode(socket.Permit{}, whole[:0:size], p)
 		require.NoError(t, err)
 		require.Equal(t, bytes.Repeat([]byte{0xee}, 512-size), whole[size:])
-		require.NoError(t, a.WriteFrame(f))
+		require.NoError(t, sendFrame(a, f, socket.Now))
 		requireMessage(t, b, "1", "text")
 	}
-	f, err := a.EncodeTo(nil, p)
+	f, err := a.Encode(socket.Permit{}, nil, p)
 	require.NoError(t, err)
-	require.NoError(t, a.WriteFrame(f))
+	require.NoError(t, sendFrame(a, f, socket.Now))
 	requireMessage(t, b, "1", "text")
-	_, err = a.EncodeTo(whole, &packet.Packet{})
+	_, err = a.Encode(socket.Permit{}, whole, &packet.Packet{})
 	require.Error(t, err)
 }
 
@@ -469,9 +475,9 @@ func TestMemoryOfEncodeToIsUsedAgain(t *testing.T) {
 		name string
 		send func(s *socket.Socket, f socket.Frame) error
 	}{
-		{"write", (*socket.Socket).WriteFrame},
-		{"post", func(s *socket.Socket, f socket.Frame) error { return s.PostFrame(context.Background(), f) }},
-		{"queue", func(s *socket.Socket, f socket.Frame) error { _, err := s.QueueFrame(f); return err }},
+		{"write", func(s *socket.Socket, f socket.Frame) error { return sendFrame(s, f, socket.Now) }},
+		{"post", func(s *socket.Socket, f socket.Frame) error { return sendFrame(s, f, socket.Later) }},
+		{"queue", func(s *socket.Socket, f socket.Frame) error { return sendFrame(s, f, socket.Queue) }},
 	} {
 		for _, room := range []int{64, 512, 4 << 10, 16<<10 - 1} {
 			t.Run(fmt.Sprintf("%s, %d bytes", way.name, room), func(t *testing.T) {
@@ -486,7 +492,7 @@ func TestMemoryOfEncodeToIsUsedAgain(t *testing.T) {
 				mem := make([]byte, room)
 				for _, size := range sizes {
 					p, _ := sized(t, "1", size)
-					f, err := a.EncodeTo(mem, p)
+					f, err := a.Encode(socket.Permit{}, mem, p)
 					require.NoError(t, err)
 					require.NoError(t, way.send(a, f))
 					for i := range mem {
@@ -508,15 +514,15 @@ func TestMemoryOfEncodeToWhileTheFrameWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, cb := newGate(t)
 		a, b := socket.New(g, socket.Options{}), socket.New(cb, socket.Options{})
-		require.NoError(t, a.PostFrame(context.Background(), encode(t, a, message("1", "text"))))
+		require.NoError(t, sendFrame(a, encode(t, a, message("1", "text")), socket.Later))
 		<-g.entered
 		mem := make([]byte, 512)
 		sizes := []int{40, 511, 512, 513, 16 << 10, 64 << 10, 512}
 		for _, size := range sizes {
 			p, _ := sized(t, "2", size)
-			f, err := a.EncodeTo(mem, p)
+			f, err := a.Encode(socket.Permit{}, mem, p)
 			require.NoError(t, err)
-			require.NoError(t, a.WriteFrame(f))
+			require.NoError(t, sendFrame(a, f, socket.Now))
 			copy(mem, bytes.Repeat([]byte{0xff}, 512))
 		}
 		go func() {
@@ -540,9 +546,9 @@ func TestEncodeToIntoMuchMemory(t *testing.T) {
 	for _, size := range []int{16<<10 - 1, 16 << 10, 64 << 10} {
 		a, b := sockets(t, pipe.Options{Buffer: 1 << 20}, socket.Options{})
 		p, body := sized(t, "1", size)
-		f, err := a.EncodeTo(make([]byte, 64<<10), p)
+		f, err := a.Encode(socket.Permit{}, make([]byte, 64<<10), p)
 		require.NoError(t, err)
-		require.NotPanics(t, func() { err = a.WriteFrame(f) }, "frame of %d bytes", size)
+		require.NotPanics(t, func() { err = sendFrame(a, f, socket.Now) }, "frame of %d bytes", size)
 		require.NoError(t, err)
 		requireMessage(t, b, "1", body)
 	}

@@ -87,28 +87,27 @@ func New(conn net.Conn, o Options) *Socket {
 // [packet.Append]) leave the socket usable, and so does [ErrOutputFull]; all others
 // end it. All but those of encoding are a [*WriteError].
 func (s *Socket) WritePacket(p *packet.Packet) error {
-	f, err := s.encode(context.Background(), nil, p)
-	if err != nil {
-		return err
+	f, err := s.encodeAndPay(context.Background(), nil, p)
+	if err == nil {
+		_, err = s.Send(context.Background(), f, Now)
 	}
-	return s.WriteFrame(f)
+	return err
 }
 
-// A Frame is an encoded packet that waits to be written. It is used once: by
-// WriteFrame, PostFrame, QueueFrame or Drop.
+// A Frame is an encoded packet that waits to be written. It is used once: by Send or Drop.
 type Frame struct {
-	b    []byte
-	buf  *bufpool.Buffer // that b is the content of; nil if b is in the caller's memory
-	w    *writer
-	turn bool  // a turn to encode ends when the frame is queued
-	cost int64 // taken from the budget: of a large frame that will be queued as it is
+	b      []byte
+	buf    *bufpool.Buffer // that b is the content of; nil if b is in the caller's memory
+	w      *writer
+	permit bool  // a permit to encode ends when the frame is queued
+	cost   int64 // taken from the budget: of a large frame that will be queued as it is
 }
 
 // Drop gives up a frame that will not be written.
 func (f Frame) Drop() {
 	f.free()
-	if f.turn {
-		f.w.endTurn()
+	if f.permit {
+		f.w.endPermit()
 	}
 }
 
@@ -120,25 +119,58 @@ func (f Frame) free() {
 	}
 }
 
-// Encode is the first half of WritePacket, for who has something to do between
-// encoding, which may fail, and sending. It sets p's lengths and does not touch
-// the connection. It does not wait: see EncodeTo.
-func (s *Socket) Encode(p *packet.Packet) (Frame, error) { return s.EncodeTo(nil, p) }
-
-// EncodeTo is Encode into mem, if that has room, which is faster for small
-// packets. The caller must leave mem alone until the frame is used. Where the budget has
-// no memory for a large packet the error is a [*WriteError] that wraps [ErrOutputFull].
-func (s *Socket) EncodeTo(mem []byte, p *packet.Packet) (Frame, error) {
-	f, err := s.encodeTo(mem, p)
-	if err == nil && !s.w.pay(&f) {
-		f.free()
-		return Frame{}, &WriteError{Err: errNoMemory, Unsent: true}
-	}
-	return f, err
+// A Permit allows one packet to be encoded. It is for packets of which very many may be ready at once:
+// encoded they would take memory while they wait. There is one for each processor, from when Permit
+// returns it until the frame that was encoded with it is used. The zero value is none.
+type Permit struct {
+	ctx context.Context
+	w   *writer
 }
 
-// encodeTo encodes without paying.
-func (s *Socket) encodeTo(mem []byte, p *packet.Packet) (Frame, error) {
+// Permit waits, no longer than ctx lasts, for a permit to encode: for room in the output, for the write
+// timeout at most, and until there is one. Encode must follow, on the same goroutine. The error is a
+// [*WriteError]; it wraps ctx's if that was done meanwhile.
+func (s *Socket) Permit(ctx context.Context) (Permit, error) {
+	if err := s.w.takePermit(ctx); err != nil {
+		return Permit{}, err
+	}
+	return Permit{ctx, &s.w}, nil
+}
+
+// Encode is the first half of WritePacket, for who has something to do between encoding, which may fail,
+// and sending. It sets p's lengths and does not touch the connection. The frame is made in mem if that has
+// room, which is faster for small packets; the caller must leave mem alone until the frame is used. A nil
+// mem is none.
+//
+// With a permit it waits for memory, where a large packet finds none in the budget, as long as the
+// permit's context lasts and for the write timeout at most; the permit ends with the frame, or with an
+// error. Without one it does not wait. The error is then a [*WriteError] that wraps [ErrOutputFull].
+func (s *Socket) Encode(permit Permit, mem []byte, p *packet.Packet) (Frame, error) {
+	if permit.w == nil {
+		f, err := s.encode(mem, p)
+		if err == nil && !s.w.pay(&f) {
+			f.free()
+			return Frame{}, &WriteError{Err: errNoMemory, Unsent: true}
+		}
+		return f, err
+	}
+	encoded := false
+	defer func() {
+		if !encoded { // a method of the body's may have called runtime.Goexit
+			s.w.endPermit()
+		}
+	}()
+	f, err := s.encodeAndPay(permit.ctx, mem, p)
+	if err != nil {
+		return Frame{}, err
+	}
+	encoded = true
+	f.permit = true
+	return f, nil
+}
+
+// encode encodes without paying.
+func (s *Socket) encode(mem []byte, p *packet.Packet) (Frame, error) {
 	f := Frame{w: &s.w}
 	if mem == nil {
 		f.buf = bufpool.Get()
@@ -162,11 +194,11 @@ func (s *Socket) encodeTo(mem []byte, p *packet.Packet) (Frame, error) {
 	return f, nil
 }
 
-// encode is EncodeTo that waits for memory, as long as ctx lasts and for the write timeout
-// at most. What waits is not held encoded: it would be the memory that is waited for.
-func (s *Socket) encode(ctx context.Context, mem []byte, p *packet.Packet) (Frame, error) {
+// encodeAndPay waits for memory, as long as ctx lasts and for the write timeout at most. What waits is not
+// held encoded: it would be the memory that is waited for.
+func (s *Socket) encodeAndPay(ctx context.Context, mem []byte, p *packet.Packet) (Frame, error) {
 	for {
-		f, err := s.encodeTo(mem, p)
+		f, err := s.encode(mem, p)
 		if err != nil || s.w.pay(&f) {
 			return f, err
 		}
@@ -177,93 +209,24 @@ func (s *Socket) encode(ctx context.Context, mem []byte, p *packet.Packet) (Fram
 	}
 }
 
-// TakeTurn waits, no longer than ctx lasts, before a packet is encoded: for room in the
-// output, for the write timeout at most, and for its turn, of which there is one for
-// each processor until the frame is used. It is for packets of which very many may be
-// ready at once: encoded they would take memory while they wait. EncodeInTurn must
-// follow, on the same goroutine. The error is a [*WriteError]; it wraps ctx's if that was
-// done meanwhile.
-func (s *Socket) TakeTurn(ctx context.Context) error { return s.w.takeTurn(ctx) }
-
-// EncodeInTurn is EncodeTo behind TakeTurn, which also waits for memory, as long as ctx
-// lasts and for the write timeout at most. The turn ends when the frame is used, or with
-// an error.
-func (s *Socket) EncodeInTurn(ctx context.Context, mem []byte, p *packet.Packet) (Frame, error) {
-	encoded := false
-	defer func() {
-		if !encoded { // a method of the body's may have called runtime.Goexit
-			s.w.endTurn()
-		}
-	}()
-	f, err := s.encode(ctx, mem, p)
-	if err != nil {
-		return Frame{}, err
-	}
-	encoded = true
-	f.turn = true
-	return f, nil
-}
-
-// WriteFrame is the second half of WritePacket. Its error is a [*WriteError].
-func (s *Socket) WriteFrame(f Frame) error { return s.send(f, flushSoon) }
-
-// TryFrame is WriteFrame for who must not be held up by a write: what the connection
-// does not take at once is left to another goroutine. Where much has gathered it waits,
-// no longer than ctx lasts. Its error is a [*WriteError]; that of a later write ends the socket.
-func (s *Socket) TryFrame(ctx context.Context, f Frame) error {
-	_, err := s.queue(ctx, f, flushTry)
-	return err
-}
-
-// PostFrame is WriteFrame for packets that nobody waits for the answer of: the
-// connection's writes are left to another goroutine, so that who sends many can
-// go on. Where much has gathered it waits, no longer than ctx lasts. Its error is a [*WriteError];
-// that of a later write ends the socket.
-func (s *Socket) PostFrame(ctx context.Context, f Frame) error {
-	_, err := s.queue(ctx, f, flushElsewhere)
-	return err
-}
-
-// Posted returns how many frames PostFrame has taken. After CloseWrite the number does not
-// change any more.
-func (s *Socket) Posted() uint64 {
-	s.w.mu.Lock()
-	defer s.w.mu.Unlock()
-	return s.w.posted
-}
-
-// QueueFrame only queues the frame: it leaves with the next packet that is
-// written, or with Flush, which must follow. It returns how many bytes wait. Its
-// error is a [*WriteError].
-func (s *Socket) QueueFrame(f Frame) (waiting int, err error) {
-	return s.queue(context.Background(), f, flushNot)
-}
-
-// OfferQueued is QueueFrame that does not wait: where there is no room for the frame the
-// error wraps [ErrOutputFull], and the socket can be used on.
-func (s *Socket) OfferQueued(f Frame) (waiting int, err error) {
-	return s.queue(context.Background(), f, flushOffered)
-}
-
-// OfferFrame is OfferQueued for a small frame that says why there will not be another: an
-// eighth more of such may wait than of others, but 256 KiB at most.
-func (s *Socket) OfferFrame(f Frame) error { return s.send(f, flushRefusal) }
-
-// PressFrame is QueueFrame for a frame that finds room in any case. It is for the few
-// small packets that keep the connection in order.
-func (s *Socket) PressFrame(f Frame) error { return s.send(f, flushPressed) }
-
-func (s *Socket) send(f Frame, mode flushMode) error {
-	_, err := s.queue(context.Background(), f, mode)
-	return err
-}
-
-func (s *Socket) queue(ctx context.Context, f Frame, mode flushMode) (waiting int, err error) {
+// Send is the second half of WritePacket: it queues the frame, in the way that the mode says, and returns
+// how many bytes are queued then. Where the mode has it wait for room in the output, it waits for the
+// write timeout and no longer than ctx lasts. Its error is a [*WriteError]; that of a later write ends the
+// socket.
+func (s *Socket) Send(ctx context.Context, f Frame, mode Mode) (queued int, err error) {
 	if s.closed.Load() {
 		f.Drop()
 		return 0, &WriteError{Err: ErrClosed, Unsent: true}
 	}
 	return s.w.write(ctx, f, mode)
+}
+
+// Posted returns how many frames Send has taken with the mode Later. After CloseWrite the number does not
+// change any more.
+func (s *Socket) Posted() uint64 {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	return s.w.posted
 }
 
 // manyAwaiting is how many packets may wait to be encoded before more of them are of no use.
@@ -295,7 +258,7 @@ func (s *Socket) Backlog() int64 { return s.w.backlog() }
 // Unsent reports whether anything that was accepted waits to be written.
 func (s *Socket) Unsent() bool { return s.w.unsent() }
 
-// Flush writes what QueueFrame has left, unless somebody else is already at it.
+// Flush writes what was only queued, unless somebody else is already at it.
 // Its error is a [*WriteError].
 func (s *Socket) Flush() error { return s.w.flushQueued() }
 
@@ -464,7 +427,7 @@ func Fatal(err error) bool {
 	return err == io.EOF || errors.As(err, &fe) || errors.Is(err, errRead) || errors.Is(err, ErrClosed)
 }
 
-// Conn returns the underlying connection, for addresses, TLS state and options.
+// Conn returns the underlying connection, for options that this package does not know.
 // Reading from it or writing to it breaks the framing.
 func (s *Socket) Conn() net.Conn { return s.conn }
 

@@ -14,9 +14,9 @@ import (
 	"github.com/henrylee2cn/teleport/socket"
 )
 
-// TryFrame is not held up by a side that does not read; all of it arrives in order when
+// The sender with the mode Try is not held up by a side that does not read; all of it arrives in order when
 // that does.
-func TestTryFrame(t *testing.T) {
+func TestSendTry(t *testing.T) {
 	for _, tr := range transports {
 		t.Run(tr.name, func(t *testing.T) {
 			ca, cb := tr.open(t)
@@ -24,15 +24,15 @@ func TestTryFrame(t *testing.T) {
 			const n = 400 // of 16 KiB: more than the kernel's buffers hold, less than may wait
 			body := strings.Repeat("x", 16<<10)
 			for i := range n {
-				require.NoError(t, a.TryFrame(t.Context(), encode(t, a, message(strconv.Itoa(i), body))))
+				require.NoError(t, sendFrame(a, encode(t, a, message(strconv.Itoa(i), body)), socket.Try))
 			}
 			for i := range n {
 				requireMessage(t, b, strconv.Itoa(i), body)
 			}
-			require.NoError(t, a.TryFrame(t.Context(), encode(t, a, message("last", "alone"))))
+			require.NoError(t, sendFrame(a, encode(t, a, message("last", "alone")), socket.Try))
 			requireMessage(t, b, "last", "alone")
 			require.NoError(t, b.Close())
-			for a.TryFrame(t.Context(), encode(t, a, message("late", body))) == nil { // until the writer has noticed
+			for sendFrame(a, encode(t, a, message("late", body)), socket.Try) == nil { // until the writer has noticed
 				time.Sleep(time.Millisecond)
 			}
 			require.NoError(t, a.Close())
@@ -48,37 +48,37 @@ func TestWaitsEndWithTheirContext(t *testing.T) {
 		b := socket.New(cb, socket.Options{})
 		body := strings.Repeat("x", 900)
 		for i := range 2 {
-			require.NoError(t, a.PostFrame(t.Context(), encode(t, a, message(strconv.Itoa(i), body))))
+			require.NoError(t, sendFrame(a, encode(t, a, message(strconv.Itoa(i), body)), socket.Later))
 		}
 		synctest.Wait()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		began := time.Now()
 		for name, wait := range map[string]func() error{
-			"turn": func() error { return a.TakeTurn(ctx) },
-			"post": func() error { return a.PostFrame(ctx, encode(t, a, message("x", body))) },
-			"try":  func() error { return a.TryFrame(ctx, encode(t, a, message("x", body))) },
+			"permit": func() error { _, err := a.Permit(ctx); return err },
+			"post":   func() error { return sendFor(ctx, a, encode(t, a, message("x", body)), socket.Later) },
+			"try":    func() error { return sendFor(ctx, a, encode(t, a, message("x", body)), socket.Try) },
 		} {
 			err := wait()
 			requireWriteError(t, err, context.DeadlineExceeded)
 			require.True(t, err.(*socket.WriteError).Unsent, name)
 			require.Equal(t, time.Second, time.Since(began))
 		}
-		// More than there are turns, of which the last ones wait for theirs.
+		// More than there are permits: the last ones wait for theirs.
 		errs := make(chan error, 100)
 		for range cap(errs) {
-			go func() { errs <- a.TakeTurn(ctx) }()
+			go func() { errs <- func() error { _, err := a.Permit(ctx); return err }() }()
 		}
 		for range cap(errs) {
 			requireWriteError(t, <-errs, context.DeadlineExceeded)
 		}
 		done := make(chan error, 1)
 		go func() {
-			err := a.TakeTurn(t.Context())
+			permit, err := a.Permit(t.Context())
 			if err == nil {
 				var f socket.Frame
-				if f, err = a.EncodeInTurn(context.Background(), nil, message("2", body)); err == nil {
-					err = a.WriteFrame(f)
+				if f, err = a.Encode(permit, nil, message("2", body)); err == nil {
+					err = sendFrame(a, f, socket.Now)
 				}
 			}
 			done <- err

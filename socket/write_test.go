@@ -14,9 +14,10 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/henrylee2cn/teleport/internal/errno"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/henrylee2cn/teleport/internal/errno"
 
 	"github.com/henrylee2cn/teleport/codec"
 	"github.com/henrylee2cn/teleport/internal/pipe"
@@ -60,28 +61,28 @@ func TestEncodeErrors(t *testing.T) {
 func TestFrames(t *testing.T) {
 	a, b := sockets(t, pipe.Options{}, socket.Options{})
 	p := message("1", "text")
-	first, err := a.Encode(p)
+	first, err := a.Encode(socket.Permit{}, nil, p)
 	require.NoError(t, err)
 	require.Equal(t, int64(len(frame(t, p))-8), p.Length)
 	p.Body = "changed, which changes nothing that is encoded"
-	dropped, err := a.Encode(p)
+	dropped, err := a.Encode(socket.Permit{}, nil, p)
 	require.NoError(t, err)
-	second, err := a.Encode(message("2", "later"))
+	second, err := a.Encode(socket.Permit{}, nil, message("2", "later"))
 	require.NoError(t, err)
 	dropped.Drop()
-	require.NoError(t, a.WriteFrame(first))
-	require.NoError(t, a.WriteFrame(second))
+	require.NoError(t, sendFrame(a, first, socket.Now))
+	require.NoError(t, sendFrame(a, second, socket.Now))
 	requireMessage(t, b, "1", "text")
 	requireMessage(t, b, "2", "later")
 
-	_, err = a.Encode(&packet.Packet{})
+	_, err = a.Encode(socket.Permit{}, nil, &packet.Packet{})
 	require.Error(t, err)
 	socket.Frame{}.Drop() // what Encode returned with its error
 
-	late, err := a.Encode(message("3", "too late"))
+	late, err := a.Encode(socket.Permit{}, nil, message("3", "too late"))
 	require.NoError(t, err)
 	require.NoError(t, a.Close())
-	requireWriteError(t, a.WriteFrame(late), socket.ErrClosed)
+	requireWriteError(t, sendFrame(a, late, socket.Now), socket.ErrClosed)
 	requireOver(t, b)
 }
 

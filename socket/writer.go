@@ -32,12 +32,12 @@ const (
 	maxTaken = 64 << 10
 )
 
-// maxTurns is how many packets are encoded in turn at a time for one connection.
-var maxTurns = int32(max(2, runtime.GOMAXPROCS(0)))
+// maxPermits is how many packets are encoded with a permit at a time for one connection.
+var maxPermits = int32(max(2, runtime.GOMAXPROCS(0)))
 
 // writer gathers frames. There is at most one flusher, who writes until nothing
 // is queued; everyone else queues and goes on. How a frame gets its flusher is
-// up to who sends it, see flushMode. A flusher who is also somebody's caller
+// up to who sends it, see Mode. A flusher who is also somebody's caller
 // leaves what is still queued after a few rounds to a goroutine.
 type writer struct {
 	conn    net.Conn
@@ -48,14 +48,14 @@ type writer struct {
 	armed   bool         // a write deadline is set on conn; the flusher's
 	try     *tryWriter   // made when first used; the flusher's
 
-	full            atomic.Bool  // queued >= fullAt
-	turns, awaiting atomic.Int32 // taken by who encodes in turn, and who waits for one
+	full              atomic.Bool  // queued >= fullAt
+	permits, awaiting atomic.Int32 // to encode: taken, and waited for
 
 	mu       sync.Mutex // guards the fields below
 	cond     *sync.Cond // made when first waited on; see waitLocked
 	queue    []*bufpool.Buffer
 	spare    []*bufpool.Buffer // the queue's other half, while it is not in use
-	posted   uint64            // frames that PostFrame has queued
+	posted   uint64            // frames sent with the mode Later
 	queued   int64             // bytes in queue and under way
 	taken    int64             // bytes from the budget, given back when nothing is queued
 	fullAt   int64             // most, or less where the budget has refused more
@@ -64,7 +64,7 @@ type writer struct {
 	step     int               // the most that is written at once of what is much longer
 	written  atomic.Uint32     // how many writes have ended well
 	flushing bool
-	turn     *sync.Cond // made when first waited on; signalled when a turn ends
+	freed    *sync.Cond // made when first waited on; signalled when a permit ends
 	refuse   error      // what new frames are refused with; queued ones are still written
 	err      error      // ended the socket: nothing more is written
 }
@@ -86,33 +86,35 @@ func (w *writer) init(conn net.Conn, o Options) {
 	w.armed = true // clears a deadline that a former owner of conn left
 }
 
-// flushMode says who writes a frame if nobody is writing.
-type flushMode uint8
+// Mode says who writes a frame if nobody is writing, and whether the sender waits.
+type Mode uint8
 
 const (
-	// flushSoon: the sender does, after it has yielded the processor once, so that
-	// goroutines which are about to queue something do it first: under load that
-	// makes one system call out of many, and alone it costs nothing.
-	flushSoon flushMode = iota
-	// flushElsewhere: a goroutine does, while the sender makes its next frame.
-	flushElsewhere
-	// flushTry: the sender does as far as it need not wait, and a goroutine the rest.
-	flushTry
-	// flushNot: the sender does, later, by flushQueued.
-	flushNot
-	// flushOffered is flushNot for a frame that does not wait for room.
-	flushOffered
-	// flushRefusal is flushOffered with some room of its own.
-	flushRefusal
-	// flushPressed is flushNot for a frame that needs no room.
-	flushPressed
+	// Now has the sender write, after it has yielded the processor once, so that goroutines which are about
+	// to queue something do it first: under load that makes one system call out of many, and alone it
+	// costs nothing. The sender waits for room in the output, and for the connection.
+	Now Mode = iota
+	// Later has a goroutine write, while the sender makes its next frame. The sender waits for room.
+	Later
+	// Try has the sender write as far as that need not wait for the connection, and a goroutine the rest.
+	// The sender waits for room.
+	Try
+	// Queue leaves the frame to the next packet that is written, or to Flush, which must follow. The sender
+	// does not wait: where there is no room the error wraps [ErrOutputFull], and the socket can be used on.
+	Queue
+	// Refusal is Queue for a small frame that says why there will not be another: an eighth more of such
+	// may wait than of others, but 256 KiB at most.
+	Refusal
+	// Control is Queue for one of the few small packets that keep the connection in order: it finds room in
+	// any case.
+	Control
 )
 
 // write takes the frame. It returns how many bytes wait.
-func (w *writer) write(ctx context.Context, f Frame, mode flushMode) (waiting int, err error) {
+func (w *writer) write(ctx context.Context, f Frame, mode Mode) (waiting int, err error) {
 	w.mu.Lock()
-	if !w.roomLocked(int64(len(f.b)), f.cost > 0, w.reserve(mode)) && mode != flushPressed {
-		if err = ErrOutputFull; mode < flushOffered {
+	if !w.roomLocked(int64(len(f.b)), f.cost > 0, w.reserve(mode)) && mode != Control {
+		if err = ErrOutputFull; mode < Queue {
 			w.mu.Unlock()
 			wait := w.waitFor(ctx)
 			defer wait.end()
@@ -134,23 +136,23 @@ func (w *writer) write(ctx context.Context, f Frame, mode flushMode) (waiting in
 	}
 	waiting = int(w.queued)
 	w.enqueueLocked(f)
-	if mode == flushElsewhere {
+	if mode == Later {
 		w.posted++
 	}
 	w.watchLocked(0)
-	if f.turn {
-		w.endTurnLocked()
+	if f.permit {
+		w.endPermitLocked()
 	}
-	flush := !w.flushing && mode < flushNot
+	flush := !w.flushing && mode < Queue
 	if flush {
 		w.flushing = true
 	}
 	w.mu.Unlock()
 	switch {
 	case !flush:
-	case mode == flushElsewhere:
+	case mode == Later:
 		go w.flushRest()
-	case mode == flushTry:
+	case mode == Try:
 		runtime.Gosched()
 		w.tryFlush()
 	default:
@@ -164,8 +166,8 @@ func (w *writer) write(ctx context.Context, f Frame, mode flushMode) (waiting in
 // refusals, which are small and tell the other side why it gets no more.
 const offerReserve = 256 << 10
 
-func (w *writer) reserve(mode flushMode) int64 {
-	if mode == flushRefusal {
+func (w *writer) reserve(mode Mode) int64 {
+	if mode == Refusal {
 		return min(offerReserve, w.most/8)
 	}
 	return 0
@@ -303,7 +305,7 @@ func (w *writer) watchLocked(n int) {
 }
 
 // ErrOutputFull is what errors.Is finds when a packet found no room in the output:
-// for OfferFrame at once, for the others after the write timeout. Nothing of the
+// at once where the mode does not wait, and otherwise after the write timeout. Nothing of the
 // packet was sent, and the socket can be used on.
 var ErrOutputFull = errors.New("socket: the output is full")
 
@@ -376,8 +378,8 @@ func (w *writer) waitFor(ctx context.Context) *wait {
 		defer w.mu.Unlock()
 		x.over, x.err = true, err
 		w.wakeLocked()
-		if w.turn != nil {
-			w.turn.Broadcast()
+		if w.freed != nil {
+			w.freed.Broadcast()
 		}
 	})
 	if err := ctx.Err(); err != nil { // nobody has it yet
@@ -395,28 +397,28 @@ func (x *wait) end() {
 	}
 }
 
-// takeTurn waits for a turn to encode, then for room. Its error is a WriteError.
-func (w *writer) takeTurn(ctx context.Context) error {
-	if !w.full.Load() && w.tryTurn() {
+// takePermit waits for a permit to encode, then for room. Its error is a WriteError.
+func (w *writer) takePermit(ctx context.Context) error {
+	if !w.full.Load() && w.tryPermit() {
 		return nil
 	}
 	wait := w.waitFor(ctx)
 	defer wait.end()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	// Who ends a turn looks for those who wait after that, and they look for a turn
+	// Who ends a permit looks for those who wait after that, and they look for one
 	// after they have said so.
 	w.awaiting.Add(1)
-	for w.refuse == nil && !w.tryTurn() {
+	for w.refuse == nil && !w.tryPermit() {
 		if wait.over {
 			w.awaiting.Add(-1)
-			w.turnLocked() // which may have been signalled to this one
+			w.permitLocked() // which may have been signalled to this one
 			return &WriteError{Err: wait.err, Unsent: true}
 		}
-		if w.turn == nil {
-			w.turn = sync.NewCond(&w.mu)
+		if w.freed == nil {
+			w.freed = sync.NewCond(&w.mu)
 		}
-		w.turn.Wait()
+		w.freed.Wait()
 	}
 	w.awaiting.Add(-1)
 	if w.refuse != nil {
@@ -430,7 +432,7 @@ func (w *writer) takeTurn(ctx context.Context) error {
 		err = w.refuse
 	}
 	if err != nil {
-		w.endTurnLocked()
+		w.endPermitLocked()
 		w.giveLocked()
 		return &WriteError{Err: err, Unsent: true}
 	}
@@ -445,31 +447,31 @@ func (w *writer) pollMemory() {
 	w.wakeLocked()
 }
 
-// tryTurn takes a turn if there is one.
-func (w *writer) tryTurn() bool {
-	if w.turns.Add(1) <= maxTurns {
+// tryPermit takes a permit if there is one.
+func (w *writer) tryPermit() bool {
+	if w.permits.Add(1) <= maxPermits {
 		return true
 	}
-	w.turns.Add(-1)
+	w.permits.Add(-1)
 	return false
 }
 
-func (w *writer) endTurn() {
+func (w *writer) endPermit() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.endTurnLocked()
+	w.endPermitLocked()
 	w.giveLocked()
 }
 
-func (w *writer) endTurnLocked() {
-	w.turns.Add(-1)
-	w.turnLocked()
+func (w *writer) endPermitLocked() {
+	w.permits.Add(-1)
+	w.permitLocked()
 }
 
-// turnLocked lets another try for a turn.
-func (w *writer) turnLocked() {
-	if w.awaiting.Load() > 0 && w.turn != nil {
-		w.turn.Signal()
+// permitLocked lets another try for a permit.
+func (w *writer) permitLocked() {
+	if w.awaiting.Load() > 0 && w.freed != nil {
+		w.freed.Signal()
 	}
 }
 
@@ -518,7 +520,7 @@ func (w *writer) enqueueLocked(f Frame) {
 	bufpool.Put(f.buf)
 }
 
-// flushQueued writes what frames with flushNot have left, if nobody else does.
+// flushQueued writes what was only queued, if nobody else does.
 func (w *writer) flushQueued() error {
 	w.mu.Lock()
 	if w.flushing || len(w.queue) == 0 || w.err != nil {
@@ -708,8 +710,8 @@ func (w *writer) drain(d time.Duration, refuse error) bool {
 		w.refuse = refuse
 	}
 	w.wakeLocked()
-	if w.turn != nil {
-		w.turn.Broadcast()
+	if w.freed != nil {
+		w.freed.Broadcast()
 	}
 	if !w.flushing && len(w.queue) > 0 && w.err == nil {
 		w.flushing = true
@@ -748,8 +750,8 @@ func (w *writer) failLocked(err error) {
 	if w.refuse == nil {
 		w.refuse = err
 	}
-	if w.turn != nil {
-		w.turn.Broadcast()
+	if w.freed != nil {
+		w.freed.Broadcast()
 	}
 	if !w.flushing {
 		w.endFlushLocked()

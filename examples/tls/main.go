@@ -52,7 +52,7 @@ func main() {
 	if cmd := sess.Pull("/echo/back", "nobody else can read this", &reply); cmd.Xerror != nil {
 		log.Fatal(cmd.Xerror)
 	}
-	state := sess.Socket().Conn().(*tls.Conn).ConnectionState()
+	state, _ := sess.Socket().TLS()
 	fmt.Printf("%s, %s: %s\n", tls.VersionName(state.Version), state.PeerCertificates[0].Subject, reply)
 
 	// A client with no reason to trust the certificate does not connect.

@@ -399,7 +399,7 @@ func TestResetAfterPartition(t *testing.T) {
 	}
 	s := newSides(t)
 	require.NoError(t, s.net.lose())
-	require.NoError(t, s.back.Socket().Conn().(*net.TCPConn).SetLinger(0))
+	require.NoError(t, setLinger0(s.back))
 	require.NoError(t, s.back.Close()) // its reset is lost
 	select {
 	case <-s.sess.Done():
@@ -444,9 +444,9 @@ func TestResetOnLoopback(t *testing.T) {
 			}
 		}
 		resetting := map[string]*tp.Session{"client": sess, "server": back}[bySide]
-		require.NoError(t, resetting.Socket().Conn().(*net.TCPConn).SetLinger(0))
+		require.NoError(t, setLinger0(resetting))
 		start := time.Now()
-		require.NoError(t, resetting.Socket().Conn().Close())
+		require.NoError(t, resetting.Close())
 		for range 201 {
 			require.Equal(t, tp.StatusConnClosed, (<-done).Xerror.Code())
 		}
@@ -460,14 +460,21 @@ func TestResetOnLoopback(t *testing.T) {
 	}
 }
 
+// setLinger0 has the kernel send a reset when the session closes its connection.
+func setLinger0(sess *tp.Session) (err error) {
+	control := sess.Socket().Control(func(fd uintptr) {
+		err = syscall.SetsockoptLinger(int(fd), syscall.SOL_SOCKET, syscall.SO_LINGER, &syscall.Linger{Onoff: 1})
+	})
+	return errors.Join(control, err)
+}
+
 // The kernel is told when to give up, on both sides; a negative value leaves it
 // alone.
 func TestSocketOptions(t *testing.T) {
 	const tcpUserTimeout = 18
 	option := func(sess *tp.Session, level, name int) (v int) {
-		raw, err := sess.Socket().Conn().(*net.TCPConn).SyscallConn()
-		require.NoError(t, err)
-		require.NoError(t, raw.Control(func(fd uintptr) { v, err = syscall.GetsockoptInt(int(fd), level, name) }))
+		var err error
+		require.NoError(t, sess.Socket().Control(func(fd uintptr) { v, err = syscall.GetsockoptInt(int(fd), level, name) }))
 		require.NoError(t, err)
 		return v
 	}
