@@ -96,8 +96,7 @@ func (x *exchange) readBody(sock *socket.Socket, length int64, keep bool) (err e
 	if keep || length > smallPacket {
 		mem = nil
 	}
-	x.raw.B = mem
-	if err = sock.ReadBody(&x.raw); err == nil && keep {
+	if x.raw, err = sock.ReadBody(mem); err == nil && keep {
 		x.raw.Detach()
 		x.body = x.raw.B
 	}

@@ -26,7 +26,7 @@ func (cn *conn) heardCancel(id []byte) {
 // have seen it already.
 func (r *reader) input(c *call, uri string) *call {
 	if c == nil {
-		c = newReadCtx(r.l)
+		c = newReadCtx(r.conn)
 	}
 	v := &r.view
 	c.keepId(v.Id)
@@ -35,14 +35,14 @@ func (r *reader) input(c *call, uri string) *call {
 	if v.Timeout > 0 {
 		c.arrived = time.Since(processStart)
 	}
-	c.start = r.l.peer.packetLog.start()
+	c.start = r.conn.peer.packetLog.start()
 	return c
 }
 
 // call routes a pull or a push, reads its body and runs its handler, here or on
 // a goroutine of its own.
 func (r *reader) call(c *call, table *routeTable) error {
-	cn := r.l
+	cn := r.conn
 	h := table.handlers[string(r.view.Uri)]
 	if h != nil {
 		c = r.input(c, h.path) // which is the same text
@@ -129,7 +129,7 @@ func (r *reader) call(c *call, table *routeTable) error {
 // notFound says that nothing serves the path, to which hooks may have led, of the URI that has
 // come.
 func (r *reader) notFound(path string) Xerror {
-	p := r.l.peer
+	p := r.conn.peer
 	kind, other, others := "pulls", "pushes", p.PushRouter.routes
 	if r.view.Type == packet.TypePush {
 		kind, other, others = "pushes", "pulls", p.PullRouter.routes
@@ -167,19 +167,19 @@ func (r *reader) noMemory(c *call) error {
 // overflow is the end of a session that has pushed more than may wait; so many pushes are
 // lost beside those that wait.
 func (r *reader) overflow(lost int) error {
-	dropped := uint64(lost + r.l.peer.workers.DropPushes(&r.l.queue))
-	return &overflow{taken: r.l.pushesRead - dropped, dropped: dropped}
+	dropped := uint64(lost + r.conn.peer.workers.DropPushes(&r.conn.queue))
+	return &overflow{taken: r.conn.pushesRead - dropped, dropped: dropped}
 }
 
 // run runs a quick handler.
 func (r *reader) runQuick(c *call) error {
 	c.onReader, r.dirty = true, true
 	if waiting := c.handle(); waiting >= flushAt {
-		r.l.flush()
+		r.conn.flush()
 		r.dirty = false
 	}
 	if !r.leave() {
-		r.l.flush()
+		r.conn.flush()
 		return errReplaced
 	}
 	return nil
@@ -191,9 +191,9 @@ const flushAt = 64 << 10
 // reject ends a pull or push before its handler: the pull is answered and the
 // push logged. The session lives on.
 func (r *reader) reject(c *call, x Xerror) error {
-	r.l.sock.SkipBody()
+	r.conn.sock.SkipBody()
 	if c.typ == packet.TypePush {
-		r.l.peer.log.rarely(LevelWarn, "push dropped", "push %s from %s dropped: %v", uriAttr(c.inHdr.Uri), slog.String("remote", c.Ip()), errAttr(x), slog.String("session", r.l.sess.Id()))
+		r.conn.peer.log.rarely(LevelWarn, "push dropped", "push %s from %s dropped: %v", uriAttr(c.inHdr.Uri), slog.String("remote", c.Ip()), errAttr(x), slog.String("session", r.conn.sess.Id()))
 		c.release()
 		return nil
 	}
@@ -205,7 +205,7 @@ func (r *reader) reject(c *call, x Xerror) error {
 // other side to read: where there are hooks a worker writes the reply, unless there
 // are too many already, and if there is no room for it the session ends.
 func (r *reader) refuse(c *call, x Xerror) {
-	cn := r.l
+	cn := r.conn
 	c.raw.Release()
 	c.refusal = x
 	if x.Code() == StatusOverloaded {
@@ -259,7 +259,7 @@ func (r *reader) enter(h *Handler, c *call) bool {
 	if !r.turn.Watched() {
 		return false
 	}
-	r.l.quickRoute, r.l.quickCall = h, c
+	r.conn.quickRoute, r.conn.quickCall = h, c
 	r.turn.Enter()
 	return true
 }
@@ -267,8 +267,8 @@ func (r *reader) enter(h *Handler, c *call) bool {
 // leave ends an odd turn. It reports false if the reader was replaced.
 func (r *reader) leave() bool {
 	if !r.turn.Leave() {
-		r.l.inBudget.Give(callCost)
-		r.l.peer.workers.Ended(&r.l.queue)
+		r.conn.inBudget.Give(callCost)
+		r.conn.peer.workers.Ended(&r.conn.queue)
 		return false
 	}
 	return true

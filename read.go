@@ -17,7 +17,7 @@ import (
 // never waits for a handler for long: see inline.go. A session has one reader at
 // a time.
 type reader struct {
-	l     *conn
+	conn  *conn
 	turn  role.Turn
 	dirty bool // replies of quick handlers are queued
 	began bool // a packet has been read
@@ -32,11 +32,11 @@ type reader struct {
 func (cn *conn) read(replaces bool) { newReader(cn, replaces).read() }
 
 func newReader(cn *conn, replaces bool) *reader {
-	return &reader{l: cn, turn: cn.role.Begin(&cn.peer.watch), dirty: replaces}
+	return &reader{conn: cn, turn: cn.role.Begin(&cn.peer.watch), dirty: replaces}
 }
 
 func (r *reader) read() {
-	cn := r.l
+	cn := r.conn
 	var err error
 	defer func() {
 		p := recover()
@@ -88,7 +88,7 @@ const quietTime = time.Second
 // await waits for the next packet, or some of it. It returns the context of
 // PreReadHeader hooks; nil if there are none.
 func (r *reader) await() (c *call, err error) {
-	cn := r.l
+	cn := r.conn
 	buffered := r.pending || cn.sock.Buffered()
 	if !buffered {
 		if err := r.rest(); err != nil {
@@ -120,7 +120,7 @@ func (r *reader) await() (c *call, err error) {
 // next reads one packet and hands it on; c is that of await. An error ends the
 // reader.
 func (r *reader) next(c *call) error {
-	cn := r.l
+	cn := r.conn
 	var err error
 	if r.pending {
 		r.pending = false
@@ -170,10 +170,10 @@ func (r *reader) rest() error {
 	if r.dirty {
 		r.dirty = false
 		if !r.enter(nil, nil) {
-			go r.l.flush()
+			go r.conn.flush()
 			return nil
 		}
-		r.l.flush()
+		r.conn.flush()
 		if !r.leave() {
 			return errReplaced
 		}
@@ -185,17 +185,18 @@ func (r *reader) rest() error {
 // reply hands a reply to the pull that waits for it. The context c is that of
 // PreReadHeader hooks; nil if there are none.
 func (r *reader) reply(c *call) error {
-	cn, v := r.l, &r.view
+	cn, v := r.conn, &r.view
 	id, ok := parsePullId(v.Id)
-	var late *socket.Body // that had not come with its header
+	var late socket.Body // that had not come with its header
+	var read bool        // and has been read
 	var err error
 	if !cn.sock.BodyBuffered() {
 		cn.handlers.Add(1) // so that Shutdown waits for the body too
 		defer cn.handlerDone()
 		if ok && cn.pulls.Has(id) { // until the body has come, whoever waits for the pull may give up
 			v.Id, v.Uri, v.Status = bytes.Clone(v.Id), bytes.Clone(v.Uri), bytes.Clone(v.Status) // which last until the next read
-			late = new(socket.Body)
-			if err = cn.sock.ReadBody(late); socket.Fatal(err) {
+			read = true
+			if late, err = cn.sock.ReadBody(nil); socket.Fatal(err) {
 				return fmt.Errorf("in the middle of a reply: %w", err)
 			}
 		}
@@ -205,9 +206,7 @@ func (r *reader) reply(c *call) error {
 		pd = cn.takePull(id)
 	}
 	if pd == nil {
-		if late != nil {
-			late.Release()
-		}
+		late.Release()
 		return r.strayReply()
 	}
 	pd.received(v, r.length)
@@ -217,19 +216,14 @@ func (r *reader) reply(c *call) error {
 		}
 		if err := cn.peer.chain.postReadHeader.run(o); err != nil {
 			cn.sock.SkipBody()
-			if late != nil {
-				late.Release()
-			}
+			late.Release()
 			pd.complete(err.xerror())
 			return nil
 		}
 		o.in.fix(o.out.header.Id, packet.TypeReply)
 	}
-	if late != nil {
-		pd.body = *late
-	} else {
-		pd.body.B = pd.bodyMem[:0]
-		err = cn.sock.ReadBody(&pd.body)
+	if pd.body = late; !read {
+		pd.body, err = cn.sock.ReadBody(pd.bodyMem[:0])
 	}
 	switch {
 	case err == nil:
@@ -246,7 +240,7 @@ func (r *reader) reply(c *call) error {
 
 // strayReply passes over a reply that no pull waits for, or takes the reply that ends a handshake.
 func (r *reader) strayReply() error {
-	cn, id := r.l, r.view.Id
+	cn, id := r.conn, r.view.Id
 	if string(id) == refusedId && cn.pushesRead == 0 {
 		return r.refusal()
 	}
@@ -333,11 +327,7 @@ func (cn *conn) heardRefusal(h *packet.Header, raw packet.RawBody) *refusedConn 
 func (r *reader) refusal() error {
 	v := &r.view
 	h := &packet.Header{StatusCode: v.StatusCode, Status: string(v.Status), Gzip: v.Gzip, Meta: v.Meta}
-	var x exchange
-	if err := x.readBody(r.l.sock, r.length, false); err != nil {
-		x.raw.B = nil
-	}
-	err := r.l.heardRefusal(h, x.raw.B)
-	x.raw.Release()
-	return err
+	body, _ := r.conn.sock.ReadBody(nil) // without its details it is an error nevertheless
+	defer body.Release()
+	return r.conn.heardRefusal(h, body.B)
 }

@@ -362,7 +362,7 @@ func TestAwaitCutsNoBodyOff(t *testing.T) {
 				if skip {
 					s.SkipBody()
 				} else {
-					got, err := readBody(s, nil)
+					got, err := s.ReadBody(nil)
 					raw := got.B
 					require.NoError(t, err)
 					require.True(t, "s"+body == string(raw), "%d bytes", len(raw))
@@ -394,7 +394,7 @@ func TestBuffered(t *testing.T) {
 			require.Equal(t, cut >= len(first), s.BodyBuffered(), "%s, %d of %d bytes", tr.name, cut, len(first))
 			require.Equal(t, cut == len(both), s.Buffered(), "%s, %d of %d bytes", tr.name, cut, len(both))
 			if cut >= len(first) {
-				body, err := readBody(s, nil)
+				body, err := s.ReadBody(nil)
 				raw := body.B
 				require.NoError(t, err)
 				require.Equal(t, "sfirst", string(raw))
@@ -468,7 +468,7 @@ func TestReadHeaderView(t *testing.T) {
 						require.Equal(t, name, v.Codec)
 						require.Equal(t, p.HeaderLength, v.Length)
 						require.Equal(t, h.Id+h.Uri+h.Status, string(v.Id)+string(v.Uri)+string(v.Status))
-						body, err := readBody(s, nil)
+						body, err := s.ReadBody(nil)
 						raw := body.B
 						require.NoError(t, err)
 						require.Equal(t, "stext", string(raw))

@@ -128,7 +128,7 @@ func TestBudgetOfABody(t *testing.T) {
 		require.NoError(t, b.ReadHeader(&p))
 		failed := make(chan error, 1)
 		go func() {
-			_, err := readBody(b, nil)
+			_, err := b.ReadBody(nil)
 			failed <- err
 		}()
 		synctest.Wait()
@@ -142,7 +142,7 @@ func TestBudgetOfABody(t *testing.T) {
 		send(t, ca, frame(t, message("2", strings.Repeat("y", 100_000))))
 		require.NoError(t, b.ReadHeader(&p))
 		require.Equal(t, "2", p.Header.Id)
-		body, err := readBody(b, nil)
+		body, err := b.ReadBody(nil)
 		require.NoError(t, err)
 		require.Equal(t, "s"+strings.Repeat("y", 100_000), string(body.B))
 		require.EqualValues(t, cap(body.B), budget.Used(), "now it is the caller's")
@@ -233,7 +233,7 @@ func TestMemoryOfABody(t *testing.T) {
 			runtime.GC()
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
-			body, err := readBody(b, nil)
+			body, err := b.ReadBody(nil)
 			runtime.ReadMemStats(&after)
 			require.NoError(t, err)
 			require.Len(t, body.B, size+1)

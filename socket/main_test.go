@@ -155,10 +155,3 @@ func (c badCodec) Marshal(interface{}) ([]byte, error) { return nil, c.err }
 func (c badCodec) Unmarshal([]byte, interface{}) error { return c.err }
 
 var errGate = errors.New("gate: this write fails")
-
-// readBody reads the body of the packet whose header s has read last, into mem if it fits.
-func readBody(s *socket.Socket, mem []byte) (socket.Body, error) {
-	b := socket.Body{B: mem}
-	err := s.ReadBody(&b)
-	return b, err
-}

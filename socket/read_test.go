@@ -178,11 +178,11 @@ func TestReadHeaderThenBody(t *testing.T) {
 		require.NoError(t, a.WritePacket(message("1", "text")))
 		next("1")
 		mem := make([]byte, 0, 5)
-		raw, err := readBody(b, mem)
+		raw, err := b.ReadBody(mem)
 		require.NoError(t, err)
 		require.Equal(t, "stext", string(raw.B))
 		require.Equal(t, "stext", string(mem[:5]), "it fits there")
-		raw, err = readBody(b, nil)
+		raw, err = b.ReadBody(nil)
 		require.NoError(t, err)
 		require.Empty(t, raw.B, "it is read")
 
@@ -194,7 +194,7 @@ func TestReadHeaderThenBody(t *testing.T) {
 		require.NoError(t, a.WritePacket(message("3", "skipped")))
 		next("3")
 		b.SkipBody()
-		raw, err = readBody(b, nil)
+		raw, err = b.ReadBody(nil)
 		require.ErrorContains(t, err, "skipped")
 		require.False(t, socket.Fatal(err))
 		require.Zero(t, raw)
@@ -204,17 +204,17 @@ func TestReadHeaderThenBody(t *testing.T) {
 		next("4")
 		require.Equal(t, int64(2001), p.BodyLength)
 		for range 2 {
-			_, err = readBody(b, nil)
+			_, err = b.ReadBody(nil)
 			require.ErrorIs(t, err, packet.ErrTooLarge)
 			require.False(t, socket.Fatal(err))
 		}
 		b.SkipBody()
-		_, err = readBody(b, nil)
+		_, err = b.ReadBody(nil)
 		require.Error(t, err)
 
 		require.NoError(t, a.WritePacket(&packet.Packet{Header: &packet.Header{Id: "5"}}))
 		next("5")
-		raw, err = readBody(b, nil)
+		raw, err = b.ReadBody(nil)
 		require.NoError(t, err)
 		require.Empty(t, raw.B)
 	}

@@ -297,8 +297,8 @@ func (s *Socket) ReadPacket(p *packet.Packet, newBody func(*packet.Header) inter
 		s.SkipBody()
 		return nil
 	}
-	var body Body
-	if err := s.ReadBody(&body); err != nil {
+	body, err := s.ReadBody(nil)
+	if err != nil {
 		return err
 	}
 	defer body.Release()
@@ -374,24 +374,23 @@ func (s *Socket) BodyBuffered() bool { return s.r.body <= int64(s.r.w-s.r.r) }
 // reading it will not wait. It is for the goroutine that reads.
 func (s *Socket) Buffered() bool { return s.r.whole() }
 
-// ReadBody reads the body of the packet whose header was read last into b, which is none
-// so far. If it fits into b.B it is there: then that memory is the caller's to keep until
-// the body was released. A body over the limit is not read but skipped before the next
-// packet; the error wraps packet.ErrTooLarge, or packet.ErrBudget where the limits' budget
-// has no memory left for it. Memory is taken as the bytes come. After an error b is none.
-func (s *Socket) ReadBody(b *Body) error {
-	b.B = b.B[:0]
+// ReadBody reads the body of the packet whose header was read last. The caller has it until it calls
+// Release. If the body fits into mem it is there: then the caller must leave mem alone until the body was
+// released; a nil mem is none. A body over the limit is not read but skipped before the next packet; the
+// error wraps packet.ErrTooLarge, or packet.ErrBudget where the limits' budget has no memory left for it.
+// Memory is taken as the bytes come.
+func (s *Socket) ReadBody(mem []byte) (Body, error) {
 	if s.r.refused != nil {
-		*b = Body{}
-		return s.r.refused
+		return Body{}, s.r.refused
 	}
-	if s.r.copyBody(b) {
-		return nil
+	b := Body{B: mem[:0]}
+	if s.r.copyBody(&b) {
+		return b, nil
 	}
-	if err := s.r.readBody(b); err != nil {
-		return s.readFailure(err)
+	if err := s.r.readBody(&b); err != nil {
+		return Body{}, s.readFailure(err)
 	}
-	return nil
+	return b, nil
 }
 
 // readFailure says why a read failed: where this side has closed the connection,
