@@ -18,79 +18,79 @@ import (
 	"github.com/henrylee2cn/teleport/socket"
 )
 
-// call is one packet received, with the reply to it, or one packet sent. It
-// implements all the contexts and is never reused, as users may hold it.
+// call is one pull or push that was received, with the reply to a pull. It implements the contexts that
+// hooks and handlers get. A call is never used again, because programs may keep their contexts.
 type call struct {
 	conn *conn
-	// exchange is nil when the call is over and nobody has asked for a packet.
+	// exchange is nil when the call is over, unless somebody has asked for a packet.
 	*exchange
 
 	handler *Handler
 	uri     string // of what was received
 
 	mu      sync.Mutex // guards the fields below
-	sealed  bool       // the handler has returned, settings come too late
-	over    bool       // the call is, and so is its context
-	kept    bool       // a packet was asked for
-	entered bool       // in the connection's call table
-	values  *values    // made when asked for
+	sealed  bool       // the handler has returned: settings come too late
+	over    bool       // the call has ended, and so has its context
+	kept    bool       // a program has asked for a packet, and may keep it
+	entered bool       // the call is in the connection's table of calls
+	values  *values    // made by valuesLocked
 }
 
-// values is what few handlers ask for, or callers cause.
+// values are the parts of a call that most calls never need.
 type values struct {
-	gone   error // why nobody waits for the call any more; nil if somebody may
+	gone   error // why nobody waits for the reply any more; nil if somebody may
 	public goutil.Map
 	query  url.Values
-	ctx    context.Context
-	meta   map[string]string
-	own    *ownCtx // that ctx is, of a packet that was received
+	ctx    context.Context   // nil until asked for
+	meta   map[string]string // of the input, kept when the exchange was given back
+	own    *ownCtx           // what ctx is, if this side ends it
 }
 
-// exchange is what of a call users do not see, but for the packets. Most
-// handlers do not ask for those, so it is used again.
+// exchange is the part of a call that is used again for another call: the two packets, the memory that small
+// ones are in, and what the handling keeps beside them. Programs see only the packets; a call whose packets
+// somebody has asked for keeps its exchange.
 type exchange struct {
 	transit
 	// Memory for a small body that is received and for a small frame that is sent.
 	bodyMem, frameMem [smallPacket]byte
 }
 
-// transit is what is in an exchange.
+// transit is the contents of an exchange, in a struct of its own so that put can clear it at once.
 type transit struct {
 	in, out       packet.Packet
 	inHdr, outHdr packet.Header
 
 	entry calltable.Entry[call]
 
-	// id is the input's as it came: hooks cannot change whom the reply goes to. A
-	// pull of this side's has the same in both packets.
+	// id and typ are those of the input as it was received, so that no hook can change whom the reply
+	// goes to.
 	id     string
-	idText [20]byte // where id is, if it fits
-	typ    int32    // the input's, as it came
+	idText [20]byte // holds id if that fits
+	typ    int32
 
-	onReader bool   // the handler runs on the reading goroutine, which will flush,
-	backlog  int    // and this is how much output there was when its reply was queued
-	timed    bool   // it is a sample for the route's pace
-	refusal  Xerror // why there is no handler
+	onReader bool   // the handler runs on the reading goroutine, which flushes the reply
+	backlog  int    // bytes of output that waited when such a reply was queued
+	timed    bool   // the handler's time is a sample for the route's pace
+	refusal  Xerror // why the call has no handler
 	ran      bool   // the handler has begun
 	offered  bool   // the reply must not wait for room in the output
-	waited   bool   // a push that could not be handled at once
+	waited   bool   // a push that has waited for a worker
 
-	raw  socket.Body // the input's raw body
-	body []byte      // that of an unknown handler, which may keep it
-	held int64       // taken from the connection's input budget, beside what raw has
-	// unmarshalled is the same, by Unmarshal; the context's mu guards it.
+	raw  socket.Body // the input's body as it was received
+	body []byte      // the body for an unknown handler, which may keep it
+	held int64       // bytes taken from the connection's input budget, beside what raw has
+	// unmarshalled is how many more bytes Unmarshal has taken; the call's mu guards it.
 	unmarshalled int64
-	free         bool      // what the call takes is too little to be counted
-	start        time.Time // zero unless it is measured
-	// arrived is when a pull with a timeout did, since processStart.
-	arrived time.Duration
-	// printed is the input's body as the log shows it, made before the handler
-	// gets to change it. The context's mu guards it.
+	free         bool          // the call is too small to be counted in the budget
+	start        time.Time     // zero unless the call is measured
+	arrived      time.Duration // when a pull with a timeout was received, since processStart
+	// printed is the input's body as the log shows it, made before the handler can change it. The call's
+	// mu guards it.
 	printed string
 }
 
-// readBody reads the body of a packet whose header was read last. An unknown handler may
-// keep it: then it is in memory that is used once.
+// readBody reads the body of the packet whose header was read last. With keep, for an unknown handler, the
+// body is in memory that is not used again, because the handler may keep it.
 func (x *exchange) readBody(sock *socket.Socket, length int64, keep bool) (err error) {
 	mem := x.bodyMem[:0]
 	if keep || length > smallPacket {
@@ -103,7 +103,7 @@ func (x *exchange) readBody(sock *socket.Socket, length int64, keep bool) (err e
 	return err
 }
 
-// put gives an exchange back that nobody else has.
+// put gives the exchange back to be used again. Nobody else may have it.
 func (x *exchange) put() {
 	x.transit = transit{}
 	exchanges.Put(x)
@@ -117,7 +117,7 @@ func newReadCtx(cn *conn) *call {
 	return c
 }
 
-// keep returns the packets, which are the caller's too from now on.
+// keep returns the exchange, which is not used again from now on: the program has a packet of it.
 func (c *call) keep() *exchange {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -129,8 +129,8 @@ func (c *call) keep() *exchange {
 	return c.exchange
 }
 
-// charge takes memory that the call keeps alive from the connection's budget, until release. It
-// reports false if there is not so much.
+// charge takes n bytes from the connection's budget for memory that the call keeps alive, until release. It
+// reports false if the budget has not as much.
 func (c *call) charge(n int64) bool {
 	if !c.conn.inBudget.Take(n) {
 		return false
@@ -139,12 +139,12 @@ func (c *call) charge(n int64) bool {
 	return true
 }
 
-// callCost is what a call takes beside its header and its body: its contexts, 1.2 KB,
-// and about as much for the goroutine, of which most have a small stack.
+// callCost is how many bytes a call takes beside its header and its body: 1.2 KB for the call itself, and
+// about as much for a goroutine with a small stack, as most have.
 const callCost = 5 << 9
 
-// job is a call as the pool of workers has it: a type of its own, whose methods programs do not find in
-// their contexts.
+// job is a call as the pool of workers sees it. It is a type of its own so that programs do not find these
+// methods in their contexts.
 type job call
 
 func (j *job) call() *call { return (*call)(j) }
@@ -176,7 +176,7 @@ func (c *call) drop() {
 	cn.handlerDone()
 }
 
-// settle gives back what was taken for the call, but for what Unmarshal has taken.
+// giveBack gives back what was taken for the call, except for what Unmarshal has taken.
 func (c *call) giveBack() {
 	c.raw.Release()
 	if c.held > 0 {
@@ -185,8 +185,8 @@ func (c *call) giveBack() {
 	}
 }
 
-// closeLocked is the end of what Unmarshal may charge to the call; what it has is to be
-// given back.
+// closeLocked ends the time in which Unmarshal may charge the call. It returns how many bytes Unmarshal has
+// taken, which the caller gives back.
 func (c *call) closeLocked() (charged int64) {
 	c.sealed = true
 	if c.exchange != nil {
@@ -195,7 +195,7 @@ func (c *call) closeLocked() (charged int64) {
 	return charged
 }
 
-// release is the end of a call whose packets are not needed any more.
+// release ends a call: nothing of this package needs the packets any more.
 func (c *call) release() {
 	c.giveBack()
 	c.mu.Lock()
@@ -220,8 +220,8 @@ func (c *call) release() {
 	}
 }
 
-// fixOutput is called after hooks, which may have put another header in, or
-// changed what must not change.
+// fixOutput is called after hooks: one may have replaced the header, which is copied, or changed the id or
+// the type, which are set again.
 func (c *call) fixOutput(id string, typ int32) {
 	if h := c.out.Header; h != nil && h != &c.outHdr {
 		c.outHdr = *h
@@ -351,10 +351,9 @@ func (c *call) Unmarshal(b []byte, v interface{}, assignToInput ...bool) (string
 	return name, err
 }
 
-// handle runs the rest of a pull or a push after its body has arrived: hooks,
-// decoding, handler, reply. It is the top of a goroutine, or a quick route's call
-// on the reading one.
-// It returns how much output waits, of a quick one.
+// handle does the rest of a pull or a push when its body was received: hooks, decoding, handler, reply. It
+// runs at the top of a worker's goroutine or, for a quick route, on the reading goroutine. There it returns
+// how many bytes of output wait.
 func (c *call) handle() (waiting int) {
 	defer c.conn.handlerDone()
 	if c.refusal != nil {
@@ -402,7 +401,7 @@ func (c *call) handle() (waiting int) {
 	c.seal()
 	processed = true
 	if !c.handler.unknown { // which may reply with it
-		c.raw.Release() // it may not have been decoded
+		c.raw.Release() // if the body was not decoded
 	}
 	if pull {
 		c.reply(reply, x)
@@ -416,7 +415,7 @@ func (c *call) handle() (waiting int) {
 	return waiting
 }
 
-// process ends with the reply's body or with why there is none.
+// process runs the hooks and the handler. It returns the reply's body, or the error that is the reply.
 func (c *call) process() (interface{}, Xerror) {
 	h := c.handler
 	if err := h.chain.preReadBody.run(c); err != nil {
@@ -430,7 +429,7 @@ func (c *call) process() (interface{}, Xerror) {
 		if err := c.decode(h.into(arg)); err != nil {
 			return nil, bodyXerror(err)
 		}
-		c.raw.Release() // it is not needed any more
+		c.raw.Release()
 		c.in.Body = arg
 		if c.conn.peer.packetLog.prints(c.start) {
 			c.printed = printBody(arg)
@@ -442,7 +441,7 @@ func (c *call) process() (interface{}, Xerror) {
 	return c.callHandler(arg)
 }
 
-// decode decodes the body into v, which is charged to the call.
+// decode decodes the body into v, and charges the call with the memory that v takes.
 func (c *call) decode(v interface{}) error {
 	if c.free {
 		_, err := packet.DecodeBody(c.raw.B, 0, v, c.conn.peer.freeLimits)
@@ -453,8 +452,8 @@ func (c *call) decode(v interface{}) error {
 	return err
 }
 
-// callHandler runs the user's function; its panic becomes a 500 whose cause
-// stays here.
+// callHandler runs the program's function. A panic becomes StatusInternalServerError; its cause does not
+// go to the other side.
 func (c *call) callHandler(arg interface{}) (reply interface{}, x Xerror) {
 	returned := false
 	defer func() {
@@ -466,21 +465,21 @@ func (c *call) callHandler(arg interface{}) (reply interface{}, x Xerror) {
 	}()
 	c.ran = true
 	reply, x = c.handler.call(c, arg)
-	if x != nil { // its methods may panic too; they are called here and never again
+	if x != nil { // the methods of the program's Xerror may panic too: they are called here only
 		x = &xerror{code: x.Code(), text: x.Text(), cause: x}
 	}
 	returned = true
 	return reply, x
 }
 
-// seal ends the time in which the handler's settings count.
+// seal ends the time in which SetMeta, SetBodyCodec and SetGzip have an effect.
 func (c *call) seal() {
 	c.mu.Lock()
 	c.sealed = true
 	c.mu.Unlock()
 }
 
-// Context is the call's.
+// Context returns the call's context, made when it is first asked for.
 func (c *call) Context() context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -508,8 +507,8 @@ func (c *call) Context() context.Context {
 	return own
 }
 
-// leave is the end of a call: its context ends, and who asks for it later finds it
-// ended.
+// leave ends a call whose packets the program may have: its context ends, and a context that is asked for
+// later has ended.
 func (c *call) leave() {
 	c.giveBack()
 	c.mu.Lock()
@@ -535,7 +534,7 @@ func (c *call) leaveLocked() *ownCtx {
 	return c.values.own
 }
 
-// enter takes the call in among those that are told of their ends.
+// enter puts the call into the table of calls, so that the other side can cancel it.
 func (c *call) enter() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -552,11 +551,11 @@ func (c *call) enterLocked() bool {
 	return c.entered
 }
 
-// idSeed makes it hard to choose ids that meet in one place of a table of calls.
+// idSeed makes it hard for the other side to choose ids that fall into one bucket of a table of calls.
 var idSeed = maphash.MakeSeed()
 
-// end tells the call that nobody waits for it any more, if it is the pull with the id, or whatever it is
-// where that is nil.
+// callerGone tells the call that nobody waits for its reply any more, if it is the pull with the id. With
+// a nil id any call is told.
 func (c *call) callerGone(id []byte, cause error) {
 	c.mu.Lock()
 	var own *ownCtx
@@ -573,14 +572,14 @@ func (c *call) callerGone(id []byte, cause error) {
 	}
 }
 
-// endCalls ends the contexts of all calls.
+// endCalls ends the contexts of all calls in the table.
 func (cn *conn) endCalls() {
 	for _, c := range cn.calls.Close() {
 		c.callerGone(nil, ErrSessionEnded)
 	}
 }
 
-// deadlineLocked is the caller's, as this side knows it; zero if there is none.
+// deadlineLocked returns the caller's deadline by this side's clock; zero if there is none.
 func (c *call) deadlineLocked() time.Time {
 	if c.arrived == 0 { // a hook has put in a timeout
 		c.arrived = time.Since(processStart)
@@ -596,7 +595,7 @@ func (c *call) kind() string {
 	return "pull"
 }
 
-// setInput makes a header that has been read the context's own. Its id is c.id.
+// setInput sets the input to the header that was read, with the id that keepId has kept.
 func (c *call) setInput(v *packet.HeaderView, bodyLength int64, uri string) {
 	c.inHdr = packet.Header{
 		Id: c.id, Type: v.Type, Uri: uri, Gzip: v.Gzip, StatusCode: v.StatusCode, Status: string(v.Status), Timeout: v.Timeout, Meta: v.Meta, NotRun: v.NotRun,
@@ -616,7 +615,7 @@ func (x *exchange) keepId(id []byte) {
 	x.id = unsafe.String(&x.idText[0], copy(x.idText[:], id))
 }
 
-// logHandled logs a pull or a push that this side was sent.
+// logHandled logs a pull or a push that was received and handled.
 func (c *call) logHandled(x Xerror) {
 	if c.start.IsZero() {
 		return

@@ -18,50 +18,49 @@ import (
 	"github.com/henrylee2cn/teleport/socket"
 )
 
-// connection is a session's connection with all that ends when it does: the pulls that
-// wait for a reply and the handlers that have one to send. Most sessions have one
-// connection all their life; one that redials has another when it has lost that, and two
-// while the other side of the first shuts down. See redial.go.
+// conn is one connection of a session, with everything that ends when the connection does: the pulls that
+// wait for a reply, and the handlers that have a reply to send. Most sessions have one connection all their
+// life. A session that redials gets another when it has lost the first, and has two while the other side
+// of the first shuts down; see redial.go.
 type conn struct {
 	sess  *Session
 	peer  *Peer // the session's
 	sock  *socket.Socket
 	pulls pulls
-	// running counts pulls and pushes from the time their body was read until
-	// their reply is queued on the socket.
+	// handlers counts pulls and pushes from when their body was read until their reply is queued on the
+	// socket.
 	handlers atomic.Int64
-	// ready is set when the handshake is over, gone when the other side takes nothing
-	// any more, though something of it may still be to be read, and ended by end.
+	// ready is set when the handshake is over. gone is set when the other side takes nothing any more;
+	// what it sent before may still be unread. ended is set by end.
 	ready, gone, ended atomic.Bool
-	// lingers is set when the connection has ended and its socket is still to be closed, and
-	// finishing when that has begun; see halfclose.go.
+	// lingers is set when the connection has ended and its socket is still to be closed, finishing when
+	// the closing has begun; see lingerLocked.
 	lingers, finishing atomic.Bool
-	// away is set when the other side shuts down: nothing more is to be sent that it
-	// would have to handle. answered is set when it has answered all pulls that it
-	// will.
+	// away is set when the other side shuts down: nothing more is sent that the other side would have to
+	// handle. answered is set when the other side has answered all the pulls that it will answer.
 	away, answered atomic.Bool
-	// role is the reading of the connection, see inline.go.
+	// role decides which goroutine reads the connection, see internal/role.
 	role role.Role
-	// inline is the route whose handler the reader runs; nil in a write. It is
-	// set before a turn becomes odd and is read by who has made it even.
+	// quickRoute and quickCall are the handler that the reader runs itself, and the call; both are nil
+	// while the reader writes. The reader sets them before it enters, and the watch that replaces the
+	// reader reads them.
 	quickRoute *Handler
-	quickCall  *call // the same for its call
-	// pushesRead counts the pushes that have come; only the reader uses it. taken is how many
-	// of those that were sent the other side says that it has taken.
+	quickCall  *call
+	// pushesRead counts the pushes that were received; only the reader uses it. taken is the number of
+	// this side's pushes that the other side has handled, if it has said so at its end.
 	pushesRead uint64
 	taken      atomic.Pointer[uint64]
-	queue      workers.Queue // of calls for workers
+	queue      workers.Queue // calls that wait for a worker
 	calls      calltable.Table[call]
-	// The connection's parts of the peer's memory: for what is received, and what waits to be
-	// written.
+	// The connection's share of the peer's memory: for what is received, and for what waits to be written.
 	inBudget, outBudget packet.Budget
-	// resting is set while the reader rests, see room.go, and wake ends that.
+	// resting is set while the reader rests, see restWhileFull; a value on wake ends the rest.
 	resting atomic.Bool
 	wake    chan struct{}
 
 	// The session's mu guards the fields below.
 	told   bool          // the other side has been asked to begin nothing more
-	done   chan struct{} // closed by end; made when asked for
+	done   chan struct{} // closed by end; made by doneChan
 	hooked chan struct{} // closed when the PostDisconnect hooks have run; nil if there are none
 	ending *time.Timer   // of endWithin
 }
@@ -95,7 +94,7 @@ func (cn *conn) init(s *Session, nc net.Conn) {
 	cn.queue.Init(cn)
 }
 
-// limitReading changes the limits of what is read from now on. It is for who reads.
+// limitReading changes the limits of what is read from now on. Only the goroutine that reads may call it.
 func (cn *conn) limitReading(limits packet.Limits) {
 	limits.Budget = &cn.inBudget
 	cn.sock.SetReadLimits(limits)
@@ -109,8 +108,8 @@ func (cn *conn) usable() bool { return !cn.ended.Load() && !cn.away.Load() && !c
 // goneAway reports whether the other side has asked to begin nothing more.
 func (cn *conn) goneAway() bool { return cn.away.Load() && !cn.ended.Load() }
 
-// takePull makes the caller the owner of the pull in flight with the number; nil
-// means that it is none, or another's.
+// takePull makes the caller the owner of the pending pull with the number. It returns nil if there is no
+// such pull, or another goroutine owns it already.
 func (cn *conn) takePull(number uint64) *pending {
 	pd := cn.pulls.Take(number)
 	if pd != nil {
@@ -119,7 +118,7 @@ func (cn *conn) takePull(number uint64) *pending {
 	return pd
 }
 
-// handlerDone counts a handler that has replied.
+// handlerDone counts one handler less, when its reply is queued.
 func (cn *conn) handlerDone() {
 	running := cn.handlers.Add(-1)
 	if running == 0 {
@@ -131,7 +130,8 @@ func (cn *conn) handlerDone() {
 	cn.finishIfIdle(running)
 }
 
-// start begins to read, after the handshake, with what has come already.
+// start begins to read, after the handshake. The reader is the handshake's, if it has read a header that
+// is none of the handshake, and otherwise nil.
 func (cn *conn) start(r *reader) {
 	if cn.peer.draining() { // and Shutdown may not have seen that the connection is ready
 		cn.goAway(false)
@@ -175,8 +175,9 @@ func (cn *conn) goAway(done bool) {
 	}
 }
 
-// tell queues the packet that says that this side goes away, if it is to be said, and
-// reports whether it has. Who finds it told finds it queued.
+// tell queues the packet that says that this side shuts down, unless it was told already, and reports
+// whether the packet was queued. The flag and the queue change under one lock: whoever sees told set knows
+// that the packet is in front of whatever is queued next.
 func (cn *conn) tell(done bool, frame socket.Frame, encoded bool) bool {
 	cn.sess.mu.Lock()
 	defer cn.sess.mu.Unlock()
@@ -192,7 +193,8 @@ func (cn *conn) tell(done bool, frame socket.Frame, encoded bool) bool {
 	return false
 }
 
-// heardGoAway is called by the reader when the other side shuts down.
+// heardGoAway is called by the reader when the other side shuts down; answered says that every pull that
+// the other side has run is answered.
 func (cn *conn) heardGoAway(answered bool) {
 	if answered {
 		cn.answered.Store(true)
@@ -206,7 +208,7 @@ func (cn *conn) heardGoAway(answered bool) {
 	}
 }
 
-// shut ends the connection, and the session unless that redials.
+// fail ends the connection for the cause, and the session too unless the session redials.
 func (cn *conn) fail(cause error) error {
 	cause = cn.why(cause)
 	r := cn.sess.redial
@@ -228,7 +230,7 @@ func (cn *conn) fail(cause error) error {
 	return err
 }
 
-// end is every connection's end; the first cause counts.
+// end ends the connection: every end comes here. The first cause counts.
 func (cn *conn) end(cause error) error {
 	s := cn.sess
 	s.mu.Lock()
@@ -271,7 +273,7 @@ func (cn *conn) end(cause error) error {
 	return err
 }
 
-// lostPull is what has happened to a pull that was in flight when the connection ended.
+// lostPull returns the error of a pull that was pending when the connection ended for the cause.
 func (cn *conn) lostPull(cause error) *xerror {
 	var refused *refusedConn
 	switch {
@@ -285,8 +287,8 @@ func (cn *conn) lostPull(cause error) *xerror {
 	return newXerror(StatusConnClosed, "connection closed, the outcome of the pull is unknown: "+cause.Error(), cause)
 }
 
-// lose is called when the other side takes nothing any more. It may have sent much
-// before that: the reader ends the connection when it has read it.
+// lose is called when the other side takes nothing any more. The other side may have sent much before
+// that: the reader ends the connection when it has read all of it.
 func (cn *conn) lose(cause error) {
 	if cn.gone.Swap(true) {
 		return
@@ -297,7 +299,7 @@ func (cn *conn) lose(cause error) {
 	}
 }
 
-// endWithin ends the connection after some time, if it has not ended by then.
+// endWithin ends the connection after the time d, unless it ends earlier.
 func (cn *conn) endWithin(d time.Duration, cause error) {
 	cn.sess.mu.Lock()
 	defer cn.sess.mu.Unlock()
@@ -341,9 +343,9 @@ func (cn *conn) Reclaim(b *packet.Budget, held int64) {
 	go cn.fail(&evicted{held, what})
 }
 
-// farewell tells the other side how many of its pushes were taken, if it was they that have
-// ended the reading, and lets it read that: to close a connection with unread input throws
-// away what was sent by it.
+// farewell tells the other side how many of its pushes were handled, if the session ends because too many
+// pushes waited. It then gives the other side time to read that: when a connection is closed with unread
+// input, the kernel throws away what was sent.
 func (cn *conn) farewell(cause error) {
 	var o *overflow
 	if !errors.As(cause, &o) {
@@ -355,7 +357,7 @@ func (cn *conn) farewell(cause error) {
 	cn.linger()
 }
 
-// heardFarewell is told what the other side has said of itself when it went away.
+// heardFarewell takes in the code and the metadata of the other side's packet that says that it goes away.
 func (cn *conn) heardFarewell(code int32, meta map[string]string) {
 	taken, err := strconv.ParseUint(meta[metaTaken], 10, 64)
 	if code == StatusOverloaded && err == nil {
@@ -363,8 +365,8 @@ func (cn *conn) heardFarewell(code int32, meta map[string]string) {
 	}
 }
 
-// why is the cause of the connection's end: what the other side has said, where the connection has
-// only ended after that.
+// why returns the cause of the connection's end: what the other side has said in its last packet, if it has
+// said something, and otherwise the cause given.
 func (cn *conn) why(cause error) error {
 	if taken := cn.taken.Load(); taken != nil && cause != errClosedHere {
 		_ = cn.sock.CloseWrite(0) // what is counted from now on is refused
@@ -374,10 +376,11 @@ func (cn *conn) why(cause error) error {
 	return cause
 }
 
-// errSocketClosed is what the socket says when this side has closed it.
+// errSocketClosed is the socket's error when this side has closed the socket.
 var errSocketClosed = socket.ErrClosed
 
-// encode encodes a packet when it may, which it waits for no longer than ctx lasts.
+// encode waits for a permit to encode, no longer than ctx lasts, and encodes the packet into mem if that
+// has room.
 func (cn *conn) encode(ctx context.Context, p *packet.Packet, mem []byte) (socket.Frame, error) {
 	permit, err := cn.sock.Permit(ctx)
 	if err != nil {
@@ -386,8 +389,8 @@ func (cn *conn) encode(ctx context.Context, p *packet.Packet, mem []byte) (socke
 	return cn.sock.Encode(permit, mem, p)
 }
 
-// press sends one of the small packets that keep the connection in order. It does not
-// wait for the connection.
+// sendControl sends one of the small packets that keep the connection in order. It does not wait for the
+// connection.
 func (cn *conn) sendControl(h *packet.Header) {
 	frame, err := cn.encodeHeader(h)
 	if err == nil {
@@ -405,8 +408,7 @@ func (cn *conn) encodeHeader(h *packet.Header) (socket.Frame, error) {
 	return cn.sock.Encode(socket.Permit{}, nil, &packet.Packet{HeaderCodec: cn.peer.cfg.DefaultHeaderCodec, Header: h})
 }
 
-// answer queues a reply that says nothing but that this side is there. It does not wait for
-// room.
+// answer queues the reply to a ping. It does not wait for room.
 func (cn *conn) answer(id, headerCodec string) error {
 	frame, err := cn.sock.Encode(socket.Permit{}, nil, &packet.Packet{
 		HeaderCodec: headerCodec,
@@ -418,8 +420,8 @@ func (cn *conn) answer(id, headerCodec string) error {
 	return cn.wrote(err)
 }
 
-// waited is wrote for what may have waited, and of which the end of ctx concerns nobody
-// else.
+// waited is wrote for a write that has waited no longer than ctx lasts. The end of ctx concerns that write
+// alone, and so leaves the connection as it was.
 func (cn *conn) waited(ctx context.Context, err error) error {
 	if e := ctx.Err(); e != nil && errors.Is(err, e) {
 		return err
@@ -427,19 +429,19 @@ func (cn *conn) waited(ctx context.Context, err error) error {
 	return cn.wrote(err)
 }
 
-// flush sends what quick handlers have left queued.
+// flush writes the replies that quick handlers have queued.
 func (cn *conn) flush() { _ = cn.wrote(cn.sock.Flush()) }
 
-// wrote ends the connection if a write has failed. An error of encoding leaves it
-// as it was.
+// wrote ends the connection if a write has failed, and returns err. An error of encoding leaves the
+// connection as it was.
 func (cn *conn) wrote(err error) error {
 	switch {
 	case err == nil || !isWriteError(err):
 	case cn.lingers.Load():
 		cn.abandon()
 	case errors.Is(err, errSocketClosed):
-		// A socket that takes no more output because it is being drained must not be
-		// closed for it: what it has sent may not have been read yet.
+		// The socket is being drained, and must not be closed yet: the other side may not have read
+		// what was sent.
 	case socket.Gone(err):
 		cn.lose(err)
 	default:
@@ -448,17 +450,16 @@ func (cn *conn) wrote(err error) error {
 	return err
 }
 
-// A side that ends its output and reads on, as a client in a pipe of commands does, is
-// answered: to this side its connection has ended, as nothing can be asked there any more
-// and nobody may be there, but what was read of it is handled, and the replies go out before
-// the socket is closed. Whether there is somebody shows when something is written. As in
-// net/http the contexts of the handlers end at once.
+// Half-close: the other side may end its output and read on, as a client in a pipe of commands does. For
+// this side the connection has then ended, because nothing can be asked there any more, but the calls that
+// were read are handled, and their replies are written before the socket is closed. Whether the other side
+// still reads shows when something is written. As in net/http the contexts of the handlers end at once.
 //
-// A connection that lingers so is counted as running until its socket is closed, and its session
-// as one of PeerConfig.MaxSessions.
+// A connection that lingers so counts as running until its socket is closed, and its session counts as one
+// of PeerConfig.MaxSessions.
 
-// lingerLocked is called at the end of the connection, before others see it: it reports whether
-// the socket is to be closed later, by finish. The session's mu is held.
+// lingerLocked is called at the end of the connection, before others see the end. It reports whether the
+// socket is to be closed later, by finish. The session's mu is held.
 func (cn *conn) lingerLocked(cause error) bool {
 	if cause != io.EOF || cn.gone.Load() || cn.handlers.Load() == 0 && !cn.sock.Unsent() {
 		return false
@@ -469,7 +470,8 @@ func (cn *conn) lingerLocked(cause error) bool {
 	return true
 }
 
-// finishIfIdle finishes a connection that lingers, once, when nothing of it runs any more but that.
+// finishIfIdle closes the socket of a connection that lingers, once, when no handler runs any more; the
+// connection itself counts as one.
 func (cn *conn) finishIfIdle(running int64) {
 	if running == 1 && cn.lingers.Load() && !cn.finishing.Swap(true) {
 		go cn.finish(max(cn.sock.WriteTimeout(), lingerTime))
@@ -494,8 +496,7 @@ func (cn *conn) finish(wait time.Duration) {
 	cn.handlerDone()
 }
 
-// disconnected runs the PostDisconnect hooks; the connection is counted as running until
-// then.
+// disconnected runs the PostDisconnect hooks. The connection counts as running until they have returned.
 func (cn *conn) disconnected(cause error) {
 	s := cn.sess
 	defer cn.handlerDone()
@@ -507,8 +508,8 @@ func (cn *conn) disconnected(cause error) {
 	}
 }
 
-// drainLinger is how long Shutdown waits for the other sides to read what was
-// sent and to end their connections.
+// drainLinger is how long Shutdown waits for the other sides to read what was sent and to end their
+// connections.
 const drainLinger = 5 * time.Second
 
 // logPacket completes the line with what the connection knows, and logs it.
@@ -524,8 +525,8 @@ func (cn *conn) logAttrs(more ...slog.Attr) []slog.Attr {
 	return append([]slog.Attr{slog.String("session", cn.sess.Id()), slog.String("remote", cn.remoteIp())}, more...)
 }
 
-// lostLocked is told that a connection has ended. It reports whether there are hooks to be
-// told that the session has lost its connection.
+// lostLocked takes in that a connection of the session has ended. It reports whether PostDisconnect hooks
+// are to be run, because that was the connection in use.
 func (s *Session) lostLocked(cn *conn, cause error) bool {
 	lost := cn.ready.Load() && s.conn.Load() == cn
 	hooks := lost && len(s.peer.chain.postDisconnect) > 0

@@ -15,15 +15,15 @@ import (
 	"github.com/henrylee2cn/teleport/socket"
 )
 
-// heardCancel is told that the other side does not wait for the pull with the id any more.
+// heardCancel tells the handlers of the pull with the id that the other side has cancelled it. Ids are the
+// other side's, so that several calls may have one.
 func (cn *conn) heardCancel(id []byte) {
 	for _, c := range cn.calls.Find(maphash.Bytes(idSeed, id)) {
 		c.callerGone(id, context.Canceled)
 	}
 }
 
-// input returns the context of a packet whose header has been read: c if hooks
-// have seen it already.
+// input returns the call of the packet whose header was read: c if PreReadHeader hooks have seen it already.
 func (r *reader) input(c *call, uri string) *call {
 	if c == nil {
 		c = newReadCtx(r.conn)
@@ -39,8 +39,8 @@ func (r *reader) input(c *call, uri string) *call {
 	return c
 }
 
-// call routes a pull or a push, reads its body and runs its handler, here or on
-// a goroutine of its own.
+// call routes a pull or a push, reads its body and has its handler run: here if the route is quick, and
+// otherwise by a worker.
 func (r *reader) call(c *call, table *routeTable) error {
 	cn := r.conn
 	h := table.handlers[string(r.view.Uri)]
@@ -89,8 +89,8 @@ func (r *reader) call(c *call, table *routeTable) error {
 		}
 		return r.reject(c, bodyXerror(err))
 	}
-	// Counted first and checked second, while Shutdown does it the other way
-	// round: one of the two sees the other.
+	// The call is counted before the state is looked at, while Shutdown sets the state before it looks at
+	// the count: one of the two sees the other.
 	cn.handlers.Add(1)
 	if cn.peer.draining() && c.typ == packet.TypePull {
 		cn.goAway(false) // if Shutdown has not come to it yet: a refusal comes after it
@@ -103,7 +103,7 @@ func (r *reader) call(c *call, table *routeTable) error {
 		c.timed = h.pace.Timed(true)
 		return r.runQuick(c)
 	}
-	if c.free { // no place to be watched in: a worker runs it
+	if c.free { // the reader cannot be watched now: a worker runs the call, which counts then
 		c.free = false
 		c.held += callCost
 		cn.inBudget.Force(callCost)
@@ -126,8 +126,8 @@ func (r *reader) call(c *call, table *routeTable) error {
 	return nil
 }
 
-// notFound says that nothing serves the path, to which hooks may have led, of the URI that has
-// come.
+// notFound is the error of a packet with a path that nothing serves. Hooks may have changed the path; the
+// text names the URI that was received.
 func (r *reader) notFound(path string) Xerror {
 	p := r.conn.peer
 	kind, other, others := "pulls", "pushes", p.PushRouter.routes
@@ -141,21 +141,21 @@ func (r *reader) notFound(path string) Xerror {
 	return newXerror(StatusNotFound, text, nil)
 }
 
-// small reports whether what a packet takes is too little to be counted, while it is on
-// the reading goroutine: there is one of them a session.
+// small reports whether the packet that is being read takes too little memory to be counted. That holds on
+// the reading goroutine only, where there is one such packet per session.
 func (r *reader) small() bool {
 	v := &r.view
 	return r.length <= smallPacket && v.Length <= smallPacket && v.Gzip == 0 && len(v.Meta) == 0
 }
 
-// headerCost is what a header takes in memory when it is kept.
+// headerCost is how many bytes a header takes in memory.
 func headerCost(v *packet.HeaderView) int64 {
 	const pair = 100 // of a map of strings, beside the texts
 	return v.Length + pair*int64(len(v.Meta))
 }
 
-// noMemory ends a packet for which the budget has no memory left. A push is never lost
-// without a word: the session ends with it.
+// noMemory ends a packet for which the budget has no memory left. A pull is answered. A push must not be
+// lost silently, so the session ends.
 func (r *reader) noMemory(c *call) error {
 	if c.typ == packet.TypePush {
 		c.release()
@@ -164,14 +164,14 @@ func (r *reader) noMemory(c *call) error {
 	return r.reject(c, newXerror(StatusOverloaded, "there is no memory for it, the pull was not run", packet.ErrBudget))
 }
 
-// overflow is the end of a session that has pushed more than may wait; so many pushes are
-// lost beside those that wait.
+// overflow returns the error that ends a session whose pushes take more than may wait. The pushes that wait
+// are dropped, and so many more are lost.
 func (r *reader) overflow(lost int) error {
 	dropped := uint64(lost + r.conn.peer.workers.DropPushes(&r.conn.queue))
 	return &overflow{taken: r.conn.pushesRead - dropped, dropped: dropped}
 }
 
-// run runs a quick handler.
+// runQuick runs a quick handler on the reading goroutine.
 func (r *reader) runQuick(c *call) error {
 	c.onReader, r.dirty = true, true
 	if waiting := c.handle(); waiting >= flushAt {
@@ -185,11 +185,11 @@ func (r *reader) runQuick(c *call) error {
 	return nil
 }
 
-// flushAt is how many bytes of replies are not held back any longer.
+// flushAt is how many bytes of queued replies are flushed before the next packet is read.
 const flushAt = 64 << 10
 
-// reject ends a pull or push before its handler: the pull is answered and the
-// push logged. The session lives on.
+// reject ends a pull or a push that has no handler to run: the pull is answered, and the push is logged. The
+// session goes on.
 func (r *reader) reject(c *call, x Xerror) error {
 	r.conn.sock.SkipBody()
 	if c.typ == packet.TypePush {
@@ -201,9 +201,9 @@ func (r *reader) reject(c *call, x Xerror) error {
 	return nil
 }
 
-// refuse answers a packet that no handler is for. The reader never waits for the
-// other side to read: where there are hooks a worker writes the reply, unless there
-// are too many already, and if there is no room for it the session ends.
+// refuse answers a packet with an error. The reader never waits for the other side to read: where reply
+// hooks are to be run a worker writes the reply, unless too many calls run already, and if the output has
+// no room for the reply the session ends.
 func (r *reader) refuse(c *call, x Xerror) {
 	cn := r.conn
 	c.raw.Release()
@@ -228,7 +228,8 @@ func (r *reader) refuse(c *call, x Xerror) {
 	c.release()
 }
 
-// refusedForALimit logs that, once a second with the count of the others.
+// refusedForALimit logs a call that was refused for a limit. There is one such line a second at most, with
+// the number of those that were left out.
 func (cn *conn) refusedForALimit(c *call, x Xerror) {
 	const format = "%s %s from %s refused: %v"
 	if !logEnabled(LevelWarn) {
@@ -240,7 +241,8 @@ func (cn *conn) refusedForALimit(c *call, x Xerror) {
 	}
 }
 
-// ReplaceReader is called by the watch when it has ended the reader's turn.
+// ReplaceReader is called by the watch when it has ended the reader's turn, because a handler, or a write,
+// holds the reader up. The goroutine that was the reader becomes a worker, and another one reads.
 func (cn *conn) ReplaceReader() {
 	if h := cn.quickRoute; h != nil {
 		h.pace.HeldUp()
@@ -253,8 +255,9 @@ func (cn *conn) ReplaceReader() {
 	go cn.read(true)
 }
 
-// enter begins an odd turn, in the route's handler of the call or, without one, a write. It
-// reports false if the reader cannot be watched.
+// enter says that the reader is about to do something that may block: to run the call's handler or, with a
+// nil handler, to write. From then on the watch may replace it. It reports false if the reader cannot be
+// watched.
 func (r *reader) enter(h *Handler, c *call) bool {
 	if !r.turn.Watched() {
 		return false
@@ -264,7 +267,7 @@ func (r *reader) enter(h *Handler, c *call) bool {
 	return true
 }
 
-// leave ends an odd turn. It reports false if the reader was replaced.
+// leave ends what enter has begun. It reports false if the reader was replaced meanwhile.
 func (r *reader) leave() bool {
 	if !r.turn.Leave() {
 		r.conn.inBudget.Give(callCost)

@@ -13,18 +13,17 @@ import (
 	"github.com/henrylee2cn/teleport/socket"
 )
 
-// reader is a goroutine that reads a session's packets and hands them on. It
-// never waits for a handler for long: see inline.go. A session has one reader at
-// a time.
+// reader is the goroutine that reads a connection's packets and hands them on. A connection has one reader at
+// a time. A reader that a handler or a write holds up is replaced by another, see internal/role.
 type reader struct {
 	conn  *conn
 	turn  role.Turn
-	dirty bool // replies of quick handlers are queued
+	dirty bool // replies of quick handlers are queued, and not flushed
 	began bool // a packet has been read
-	// pending is set when the header of a packet has been read, and that is all.
+	// pending is set when the header of a packet has been read by the handshake, and its body has not.
 	pending bool
 	view    packet.HeaderView // of the packet that is being read
-	length  int64             // of its body
+	length  int64             // of the packet's body
 }
 
 // read reads packets until the connection ends, or this reader is replaced by
@@ -44,12 +43,12 @@ func (r *reader) read() {
 			cn.peer.log.panicked(LevelCritical, "reading", "", p)
 			err = fmt.Errorf("reading panicked")
 		}
-		inHandler := r.turn.Away() // which has called runtime.Goexit
+		inHandler := r.turn.Away() // a handler has called runtime.Goexit
 		if err == errReplaced {
 			return
 		}
 		if inHandler && !r.leave() {
-			cn.flush() // the other reader may have done so before there was a reply
+			cn.flush() // the other reader may have flushed before there was a reply
 			return
 		}
 		r.turn.Unwatch()
@@ -60,7 +59,7 @@ func (r *reader) read() {
 		if errors.Is(err, socket.ErrClosed) {
 			err = errClosedHere
 		}
-		if errors.Is(err, packet.ErrTLS) { // who waits for a handshake then sees what comes instead
+		if errors.Is(err, packet.ErrTLS) { // the other side waits for a TLS handshake, and sees what comes instead
 			cn.sendControl(&packet.Header{Type: packet.TypeGoAway})
 		}
 		cn.farewell(err)
@@ -80,13 +79,12 @@ func (r *reader) read() {
 
 var errReaderGone = errors.New("a hook has ended the reading goroutine")
 
-// quietTime is after how long without a packet a session is given a new reader:
-// the stack of the old one has grown with what it did, and most sessions do
-// nothing most of the time.
+// quietTime is after how long without a packet a connection gets a new reader: the stack of the old one has
+// grown with its work, and most connections do nothing most of the time.
 const quietTime = time.Second
 
-// await waits for the next packet, or some of it. It returns the context of
-// PreReadHeader hooks; nil if there are none.
+// await waits until the next packet, or a part of it, has come. It returns the call that PreReadHeader hooks
+// have seen, nil without such hooks.
 func (r *reader) await() (c *call, err error) {
 	cn := r.conn
 	buffered := r.pending || cn.sock.Buffered()
@@ -101,7 +99,7 @@ func (r *reader) await() (c *call, err error) {
 		if err := hooks.run(c); err != nil {
 			return nil, err
 		}
-		return c, nil // they are not to be run twice
+		return c, nil // without Await, after which the hooks would be run again
 	}
 	if buffered {
 		return nil, nil
@@ -117,8 +115,7 @@ func (r *reader) await() (c *call, err error) {
 	return nil, err
 }
 
-// next reads one packet and hands it on; c is that of await. An error ends the
-// reader.
+// next reads one packet and hands it on; c is what await has returned. An error ends the reader.
 func (r *reader) next(c *call) error {
 	cn := r.conn
 	var err error
@@ -144,7 +141,7 @@ func (r *reader) next(c *call) error {
 		cn.sock.SkipBody()
 		if len(r.view.Id) > 0 {
 			r.dirty = true
-			_ = cn.answer(string(r.view.Id), r.view.Codec) // which ends the session if there is no room
+			_ = cn.answer(string(r.view.Id), r.view.Codec) // if there is no room the session ends
 		}
 		return nil
 	case packet.TypeGoAway:
@@ -153,8 +150,8 @@ func (r *reader) next(c *call) error {
 		cn.heardGoAway(r.view.StatusCode == StatusOK)
 		return nil
 	}
-	// An answer to what this side does not know is a reply, and a reply is never
-	// answered: two peers cannot keep each other busy.
+	// A packet of an unknown type is answered with a reply, and a reply is never answered: two peers
+	// cannot keep each other busy.
 	cn.sock.SkipBody()
 	c = r.input(c, string(r.view.Uri))
 	logf(LevelDebug, "packet of unknown type dropped", "session %s: packet of unknown type %d dropped", slog.String("session", cn.sess.Id()), slog.Int("type", int(c.typ)), slog.String("remote", c.Ip()))
@@ -164,8 +161,7 @@ func (r *reader) next(c *call) error {
 	return nil
 }
 
-// rest is called before the reader may have to wait: the replies that quick
-// handlers have left go out now.
+// rest is called before the reader may have to wait: it flushes the replies of quick handlers.
 func (r *reader) rest() error {
 	if r.dirty {
 		r.dirty = false
@@ -182,19 +178,18 @@ func (r *reader) rest() error {
 	return nil
 }
 
-// reply hands a reply to the pull that waits for it. The context c is that of
-// PreReadHeader hooks; nil if there are none.
+// reply hands a reply to the pull that waits for it; c is what await has returned.
 func (r *reader) reply(c *call) error {
 	cn, v := r.conn, &r.view
 	id, ok := parsePullId(v.Id)
-	var late socket.Body // that had not come with its header
-	var read bool        // and has been read
+	var late socket.Body // a body that was not received together with its header,
+	var read bool        // and whether there is one
 	var err error
 	if !cn.sock.BodyBuffered() {
 		cn.handlers.Add(1) // so that Shutdown waits for the body too
 		defer cn.handlerDone()
-		if ok && cn.pulls.Has(id) { // until the body has come, whoever waits for the pull may give up
-			v.Id, v.Uri, v.Status = bytes.Clone(v.Id), bytes.Clone(v.Uri), bytes.Clone(v.Status) // which last until the next read
+		if ok && cn.pulls.Has(id) { // the pull stays in the table, so that its caller may give up meanwhile
+			v.Id, v.Uri, v.Status = bytes.Clone(v.Id), bytes.Clone(v.Uri), bytes.Clone(v.Status) // as they last until the next read
 			read = true
 			if late, err = cn.sock.ReadBody(nil); socket.Fatal(err) {
 				return fmt.Errorf("in the middle of a reply: %w", err)
@@ -238,7 +233,8 @@ func (r *reader) reply(c *call) error {
 	return nil
 }
 
-// strayReply passes over a reply that no pull waits for, or takes the reply that ends a handshake.
+// strayReply passes over a reply that no pull waits for. If the reply says that the other side does not want
+// the connection, the connection ends with that.
 func (r *reader) strayReply() error {
 	cn, id := r.conn, r.view.Id
 	if string(id) == refusedId && cn.pushesRead == 0 {
@@ -249,7 +245,7 @@ func (r *reader) strayReply() error {
 	return nil
 }
 
-// addPublic adds what hooks have stored in another context.
+// addPublic adds the values that PreReadHeader hooks have stored in another context.
 func (o *outgoing) addPublic(from *call) {
 	if from.values != nil {
 		public := o.Public()
@@ -260,36 +256,36 @@ func (o *outgoing) addPublic(from *call) {
 	}
 }
 
-// errReplaced ends a reader whose session has another.
+// errReplaced ends a reader when the connection has another one.
 var errReplaced = errors.New("the reader was replaced")
 
-// While the other side does not read, what it sends must not pile up here. A session whose
-// output is full begins no more handlers of pulls: those wait, see internal/workers, and when
-// enough of them do the reader rests, so that the other side's own writes come to a stop.
-// It does not rest while this side waits for replies of the other: those may be what the
-// handlers wait for that make the output full, on both sides at once.
+// While the other side does not read, its pulls must not pile up here. A connection whose output is full
+// begins no more handlers of pulls: the pulls wait, see internal/workers, and when enough of them wait the
+// reader rests, so that the other side's own writes come to a stop. The reader does not rest while this side
+// waits for replies of the other: the handlers that fill the output may need those replies, on both sides at
+// once.
 
 const (
-	// A session whose output is full may have pulls of restBytes waiting before its reader
-	// rests, and of maxPullBytes before they are refused.
+	// restBytes is how many bytes of pulls may wait, while the output is full, before the reader rests,
+	// and maxPullBytes how many before pulls are refused.
 	restBytes    = 64 << 10
 	maxPullBytes = 8 << 20
 )
 
-// unread reports whether the output is full, as the other side does not read, and pulls of
-// too many bytes wait for it.
+// unread reports whether the output is full, because the other side does not read, and so many bytes of
+// pulls wait that further pulls are refused.
 func (cn *conn) unread() bool {
 	return cn.queue.PullBytes() >= maxPullBytes && cn.sock.OutputFull()
 }
 
-// restWhileFull holds the reader while it is of no use to read on.
+// restWhileFull keeps the reader from reading on while rests is true.
 func (cn *conn) restWhileFull() {
 	for cn.rests() {
 		if cn.wake == nil {
 			cn.wake = make(chan struct{}, 1)
 		}
 		cn.resting.Store(true)
-		if cn.rests() { // who wakes it looks at resting after that has changed which rests looks at
+		if cn.rests() { // asked again: wakeReader looks at resting after the change that ends the rest
 			<-cn.wake
 		}
 		cn.resting.Store(false)
@@ -310,7 +306,7 @@ func (cn *conn) wakeReader() {
 	}
 }
 
-// heardRefusal makes the error of a reply with refusedId, whose header was read last.
+// heardRefusal returns the error that a reply with refusedId tells of, with the reply's body.
 func (cn *conn) heardRefusal(h *packet.Header, raw packet.RawBody) *refusedConn {
 	x := repliedStatus(h)
 	x.notRun = true
@@ -323,7 +319,7 @@ func (cn *conn) heardRefusal(h *packet.Header, raw packet.RawBody) *refusedConn 
 	return &refusedConn{x}
 }
 
-// refusal is the error of the reply with refusedId that is being read.
+// refusal reads the rest of a reply with refusedId and returns the error that it tells of.
 func (r *reader) refusal() error {
 	v := &r.view
 	h := &packet.Header{StatusCode: v.StatusCode, Status: string(v.Status), Gzip: v.Gzip, Meta: v.Meta}
