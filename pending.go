@@ -18,24 +18,25 @@ import (
 	"github.com/henrylee2cn/teleport/socket"
 )
 
-// whole is a packet, its header and the text of its id in one piece of memory.
+// ownPacket is a packet with its header and the text of its id in one piece of memory.
 type ownPacket struct {
 	packet packet.Packet
 	header packet.Header
 	idText [20]byte // where a pull's number is as text
 }
 
-// fill makes the packet one of this side's own: the peer's defaults, then the call's settings.
+// fill makes the packet one that this side sends: the peer's defaults, then the call's settings.
 func (w *ownPacket) fill(cfg *PeerConfig, typ int32, uri string, body interface{}, settings []PacketSetting) {
 	cfg.fill(&w.packet, &w.header, typ, uri, body, settings)
 }
 
-// number gives the packet a pull's number as its id.
+// number sets the packet's id to the number of a pull.
 func (w *ownPacket) number(n uint64) {
 	w.header.Id = unsafe.String(&w.idText[0], len(appendPullId(w.idText[:0], n)))
 }
 
-// fix is called after hooks, which may have put another header in, or changed what must not change.
+// fix is called after hooks: one may have replaced the header, which is copied, or changed the id or the
+// type, which are set again.
 func (w *ownPacket) fix(id string, typ int32) {
 	if h := w.packet.Header; h != nil && h != &w.header {
 		w.header = *h
@@ -44,7 +45,7 @@ func (w *ownPacket) fix(id string, typ int32) {
 	w.header.Id, w.header.Type = id, typ
 }
 
-// receive makes the packet one whose header has been read, but for its id. The texts of v are copied.
+// receive sets the packet to a header that was read, with the id given. The texts of v are copied.
 func (w *ownPacket) receive(v *packet.HeaderView, bodyLength int64, id, uri string) {
 	w.header = packet.Header{
 		Id: id, Type: v.Type, Uri: uri, Gzip: v.Gzip, StatusCode: v.StatusCode, Status: string(v.Status),
@@ -56,8 +57,7 @@ func (w *ownPacket) receive(v *packet.HeaderView, bodyLength int64, id, uri stri
 	}
 }
 
-// draft is a packet of this side's that nobody else sees, and memory for a small frame. Drafts are
-// used again.
+// draft is a packet to be sent that no hook sees, with memory for a small frame. Drafts are used again.
 type draft struct {
 	ownPacket
 	frame [smallPacket]byte
@@ -73,18 +73,18 @@ func (d *draft) put() {
 	drafts.Put(d)
 }
 
-// outgoing is a pull or a push that this side sends, with the reply to a pull, as hooks and the log
-// see them. It is made where there are hooks or the log wants it, or when a program asks a PullCmd for
-// its packets, and is never used again, as users may hold it.
+// outgoing is a pull or a push that this side sends, with the reply to a pull, as hooks and the log see them.
+// It is made where there are hooks, where the log is to show the packets, and when a program asks a PullCmd
+// for its packets. It is never used again, because programs may keep it.
 type outgoing struct {
 	conn    *conn
 	out, in ownPacket
-	ctx     context.Context // that was given
+	ctx     context.Context // of the call
 	start   time.Time       // zero unless the call is measured
 	printed string          // the reply's body as the log shows it
 
 	mu     sync.Mutex // guards public
-	public goutil.Map // made when asked for
+	public goutil.Map // nil until asked for
 }
 
 var (
@@ -115,24 +115,28 @@ func (o *outgoing) Public() goutil.Map {
 	return o.public
 }
 
-// pending is a pull until it is complete, as its connection knows it. Whoever takes a pending pull out of the
-// connection's table owns it, and completes it once; then it is the goroutine's that waits for it,
-// which decodes the reply and gives the pending pull back to be used again.
+// pending is a pull from its start until it is complete, as its connection knows it. It has three owners in
+// turn. While it is in the connection's table nobody owns it. Whoever takes it out owns it, and completes it
+// once. From then on the goroutine that waits for the pull owns it: that decodes the reply and gives the
+// pending pull back to be used again.
 type pending struct {
 	entry  calltable.Entry[pending]
 	number uint64
 
-	// What has come of the pull: why there is no reply, or what of the reply was read.
+	// What became of the pull: why there is no reply, or what of the reply was read.
 	failure Xerror
 	wire    wire
-	reply   *ownPacket  // a reply that wire does not tell all of
-	seen    *outgoing   // the packets, where hooks or the log see them, or wire does not tell all
+	reply   *ownPacket  // the reply, if it has more in it than fits into wire
+	seen    *outgoing   // the packets, if hooks or the log see them, or the pull does not fit into wire
 	body    socket.Body // of the reply
 	bodyMem [smallPacket]byte
 
-	completed waiter.Waiter     // where Pull waits,
-	ended     chan struct{}     // or here, if it may give up,
-	deliver   func(pd *pending) // or nobody waits, and a goroutine calls this, for the command:
+	// One of these is told when the pull is complete: completed, on which a Pull waits that cannot give
+	// up; ended, not nil for a Pull that can; or deliver, not nil for a GoPull, which a new goroutine
+	// calls with the GoPull's command.
+	completed waiter.Waiter
+	ended     chan struct{}
+	deliver   func(pd *pending)
 	command   interface{}
 
 	timer *time.Timer        // of the time that the pull may take; nil if there is none
@@ -146,14 +150,14 @@ var pendings = sync.Pool{New: func() any {
 	return pd
 }}
 
-// put gives the pending pull back, of which nobody else knows any more.
+// put gives the pending pull back to be used again. Nobody else may have it.
 func (pd *pending) put() {
 	pd.failure, pd.wire, pd.reply, pd.seen, pd.ended, pd.deliver, pd.command, pd.meta = nil, wire{}, nil, nil, nil, nil, nil, nil
 	pendings.Put(pd)
 }
 
-// complete ends the pending pull: with an error, or with the reply that it has. Only whoever owns the pending pull
-// may call it, once.
+// complete ends the pending pull: with an error, or without one with the reply that was received. Only the
+// owner may call it, once.
 func (pd *pending) complete(x Xerror) {
 	pd.failure = x
 	switch {
@@ -166,7 +170,7 @@ func (pd *pending) complete(x Xerror) {
 	}
 }
 
-// sent keeps what is to be known of the packet that was, or would have been, sent.
+// sent keeps the packet that was sent, or was to be sent, for PullCmd.Output.
 func (pd *pending) sent(cn *conn, w *ownPacket) {
 	if pd.seen == nil && !pd.wire.sent(&w.packet) {
 		o := newOutgoing(cn, context.Background(), time.Time{})
@@ -177,7 +181,7 @@ func (pd *pending) sent(cn *conn, w *ownPacket) {
 	}
 }
 
-// received keeps what is to be known of the reply's header.
+// received keeps the header of the reply, for PullCmd.Input.
 func (pd *pending) received(v *packet.HeaderView, bodyLength int64) {
 	if o := pd.seen; o != nil {
 		o.in.receive(v, bodyLength, "", string(v.Uri))
@@ -188,7 +192,7 @@ func (pd *pending) received(v *packet.HeaderView, bodyLength int64) {
 	}
 }
 
-// receivedBody keeps which codec has made the reply's body.
+// receivedBody keeps the codec of the reply's body, for PullCmd.Input.
 func (pd *pending) receivedBody() {
 	if pd.seen == nil && pd.reply == nil {
 		if len(pd.body.B) > 0 {
@@ -199,7 +203,7 @@ func (pd *pending) receivedBody() {
 	pd.replied().packet.BodyCodec, _ = packet.RawBody(pd.body.B).Codec()
 }
 
-// replied returns the reply if it is kept whole, and otherwise nil.
+// replied returns the reply if the whole of it is kept, and nil if wire is enough.
 func (pd *pending) replied() *ownPacket {
 	if pd.seen != nil {
 		return &pd.seen.in
@@ -207,8 +211,8 @@ func (pd *pending) replied() *ownPacket {
 	return pd.reply
 }
 
-// wire is what is kept of a pull's two packets beside what its command has anyway, if they are as most
-// are.
+// wire is what is kept of a pull's two packets: with the command's own fields it is enough to make them again
+// for a program that asks. Most packets fit into it: metadata, an error, and unusual lengths do not.
 type wire struct {
 	outBody, inBody          uint32 // lengths
 	timeout                  uint32 // in milliseconds
@@ -218,7 +222,7 @@ type wire struct {
 	outGzip, inGzip          int8
 }
 
-// sent takes in a packet that was sent. It reports false if that does not fit.
+// sent takes in the packet that was sent. It reports false if the packet does not fit.
 func (w *wire) sent(p *packet.Packet) bool {
 	h := p.Header
 	headerCodec, err := codec.GetByName(p.HeaderCodec)
@@ -235,7 +239,7 @@ func (w *wire) sent(p *packet.Packet) bool {
 	return true
 }
 
-// received takes in a reply. It reports false if that does not fit.
+// received takes in the header of a reply. It reports false if the reply does not fit.
 func (w *wire) received(v *packet.HeaderView, body int64) bool {
 	if v.StatusCode != StatusOK || len(v.Status) > 0 || len(v.Uri) > 0 || len(v.Meta) > 0 || v.Timeout != 0 || v.NotRun ||
 		v.Length > math.MaxUint16 || packet.CheckGzip(v.Gzip) != nil {
@@ -252,7 +256,7 @@ func (w *wire) received(v *packet.HeaderView, body int64) bool {
 	return true
 }
 
-// packets makes the packets again of what is kept of them.
+// packets makes the two packets again, in o.
 func (w *wire) packets(o *outgoing, number uint64, uri string, args interface{}) {
 	o.out.header = packet.Header{Type: packet.TypePull, Uri: uri, Gzip: int32(w.outGzip), Timeout: int64(w.timeout)}
 	o.out.number(number)
@@ -270,7 +274,7 @@ func (w *wire) packets(o *outgoing, number uint64, uri string, args interface{})
 	}
 }
 
-// codecName is the name of a codec that was there before; 0 stands for none.
+// codecName returns the name of the codec with the id; "" for 0, which stands for none.
 func codecName(id byte) string {
 	if c, err := codec.GetById(id); err == nil {
 		return c.Name()
@@ -278,23 +282,23 @@ func codecName(id byte) string {
 	return ""
 }
 
-// pulls are those that are in flight by a connection.
+// pulls is the table of a connection's pulls that wait for a reply, and their numbers.
 type pulls struct {
 	calltable.Table[pending]
 	last   atomic.Uint64 // the number of the newest
-	unsent atomic.Uint64 // numbers of pulls that were never in the table
+	unsent atomic.Uint64 // how many numbers belong to pulls that were never in the table
 }
 
 func (p *pulls) next() uint64 { return p.last.Add(1) }
 
-// awaited reports whether any pull is in flight, or about to be.
+// awaited reports whether any pull waits for a reply, or is about to be sent.
 func (p *pulls) awaited() bool {
-	done := p.Taken() + p.unsent.Load() // which are counted after the number
+	done := p.Taken() + p.unsent.Load() // read before the number, as a pull takes its number first
 	return p.last.Load() != done
 }
 
-// appendPullId and parsePullId turn a pull's number into its id on the wire and back. No two ids are
-// the same number.
+// appendPullId and parsePullId turn a pull's number into its id on the wire and back. Each number has one id:
+// parsePullId takes no other spelling.
 func appendPullId(dst []byte, n uint64) []byte { return strconv.AppendUint(dst, n, 10) }
 
 func parsePullId(id []byte) (uint64, bool) {
@@ -312,5 +316,5 @@ func parsePullId(id []byte) (uint64, bool) {
 	return n, true
 }
 
-// smallPacket is the size in bytes up to which a packet needs no other memory.
+// smallPacket is the size in bytes up to which a packet is in memory that its call has anyway.
 const smallPacket = 256

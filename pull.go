@@ -25,13 +25,13 @@ type PullCmd struct {
 	Xerror Xerror
 
 	conn        *conn
-	again       *resend // nil unless it may be sent more than once
+	again       *resend // nil unless the session redials, so that the pull may be sent more than once
 	uri         string
 	args, reply interface{}
 	number      uint64
 	done        chan *PullCmd // GoPull delivers on it; nil for Pull
 	wire        wire
-	seen        atomic.Pointer[outgoing] // the packets, where more is kept of them than wire, or somebody has asked
+	seen        atomic.Pointer[outgoing] // the packets, if they do not fit into wire or somebody has asked for them
 }
 
 func newPullCmd(s *Session, uri string, args, reply interface{}) *PullCmd {
@@ -59,13 +59,13 @@ func (cmd *PullCmd) Public() goutil.Map { return cmd.packets().Public() }
 // Done returns the channel that GoPull delivers the command on; nil after Pull.
 func (cmd *PullCmd) Done() <-chan *PullCmd { return cmd.done }
 
-// packets returns the packets, made again of what is kept of them if need be.
+// packets returns the packets, and makes them again from wire where they are not kept.
 func (cmd *PullCmd) packets() *outgoing {
 	if o := cmd.seen.Load(); o != nil {
 		return o
 	}
 	o := cmd.unpack()
-	if !cmd.seen.CompareAndSwap(nil, o) { // somebody else has asked too
+	if !cmd.seen.CompareAndSwap(nil, o) { // another goroutine has asked too
 		return cmd.seen.Load()
 	}
 	return o
@@ -139,11 +139,11 @@ func (s *Session) GoPullContext(ctx context.Context, uri string, args, reply int
 	return cmd
 }
 
-// deliver is the goroutine's of a pull that nobody waits for, when it is complete.
+// deliver runs on a goroutine of its own when a pull of GoPull is complete.
 func deliver(pd *pending) { pd.command.(*PullCmd).deliver(pd) }
 
-// newPending makes the pull one that waits for its reply by its connection, with a goroutine that waits for
-// it or not.
+// newPending begins the pull: it returns the pending pull, which is not in the connection's table yet. waits
+// says whether a goroutine will wait for the pull, as Pull does and GoPull does not.
 func (cmd *PullCmd) newPending(ctx context.Context, waits bool) *pending {
 	cn := cmd.conn
 	pd := pendings.Get().(*pending)
@@ -156,9 +156,9 @@ func (cmd *PullCmd) newPending(ctx context.Context, waits bool) *pending {
 	return pd
 }
 
-// launch sends the pull. Whatever happens, the pending pull is completed once.
+// launch sends the pull. Whatever happens, pd is completed once.
 func (cmd *PullCmd) launch(ctx context.Context, pd *pending, settings []PacketSetting) {
-	cn := cmd.conn // which the command may leave when it is complete
+	cn := cmd.conn // kept here: the command may get another connection once pd is complete
 	cmd.number = cn.pulls.next()
 	pd.number = cmd.number
 	cn.wakeReader()
@@ -174,8 +174,8 @@ func (cmd *PullCmd) launch(ctx context.Context, pd *pending, settings []PacketSe
 	d.put()
 }
 
-// makeAndSend makes the packet, in the draft unless somebody sees it, and sends it. It reports whether
-// the pull has been among those in flight.
+// makeAndSend makes the packet, in the draft unless hooks or the log see it, and sends it. It reports whether
+// the pull was in the connection's table.
 func (cmd *PullCmd) makeAndSend(ctx context.Context, pd *pending, d *draft, settings []PacketSetting) (entered bool) {
 	cn, o := cmd.conn, pd.seen
 	for i := range settings {
@@ -210,7 +210,7 @@ func (cmd *PullCmd) makeAndSend(ctx context.Context, pd *pending, d *draft, sett
 		return false
 	}
 	entered, sent := cmd.send(ctx, pd, frame)
-	if sent && o != nil { // the pending pull may be complete by now
+	if sent && o != nil { // pd may be complete by now, and used by another pull
 		if err := cn.peer.chain.postWritePull.run(o); err != nil {
 			cn.peer.log.rarely(LevelWarn, "hook failed", "pull %s: %v", append([]slog.Attr{uriAttr(cmd.uri), errAttr(err)}, cn.logAttrs()...)...)
 		}
@@ -218,8 +218,8 @@ func (cmd *PullCmd) makeAndSend(ctx context.Context, pd *pending, d *draft, sett
 	return entered
 }
 
-// encode encodes the packet when it may. What the header says of a timeout is what is left
-// of it then.
+// encode waits for a permit to encode, and encodes the packet. The header's timeout is what is left of the
+// time after the wait.
 func (cmd *PullCmd) encode(ctx context.Context, w *ownPacket, mem []byte) (socket.Frame, error) {
 	permit, err := cmd.conn.sock.Permit(ctx)
 	if err != nil {
@@ -231,8 +231,8 @@ func (cmd *PullCmd) encode(ctx context.Context, w *ownPacket, mem []byte) (socke
 	return cmd.conn.sock.Encode(permit, mem, &w.packet)
 }
 
-// send enters the pull among those in flight and writes it. It reports what of that it
-// has done, and completes the pending pull if it is not sent.
+// send puts the pull into the connection's table and writes the frame. It reports which of the two it has
+// done, and completes pd if the pull is not sent.
 func (cmd *PullCmd) send(ctx context.Context, pd *pending, frame socket.Frame) (entered, sent bool) {
 	cn, number := cmd.conn, cmd.number
 	ends := ctx.Done() != nil
@@ -249,18 +249,17 @@ func (cmd *PullCmd) send(ctx context.Context, pd *pending, frame socket.Frame) (
 	if cmd.again != nil {
 		cmd.again.entered = true
 	}
-	watched := ends && pd.ended == nil // by nobody who waits
+	watched := ends && pd.ended == nil // no goroutine waits: the context itself must end the pull
 	if watched {
 		pd.stop = context.AfterFunc(ctx, func() { cn.abandonPull(ctx, number) })
 	}
-	var timer *time.Timer // runs when there is a pull to end
+	var timer *time.Timer // set when the pull is in the table
 	left := cmd.timeLeft()
 	if left > 0 {
 		timer = cn.pullTimer(number)
 		pd.timer = timer
 	}
-	// From here on a reply may come: whoever takes the entry out of the table
-	// completes the pending pull.
+	// From here on a reply may come: whoever takes pd out of the table completes it.
 	if !cn.pulls.Add(&pd.entry, number, pd) {
 		frame.Drop()
 		pd.complete(cn.sess.closedXerror("connection closed, the pull was not sent", nil))
@@ -269,7 +268,7 @@ func (cmd *PullCmd) send(ctx context.Context, pd *pending, frame socket.Frame) (
 	if timer != nil {
 		timer.Reset(left)
 	}
-	if watched && ctx.Err() != nil { // it may have been watched before there was a pull to give up
+	if watched && ctx.Err() != nil { // ctx may have ended before the pull was in the table
 		frame.Drop()
 		if pd := cn.takePull(number); pd != nil {
 			pd.complete(notSent(ctx))
@@ -284,7 +283,7 @@ func (cmd *PullCmd) send(ctx context.Context, pd *pending, frame socket.Frame) (
 		return true, false
 	}
 	var err error
-	if ends { // who may give up must not be held up by the connection
+	if ends { // a caller that may give up must not be held up by the connection
 		_, err = cn.sock.Send(ctx, frame, socket.Try)
 		err = cn.waited(ctx, err)
 	} else {
@@ -297,13 +296,13 @@ func (cmd *PullCmd) send(ctx context.Context, pd *pending, frame socket.Frame) (
 		}
 		return true, false
 	}
-	if ends && ctx.Err() == context.Canceled { // it may have said so before the pull was sent
+	if ends && ctx.Err() == context.Canceled { // the cancellation may have been sent before the pull
 		cn.cancelPull(number)
 	}
 	return true, true
 }
 
-// replyArgument is what is wrong with what a reply is to be decoded into.
+// replyArgument returns the error of a reply argument that nothing can be decoded into; nil if it is fine.
 func replyArgument(reply interface{}) Xerror {
 	if reply == nil {
 		return nil
@@ -316,7 +315,7 @@ func replyArgument(reply interface{}) Xerror {
 	return nil
 }
 
-// await waits until the pending pull is complete, which the caller sees to itself when ctx is done.
+// await waits until pd is complete. When ctx is done before that, await completes pd itself.
 func (cmd *PullCmd) await(ctx context.Context, pd *pending) {
 	if pd.ended == nil {
 		pd.completed.Wait()
@@ -330,20 +329,20 @@ func (cmd *PullCmd) await(ctx context.Context, pd *pending) {
 	}
 }
 
-// abandonPull ends the pull with the number, if it is still in flight, and tells the other side.
+// abandonPull ends the pull with the number, if it still waits for its reply, and tells the other side.
 func (cn *conn) abandonPull(ctx context.Context, number uint64) {
 	pd := cn.takePull(number)
 	if pd == nil {
 		return
 	}
 	pd.complete(ctxXerror(ctx, "the outcome of the pull is unknown"))
-	if ctx.Err() == context.Canceled { // of a deadline the other side knows
+	if ctx.Err() == context.Canceled { // the other side knows a deadline already
 		cn.cancelPull(number)
 	}
 }
 
-// pullTimer returns a timer that ends the pull with the number, if it is still in flight then. It is to
-// be set.
+// pullTimer returns a timer that ends the pull with the number, if that still waits for its reply. The caller
+// sets the timer.
 func (cn *conn) pullTimer(number uint64) *time.Timer {
 	return time.AfterFunc(math.MaxInt64, func() {
 		if pd := cn.takePull(number); pd != nil {
@@ -352,7 +351,8 @@ func (cn *conn) pullTimer(number uint64) *time.Timer {
 	})
 }
 
-// timeoutFor is what the header says about the time that the pull may take.
+// timeoutFor returns the header's timeout: the time that the pull may take, in milliseconds; zero for no
+// bound.
 func (cmd *PullCmd) timeoutFor(ctx context.Context) int64 {
 	left := cmd.timeLeft()
 	if deadline, ok := ctx.Deadline(); ok {
@@ -366,8 +366,8 @@ func (cmd *PullCmd) timeoutFor(ctx context.Context) int64 {
 	return timeoutOf(left)
 }
 
-// deliver completes a command of GoPull's: one whose flight is complete, or, with none, one that has
-// to wait for a connection.
+// deliver completes a command of GoPull: pd is its pull, which is complete, or nil if the command has to wait
+// for a connection first.
 func (cmd *PullCmd) deliver(pd *pending) {
 	finished := false
 	defer func() {
@@ -379,7 +379,7 @@ func (cmd *PullCmd) deliver(pd *pending) {
 			cmd.conn.peer.log.panicked(LevelCritical, "pull", "", p)
 		}
 		if again := cmd.again; again != nil && again.last != nil {
-			if again.entered { // it is on its way, and will be complete
+			if again.entered { // the pull is in the table, so that somebody completes it
 				pd, again.last = again.last, nil
 				cmd.await(again.ctx, pd)
 				cmd.deliver(pd)
@@ -399,7 +399,7 @@ func (cmd *PullCmd) deliver(pd *pending) {
 	cmd.done <- cmd
 }
 
-// timeLeft is how long the pull may still take by DefaultPullTimeout; zero is no bound.
+// timeLeft returns how long the pull may still take by DefaultPullTimeout; zero for no bound.
 func (cmd *PullCmd) timeLeft() time.Duration {
 	switch {
 	case cmd.again == nil:
@@ -410,8 +410,8 @@ func (cmd *PullCmd) timeLeft() time.Duration {
 	return max(time.Until(cmd.again.patience.until), 1)
 }
 
-// finish does the part of completing that belongs on the waiting goroutine, decoding, and gives the
-// flight back.
+// finish is the last part of a pull, on the goroutine that waits for it: it decodes the reply into the
+// command, and gives pd back.
 func (cmd *PullCmd) finish(pd *pending) {
 	if pd.timer != nil {
 		pd.timer.Stop()
@@ -491,7 +491,7 @@ func (cmd *PullCmd) readReply(pd *pending, o *outgoing) Xerror {
 	return nil
 }
 
-// repliedError is the error that the reply is.
+// repliedError returns the error that the other side has replied with, with its details.
 func (cmd *PullCmd) repliedError(pd *pending, h *packet.Header) Xerror {
 	x := repliedStatus(h)
 	if len(pd.body.B) > 0 {
@@ -500,7 +500,7 @@ func (cmd *PullCmd) repliedError(pd *pending, h *packet.Header) Xerror {
 	return x
 }
 
-// decode decodes the reply's body; no body leaves the reply as it is.
+// decode decodes the reply's body into the command's reply. Without a body the reply stays as it is.
 func (cmd *PullCmd) decode(pd *pending, gzip int32) Xerror {
 	var err error
 	if len(pd.body.B) <= smallPacket && gzip == 0 { // too little to be counted
@@ -514,26 +514,26 @@ func (cmd *PullCmd) decode(pd *pending, gzip int32) Xerror {
 	return nil
 }
 
-// cancelPull tells the other side that nobody waits for the pull any more.
+// cancelPull tells the other side that nobody waits for the pull's reply any more.
 func (cn *conn) cancelPull(id uint64) {
 	cn.sendControl(&packet.Header{Id: string(appendPullId(nil, id)), Type: packet.TypeCancel})
 }
 
-// resend is what a pull that may be sent more than once has beside its arguments.
+// resend is what a pull keeps, beside its arguments, so that it can be sent more than once.
 type resend struct {
 	ctx      context.Context
 	settings []PacketSetting
 	patience patience
-	last     *pending // that it was launched with and that is not complete; nil if there is none
-	entered  bool     // and in the table of pulls in flight, or was
+	last     *pending // of the last attempt, while that is not finished
+	entered  bool     // the last attempt was put into the table of pulls
 }
 
 func (r *redialer) resend(ctx context.Context, settings []PacketSetting) *resend {
 	return &resend{ctx: ctx, settings: slices.Clone(settings), patience: r.patience(r.sess.peer.cfg.DefaultPullTimeout)}
 }
 
-// persist sends the command, which nobody else has, until it may have run, and
-// completes it.
+// persist sends the command again and again until it may have run, or must not be sent any more, and
+// completes it. Nobody else has the command meanwhile.
 func (cmd *PullCmd) persist() {
 	r, again := cmd.conn.sess.redial, cmd.again
 	for {
@@ -556,7 +556,7 @@ func (cmd *PullCmd) persist() {
 	}
 }
 
-// missed completes a pending pull that there was no connection for.
+// missed completes a pull for which there was no connection, with the packet that would have been sent.
 func (cmd *PullCmd) missed(pd *pending, x Xerror) {
 	d := newDraft()
 	defer d.put()
@@ -566,12 +566,12 @@ func (cmd *PullCmd) missed(pd *pending, x Xerror) {
 	}
 	w.fill(&cmd.conn.peer.cfg, packet.TypePull, cmd.uri, cmd.args, cmd.again.settings)
 	pd.sent(cmd.conn, w)
-	pd.ended = nil // its number is of another connection
+	pd.ended = nil // so that Wait below is told
 	pd.complete(x)
 	pd.completed.Wait()
 }
 
-// refused reports whether the command, which is complete, is to be sent again.
+// refused reports whether the command is to be sent again: it is complete, and certainly has not run.
 func (cmd *PullCmd) refused() bool {
 	return cmd.again != nil && !cmd.conn.usable() && NotRun(cmd.Xerror)
 }

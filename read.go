@@ -215,7 +215,8 @@ func (r *reader) reply(c *call) error {
 			pd.complete(err.xerror())
 			return nil
 		}
-		o.in.fix(o.out.header.Id, packet.TypeReply)
+		o.in.fix("", packet.TypeReply)
+		o.in.number(pd.number)
 	}
 	if pd.body = late; !read {
 		pd.body, err = cn.sock.ReadBody(pd.bodyMem[:0])

@@ -14,11 +14,11 @@ import (
 	"github.com/henrylee2cn/teleport/socket"
 )
 
-// prepareReply fills in what a reply has from its pull.
+// prepareReply fills in what the reply takes from the pull: id, codecs, compression.
 func (c *call) prepareReply() {
 	c.outHdr.Id = c.id
 	c.outHdr.Type = packet.TypeReply
-	if c.inHdr.Gzip != 0 { // then it may be compressed, but by how much is not for the other side to say
+	if c.inHdr.Gzip != 0 { // the other side takes compressed bodies; the level is this side's choice
 		if c.outHdr.Gzip = c.conn.peer.cfg.DefaultBodyGzipLevel; c.outHdr.Gzip == 0 {
 			c.outHdr.Gzip = gzip.DefaultCompression
 		}
@@ -29,8 +29,7 @@ func (c *call) prepareReply() {
 	}
 }
 
-// reply sends the one reply to a pull. It always sends something, unless the
-// connection has failed.
+// reply sends the reply to a pull. It always sends one, unless the connection has failed.
 func (c *call) reply(body interface{}, x Xerror) {
 	sent := false
 	defer func() {
@@ -63,9 +62,9 @@ func (c *call) reply(body interface{}, x Xerror) {
 	}
 }
 
-// writeReply sends the reply, or, if that does not encode, what does: an error
-// without a body, without a text, and at last the session's end, so that nobody
-// waits for a reply that cannot be.
+// writeReply sends the reply. If the reply does not encode it sends less: an error without a body, then an
+// error without a text. If that does not encode either it ends the session, so that nobody waits for a reply
+// that cannot be sent.
 func (c *call) writeReply() error {
 	for {
 		err := c.send()
@@ -92,14 +91,13 @@ func (c *call) writeReply() error {
 	}
 }
 
-// replyAttrs are those of a line about an error of the reply.
+// replyAttrs returns the attributes of a log line about an error of the reply.
 func (c *call) replyAttrs(err error) []slog.Attr {
 	return append([]slog.Attr{uriAttr(c.inHdr.Uri), errAttr(err)}, c.conn.logAttrs()...)
 }
 
-// send encodes the reply and hands it to the connection. A quick handler's is
-// only queued, and will be flushed by the reader with what else there is; if there is no
-// room for it, it waits as others do.
+// send encodes the reply and hands it to the connection. The reply of a quick handler is only queued: the
+// reader flushes it together with others. If the queue has no room the reply waits as others do.
 func (c *call) send() error {
 	cn, sock := c.conn, c.conn.sock
 	if c.onReader || c.offered {
@@ -142,9 +140,9 @@ func (c *call) setReply(body interface{}, x Xerror) {
 	}
 }
 
-// sentStatus is what an error of a handler looks like on the wire. One that the handler has
-// from a call of its own, and that this side has made, is about an upstream: its text says
-// what that has sent and where it is, which is not for the other side.
+// sentStatus returns the code and the text that an error of a handler has on the wire. If this side has made
+// the error, about a call of the handler's own to an upstream, the text tells of the upstream and its
+// address: the other side gets StatusBadGateway with the usual text instead.
 func sentStatus(x Xerror) (int32, string) {
 	code, text := x.Code(), x.Text()
 	switch {
@@ -161,9 +159,9 @@ func sentStatus(x Xerror) (int32, string) {
 	return code, clipStatus(text)
 }
 
-// repliedStatus is the error that a reply is, without details. A code that only this side
-// can make is none that another may send: who believed it would take the answer for a
-// connection that has ended, and a pull that may have run for one that was not sent.
+// repliedStatus returns the error of a reply, without details. A code below 200, which only this side makes,
+// becomes StatusBadGateway: believed, it would make the answer look like a lost connection, and a pull that
+// may have run like one that was not sent.
 func repliedStatus(h *packet.Header) *xerror {
 	x := &xerror{code: h.StatusCode, text: clipStatus(h.Status), notRun: h.NotRun, remote: true, after: retryAfter(h.Meta)}
 	if isLocal(x.code) {
@@ -172,7 +170,7 @@ func repliedStatus(h *packet.Header) *xerror {
 	return x
 }
 
-// addRetryAfter adds what the error says to metadata.
+// addRetryAfter adds to the metadata how long the caller should wait, if WithRetryAfter has said that.
 func addRetryAfter(meta map[string]string, x Xerror) map[string]string {
 	after := afterOf(x)
 	if after == 0 {
@@ -185,7 +183,7 @@ func addRetryAfter(meta map[string]string, x Xerror) map[string]string {
 	return meta
 }
 
-// retryAfter is what metadata says, zero if nothing.
+// retryAfter returns how long the metadata asks the caller to wait; zero if it does not.
 func retryAfter(meta map[string]string) time.Duration {
 	if len(meta) == 0 {
 		return 0
@@ -197,18 +195,17 @@ func retryAfter(meta map[string]string) time.Duration {
 	return time.Duration(min(ms, maxTimeout)) * time.Millisecond
 }
 
-// isLocal reports whether the code is one that a caller's side makes and nobody sends.
+// isLocal reports whether the code is one that the caller's side makes, and that is never sent.
 func isLocal(code int32) bool { return code >= 100 && code < StatusOK }
 
-// aboutReply reports whether x is what replyXerror has made, perhaps wrapped, with the code
-// and the text that it had.
+// aboutReply reports whether x is, or wraps, an error of replyXerror, and has the same code and text.
 func aboutReply(x Xerror) bool {
 	of := firstXerror(x, func(of *xerror) bool { return of.ofReply })
 	return of != nil && of.code == x.Code() && of.text == x.Text()
 }
 
-// replyXerror is the error of a reply that this side cannot take. Its pull has run, so it is
-// not overload.
+// replyXerror returns the error of a reply that this side cannot take. The pull has run, so that the code is
+// never StatusOverloaded.
 func replyXerror(err error) Xerror {
 	code := bodyCode(err)
 	if errors.Is(err, packet.ErrBudget) {
@@ -219,7 +216,8 @@ func replyXerror(err error) Xerror {
 	return x
 }
 
-// bodyXerror is the error of a body of the other side's, which is told no type of this side's.
+// bodyXerror returns the error of a body that this side cannot take, for the other side: the text names no Go
+// type of this side.
 func bodyXerror(err error) *xerror {
 	text := err.Error()
 	var typed interface{ Told() string }
@@ -229,7 +227,7 @@ func bodyXerror(err error) *xerror {
 	return newXerror(bodyCode(err), text, err)
 }
 
-// bodyCode classifies an error of reading or decoding a body.
+// bodyCode returns the status code of an error of reading or decoding a body.
 func bodyCode(err error) int32 {
 	switch {
 	case errors.Is(err, codec.ErrUnknown):
