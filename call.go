@@ -406,7 +406,8 @@ func (c *call) handle() (waiting int) {
 	if pull {
 		c.reply(reply, x)
 	} else if x != nil {
-		c.conn.peer.log.rarely(LevelWarn, "push failed", "push %s from %s: %v", uriAttr(c.inHdr.Uri), slog.String("remote", c.Ip()), errAttr(x), slog.String("session", c.conn.sess.Id()))
+		c.conn.peer.log.rarely(LevelWarn, "push failed", "push %s from %s: %v", uriAttr(c.inHdr.Uri),
+			slog.String("remote", c.Ip()), errAttr(x), slog.String("session", c.conn.sess.Id()))
 	}
 	c.logHandled(x)
 	waiting = c.backlog
@@ -598,7 +599,8 @@ func (c *call) kind() string {
 // setInput sets the input to the header that was read, with the id that keepId has kept.
 func (c *call) setInput(v *packet.HeaderView, bodyLength int64, uri string) {
 	c.inHdr = packet.Header{
-		Id: c.id, Type: v.Type, Uri: uri, Gzip: v.Gzip, StatusCode: v.StatusCode, Status: string(v.Status), Timeout: v.Timeout, Meta: v.Meta, NotRun: v.NotRun,
+		Id: c.id, Type: v.Type, Uri: uri, Gzip: v.Gzip, StatusCode: v.StatusCode, Status: string(v.Status),
+		Timeout: v.Timeout, Meta: v.Meta, NotRun: v.NotRun,
 	}
 	c.in = packet.Packet{
 		Header: &c.inHdr, HeaderCodec: v.Codec,
@@ -621,14 +623,16 @@ func (c *call) logHandled(x Xerror) {
 		return
 	}
 	line := packetLine{
-		start: c.start, printed: c.printed, message: "pull handled", what: "pull-handle", kind: "pull", uri: c.inHdr.Uri,
+		start: c.start, printed: c.printed, message: "pull handled", what: "pull-handle", kind: "pull",
+		uri:  c.inHdr.Uri,
 		code: c.outHdr.StatusCode, status: c.outHdr.Status, in: &c.in, out: &c.out,
 	}
 	if c.handler != nil {
 		line.route = c.handler.path
 	}
 	if c.typ == packet.TypePush {
-		line.message, line.what, line.kind, line.code, line.status, line.out = "push handled", "push-handle", "push", 0, "", nil
+		line.message, line.what, line.kind, line.code, line.status, line.out = "push handled",
+			"push-handle", "push", 0, "", nil
 		if x != nil {
 			line.code, line.status = x.Code(), x.Text()
 		}

@@ -213,7 +213,8 @@ func (c *PeerConfig) problem() error {
 		if err := packet.CheckHeaderCodec(c.DefaultHeaderCodec); errors.Is(err, codec.ErrUnknown) {
 			return bad("DefaultHeaderCodec", "%v", err)
 		} else if err != nil {
-			return bad("DefaultHeaderCodec", "the codec %q cannot carry a header: %v", c.DefaultHeaderCodec, err)
+			return bad("DefaultHeaderCodec", "the codec %q cannot carry a header: %v", c.DefaultHeaderCodec,
+				err)
 		}
 	}
 	if c.DefaultBodyCodec != "" {
@@ -329,7 +330,8 @@ func (c *PeerConfig) pools() (received, waiting *packet.Pool) {
 	if most < 0 {
 		return nil, nil
 	}
-	return packet.NewPool(most/16*3, min(inputShare, most/8)), packet.NewPool(most/8, min(outputShare, most/16))
+	return packet.NewPool(most/16*3, min(inputShare, most/8)),
+		packet.NewPool(most/8, min(outputShare, most/16))
 }
 
 const (
@@ -349,7 +351,8 @@ func splitAddr(addr string) (network, address string) {
 }
 
 // fill makes out, with the header hdr, a packet with the peer's defaults.
-func (cfg *PeerConfig) fill(out *packet.Packet, hdr *packet.Header, typ int32, uri string, body interface{}, settings []PacketSetting) {
+func (cfg *PeerConfig) fill(out *packet.Packet, hdr *packet.Header, typ int32, uri string, body interface{},
+	settings []PacketSetting) {
 	*hdr = packet.Header{Type: typ, Uri: uri, Gzip: cfg.DefaultBodyGzipLevel}
 	*out = packet.Packet{
 		HeaderCodec: cfg.DefaultHeaderCodec,

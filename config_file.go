@@ -164,7 +164,8 @@ func (o fileObject) plain() map[string]interface{} {
 func (c *PeerConfig) fileValues() (fileObject, error) {
 	switch {
 	case c.TLSConfig != nil:
-		return nil, errors.New("tp: PeerConfig: TLSConfig is set, which a file cannot hold; TlsCertFile and TlsKeyFile can be there")
+		return nil, errors.New("tp: PeerConfig: TLSConfig is set, which a file cannot hold; TlsCertFile " +
+			"and TlsKeyFile can be there")
 	case c.DialContext != nil:
 		return nil, errors.New("tp: PeerConfig: DialContext is set, which a file cannot hold")
 	}
@@ -243,7 +244,9 @@ func unknownName(fields []fileField, only []string, path string, values map[stri
 			first = name
 		}
 	}
-	squeeze := func(s string) string { return strings.ToLower(strings.NewReplacer("_", "", "-", "").Replace(s)) }
+	squeeze := func(s string) string {
+		return strings.ToLower(strings.NewReplacer("_", "", "-", "").Replace(s))
+	}
 	for _, f := range fields {
 		if squeeze(f.name) == squeeze(first) {
 			like = f.name

@@ -202,7 +202,8 @@ func (cn *conn) heardGoAway(answered bool) {
 	if cn.away.Swap(true) {
 		return
 	}
-	logf(LevelDebug, "the other side is shutting down", "session %s: the other side is shutting down", cn.logAttrs()...)
+	logf(LevelDebug, "the other side is shutting down", "session %s: the other side is shutting down",
+		cn.logAttrs()...)
 	if r := cn.sess.redial; r != nil {
 		r.start()
 	}
@@ -220,7 +221,8 @@ func (cn *conn) fail(cause error) error {
 		if cn.away.Load() {
 			level = LevelDebug
 		}
-		cn.peer.log.rarely(level, "connection ended", "session %s: the connection to %s ended: %v", cn.logAttrs(errAttr(plain(cause, cn.sock)))...)
+		cn.peer.log.rarely(level, "connection ended", "session %s: the connection to %s ended: %v",
+			cn.logAttrs(errAttr(plain(cause, cn.sock)))...)
 	}
 	if lasting(cause) {
 		r.forbid(cause)
@@ -280,11 +282,13 @@ func (cn *conn) lostPull(cause error) *xerror {
 	case errors.As(cause, &refused):
 		return refused.unrun()
 	case tlsconf.RefusesCertificate(cause):
-		return unrun(StatusConnClosed, "the other side does not want the connection, the pull was not run: "+cause.Error(), cause)
+		return unrun(StatusConnClosed,
+			"the other side does not want the connection, the pull was not run: "+cause.Error(), cause)
 	case cn.answered.Load():
 		return unrun(StatusConnClosed, "the other side has shut down, the pull was not run", cause)
 	}
-	return newXerror(StatusConnClosed, "connection closed, the outcome of the pull is unknown: "+cause.Error(), cause)
+	return newXerror(StatusConnClosed, "connection closed, the outcome of the pull is unknown: "+
+		cause.Error(), cause)
 }
 
 // lose is called when the other side takes nothing any more. The other side may have sent much before
@@ -352,7 +356,8 @@ func (cn *conn) farewell(cause error) {
 		return
 	}
 	cn.sendControl(&packet.Header{
-		Type: packet.TypeGoAway, StatusCode: StatusOverloaded, Meta: map[string]string{metaTaken: strconv.FormatUint(o.taken, 10)},
+		Type: packet.TypeGoAway, StatusCode: StatusOverloaded,
+		Meta: map[string]string{metaTaken: strconv.FormatUint(o.taken, 10)},
 	})
 	cn.linger()
 }
@@ -405,7 +410,8 @@ func (cn *conn) sendControlFrame(frame socket.Frame) {
 }
 
 func (cn *conn) encodeHeader(h *packet.Header) (socket.Frame, error) {
-	return cn.sock.Encode(socket.Permit{}, nil, &packet.Packet{HeaderCodec: cn.peer.cfg.DefaultHeaderCodec, Header: h})
+	return cn.sock.Encode(socket.Permit{}, nil, &packet.Packet{HeaderCodec: cn.peer.cfg.DefaultHeaderCodec,
+		Header: h})
 }
 
 // answer queues the reply to a ping. It does not wait for room.
@@ -504,7 +510,8 @@ func (cn *conn) disconnected(cause error) {
 		defer close(cn.hooked)
 	}
 	if err := s.peer.chain.postDisconnect.run(lostConn{s, cause}); err != nil {
-		s.peer.log.rarely(LevelWarn, "hook failed", "session %s: %v", slog.String("session", s.Id()), errAttr(err), slog.String("remote", cn.remoteIp()))
+		s.peer.log.rarely(LevelWarn, "hook failed", "session %s: %v", slog.String("session", s.Id()),
+			errAttr(err), slog.String("remote", cn.remoteIp()))
 	}
 }
 
@@ -522,7 +529,8 @@ func (cn *conn) logPacket(line packetLine) {
 
 // logAttrs are those of a line about the session by this connection.
 func (cn *conn) logAttrs(more ...slog.Attr) []slog.Attr {
-	return append([]slog.Attr{slog.String("session", cn.sess.Id()), slog.String("remote", cn.remoteIp())}, more...)
+	return append([]slog.Attr{slog.String("session", cn.sess.Id()), slog.String("remote", cn.remoteIp())},
+		more...)
 }
 
 // lostLocked takes in that a connection of the session has ended. It reports whether PostDisconnect hooks

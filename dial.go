@@ -35,7 +35,8 @@ func (p *Peer) Dial(addr string, id ...string) (*Session, error) {
 // either kind. Once the session has been returned ctx means nothing to it.
 func (p *Peer) DialContext(ctx context.Context, addr string, id ...string) (*Session, error) {
 	if addr == "" {
-		return nil, errors.New("tp: dial: the address is empty; expected host:port or unix:/path, or several of them with commas between")
+		return nil, errors.New("tp: dial: the address is empty; expected host:port or unix:/path, or " +
+			"several of them with commas between")
 	}
 	sess, err := p.dial(orNone(ctx), addr, id)
 	if err != nil {
@@ -67,14 +68,16 @@ func (p *Peer) DialConn(ctx context.Context, conn net.Conn, id ...string) (*Sess
 
 // dialledFrom is the origin of a connection that this side has made.
 func (p *Peer) dialledFrom(id []string, asked bool) origin {
-	return origin{hooks: p.chain.postDial, id: id, confirms: asked || len(p.chain.postDial) > 0, connect: p.chain.postConnect}
+	return origin{hooks: p.chain.postDial, id: id, confirms: asked || len(p.chain.postDial) > 0,
+		connect: p.chain.postConnect}
 }
 
 func (p *Peer) dial(ctx context.Context, addr string, id []string) (*Session, error) {
 	addrs := strings.Split(addr, ",")
 	for i := range addrs {
 		if addrs[i] = strings.TrimSpace(addrs[i]); addrs[i] == "" {
-			return nil, errors.New("an address is empty; expected host:port or unix:/path, or several of them with commas between")
+			return nil, errors.New("an address is empty; expected host:port or unix:/path, or several of " +
+				"them with commas between")
 		}
 	}
 	if _, err := p.loadTLS(); err != nil {
@@ -102,7 +105,8 @@ func (p *Peer) dialFirst(ctx context.Context, addrs, id []string) (*Session, err
 		case r.Attempts > 0 && tries >= r.Attempts:
 			return nil, fmt.Errorf("%d attempts have failed: %w", tries, err)
 		}
-		p.log.rarely(LevelWarn, "dialling failed", "dialling %s: %v; again soon", slog.String("address", strings.Join(addrs, ",")), errAttr(err))
+		p.log.rarely(LevelWarn, "dialling failed", "dialling %s: %v; again soon",
+			slog.String("address", strings.Join(addrs, ",")), errAttr(err))
 		timer := time.NewTimer(rand.N(r.bound(time.Since(began))))
 		select {
 		case <-timer.C:

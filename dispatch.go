@@ -57,7 +57,9 @@ func (r *reader) call(c *call, table *routeTable) error {
 	}
 	if len(table.postReadHeader) > 0 {
 		if err := table.postReadHeader.run(c); err != nil {
-			logf(LevelDebug, "hook failed", "%s %s from %s: %v", slog.String("kind", c.kind()), uriAttr(c.inHdr.Uri), slog.String("remote", c.Ip()), errAttr(err), slog.String("session", cn.sess.Id()))
+			logf(LevelDebug, "hook failed", "%s %s from %s: %v", slog.String("kind", c.kind()),
+				uriAttr(c.inHdr.Uri), slog.String("remote", c.Ip()), errAttr(err),
+				slog.String("session", cn.sess.Id()))
 			return r.reject(c, err.xerror())
 		}
 		c.fixInput()
@@ -134,7 +136,8 @@ func (r *reader) notFound(path string) Xerror {
 	if r.view.Type == packet.TypePush {
 		kind, other, others = "pushes", "pulls", p.PullRouter.routes
 	}
-	text := fmt.Sprintf("not found: nothing here takes %s to %q", kind, quote(uri.WithoutQuery(string(r.view.Uri))))
+	text := fmt.Sprintf("not found: nothing here takes %s to %q", kind,
+		quote(uri.WithoutQuery(string(r.view.Uri))))
 	if others.table.Load().handlers[path] != nil {
 		text += ", it is a route for " + other
 	}
@@ -161,7 +164,8 @@ func (r *reader) noMemory(c *call) error {
 		c.release()
 		return r.overflow(1)
 	}
-	return r.reject(c, newXerror(StatusOverloaded, "there is no memory for it, the pull was not run", packet.ErrBudget))
+	return r.reject(c, newXerror(StatusOverloaded, "there is no memory for it, the pull was not run",
+		packet.ErrBudget))
 }
 
 // overflow returns the error that ends a session whose pushes take more than may wait. The pushes that wait
@@ -193,7 +197,9 @@ const flushAt = 64 << 10
 func (r *reader) reject(c *call, x Xerror) error {
 	r.conn.sock.SkipBody()
 	if c.typ == packet.TypePush {
-		r.conn.peer.log.rarely(LevelWarn, "push dropped", "push %s from %s dropped: %v", uriAttr(c.inHdr.Uri), slog.String("remote", c.Ip()), errAttr(x), slog.String("session", r.conn.sess.Id()))
+		r.conn.peer.log.rarely(LevelWarn, "push dropped", "push %s from %s dropped: %v",
+			uriAttr(c.inHdr.Uri), slog.String("remote", c.Ip()), errAttr(x),
+			slog.String("session", r.conn.sess.Id()))
 		c.release()
 		return nil
 	}
@@ -211,7 +217,8 @@ func (r *reader) refuse(c *call, x Xerror) {
 	if x.Code() == StatusOverloaded {
 		cn.refusedForALimit(c, x)
 	}
-	if chain := c.replyChain(); len(chain.preWriteReply)+len(chain.postWriteReply) > 0 && x.Code() != StatusOverloaded && (c.held > 0 || c.charge(callCost)) {
+	if chain := c.replyChain(); len(chain.preWriteReply)+len(chain.postWriteReply) > 0 &&
+		x.Code() != StatusOverloaded && (c.held > 0 || c.charge(callCost)) {
 		cn.handlers.Add(1)
 		c.enter()
 		if cn.peer.workers.Run((*job)(c)) == workers.Accepted {
@@ -236,8 +243,10 @@ func (cn *conn) refusedForALimit(c *call, x Xerror) {
 		return
 	}
 	if left, ok := cn.peer.log.allow(lineKind{format: format}); ok {
-		attrs := []slog.Attr{slog.String("kind", c.kind()), uriAttr(c.inHdr.Uri), slog.String("remote", c.Ip()), errAttr(x), slog.String("session", cn.sess.Id())}
-		logLine(LevelWarn, "refused for a limit", lineOf(format, attrs)+rarely.More(left), withLeft(attrs, left))
+		attrs := []slog.Attr{slog.String("kind", c.kind()), uriAttr(c.inHdr.Uri),
+			slog.String("remote", c.Ip()), errAttr(x), slog.String("session", cn.sess.Id())}
+		logLine(LevelWarn, "refused for a limit", lineOf(format, attrs)+rarely.More(left),
+			withLeft(attrs, left))
 	}
 }
 

@@ -9,7 +9,8 @@ import (
 
 // contextTypes are the contexts that a controller, or a struct embedded in it, may embed.
 // A call's context is all of them.
-var contextTypes = []reflect.Type{reflect.TypeFor[PullCtx](), reflect.TypeFor[PushCtx](), reflect.TypeFor[Ctx]()}
+var contextTypes = []reflect.Type{reflect.TypeFor[PullCtx](), reflect.TypeFor[PushCtx](),
+	reflect.TypeFor[Ctx]()}
 
 // ctxField is a context that is embedded in a controller, by itself or in a struct that is
 // embedded there.
@@ -53,7 +54,8 @@ func embeddedContexts(t reflect.Type) (fields []ctxField, err error) {
 				fields = append(fields, ctxField{in.typ, f.Offset + in.offset})
 			}
 		case f.Type.Kind() == reflect.Pointer && hasContext(f.Type.Elem(), nil):
-			return nil, fmt.Errorf("the context in %v is behind a pointer, so that all calls would share it; embed %v", f.Type, f.Type.Elem())
+			return nil, fmt.Errorf("the context in %v is behind a pointer, so that all calls would share "+
+				"it; embed %v", f.Type, f.Type.Elem())
 		}
 	}
 	return fields, nil

@@ -24,7 +24,8 @@ func plain(cause error, sock *socket.Socket) error {
 	case cause == ErrPeerClosed:
 		text = "this peer was closed"
 	case errors.Is(cause, socket.ErrOutputFull):
-		text = fmt.Sprintf("the other side has not read for %v: there was no room for more output", sock.WriteTimeout())
+		text = fmt.Sprintf("the other side has not read for %v: there was no room for more output",
+			sock.WriteTimeout())
 	case isWrite && errors.Is(cause, os.ErrDeadlineExceeded):
 		text = fmt.Sprintf("the other side has not read for %v", sock.WriteTimeout())
 	case errors.Is(cause, os.ErrDeadlineExceeded) && !strings.Contains(cause.Error(), "not complete"):

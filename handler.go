@@ -27,8 +27,10 @@ func controllerHandlers(prefix string, ctrl interface{}, pull bool, chain *plugi
 		ctxType, ctxName, kind = typePullCtx, "tp.PullCtx", "Pull"
 	}
 	ptr := reflect.TypeOf(ctrl)
-	if ptr == nil || ptr.Kind() != reflect.Pointer || ptr.Elem().Kind() != reflect.Struct || reflect.ValueOf(ctrl).IsNil() {
-		panic(fmt.Sprintf("tp: Reg(%T): a controller is a non-nil pointer to a struct that embeds %s.", ctrl, ctxName))
+	if ptr == nil || ptr.Kind() != reflect.Pointer || ptr.Elem().Kind() != reflect.Struct ||
+		reflect.ValueOf(ctrl).IsNil() {
+		panic(fmt.Sprintf("tp: Reg(%T): a controller is a non-nil pointer to a struct that embeds %s.",
+			ctrl, ctxName))
 	}
 	elem := ptr.Elem()
 	if elem.Name() == "" {
@@ -41,17 +43,22 @@ func controllerHandlers(prefix string, ctrl interface{}, pull bool, chain *plugi
 	embeds := func(t reflect.Type) bool {
 		return slices.ContainsFunc(fields, func(f ctxField) bool { return f.typ == t })
 	}
-	if other, router := typePullCtx, "PullRouter"; !embeds(ctxType) && (embeds(typePullCtx) || embeds(typePushCtx)) {
+	if other, router := typePullCtx, "PullRouter"; !embeds(ctxType) &&
+		(embeds(typePullCtx) || embeds(typePushCtx)) {
 		if pull {
 			other, router = typePushCtx, "PushRouter"
 		}
-		panic(fmt.Sprintf("tp: Reg(%T): the struct embeds %v and belongs to a %s; here it must embed %s.", ctrl, other, router, ctxName))
+		panic(fmt.Sprintf("tp: Reg(%T): the struct embeds %v and belongs to a %s; here it must embed %s.",
+			ctrl, other, router, ctxName))
 	}
 	if !embeds(ctxType) {
-		panic(fmt.Sprintf("tp: Reg(%T): the struct must embed %s, as a field without a name, directly or in an embedded struct.", ctrl, ctxName))
+		panic(fmt.Sprintf("tp: Reg(%T): the struct must embed %s, as a field without a name, directly or "+
+			"in an embedded struct.", ctrl, ctxName))
 	}
 	if at, lock := findLock(elem); lock != nil {
-		panic(fmt.Sprintf("tp: Reg(%T): %s%s is a %v, and each call gets a copy of the controller, of the lock too; put what the calls share behind a pointer, in a field of type *State for example, or use Handle%s with a closure.",
+		panic(fmt.Sprintf("tp: Reg(%T): %s%s is a %v, and each call gets a copy of the controller, of "+
+			"the lock too; put what the calls share behind a pointer, in a field of type *State for "+
+			"example, or use Handle%s with a closure.",
 			ctrl, elem.Name(), at, lock, kind))
 	}
 	// Each call gets a copy of the controller as it is now, so that what the
@@ -92,7 +99,8 @@ func promoted(m reflect.Method, ctx reflect.Type) bool {
 	return true
 }
 
-func methodHandler(prefix string, ptr reflect.Type, proto reflect.Value, m reflect.Method, fields []ctxField, pull bool, chain *pluginChain) *Handler {
+func methodHandler(prefix string, ptr reflect.Type, proto reflect.Value, m reflect.Method,
+	fields []ctxField, pull bool, chain *pluginChain) *Handler {
 	want := "func(*Args)"
 	if pull {
 		want = "func(*Args) (Reply, tp.Xerror)"
@@ -192,14 +200,16 @@ func methodCaller(m reflect.Method, pull bool) func(ctrl, arg reflect.Value) (in
 // by value, one of package sync or sync/atomic or whatever go vet says must not be copied;
 // and if an embedded pointer leads to a context, which all calls would share.
 func (r *PullRouter) Reg(ctrl interface{}, plugins ...Plugin) {
-	r.add(controllerHandlers(r.prefix, ctrl, true, r.chain.with(place{caller: fmt.Sprintf("Reg(%T)", ctrl)}, plugins)))
+	r.add(controllerHandlers(r.prefix, ctrl, true, r.chain.with(place{caller: fmt.Sprintf("Reg(%T)", ctrl)},
+		plugins)))
 }
 
 // Reg registers every exported method of a controller, which is a pointer to a
 // struct that embeds [PushCtx]. Each method must be a func(*Args). For the rest
 // see [PullRouter.Reg].
 func (r *PushRouter) Reg(ctrl interface{}, plugins ...Plugin) {
-	r.add(controllerHandlers(r.prefix, ctrl, false, r.chain.with(place{caller: fmt.Sprintf("Reg(%T)", ctrl)}, plugins)))
+	r.add(controllerHandlers(r.prefix, ctrl, false,
+		r.chain.with(place{caller: fmt.Sprintf("Reg(%T)", ctrl)}, plugins)))
 }
 
 // HandlePull registers a function that answers pulls to the path, which stands
@@ -210,7 +220,8 @@ func (r *PushRouter) Reg(ctrl interface{}, plugins ...Plugin) {
 // pointer to one; a pointer to a protobuf message is possible, and args points to that then.
 // It panics if
 // the path cannot be a route's or is taken. It is safe for concurrent use.
-func HandlePull[A, R any](r *PullRouter, path string, fn func(ctx PullCtx, args *A) (R, Xerror), plugins ...Plugin) {
+func HandlePull[A, R any](r *PullRouter, path string, fn func(ctx PullCtx, args *A) (R, Xerror),
+	plugins ...Plugin) {
 	if fn == nil {
 		panic(fmt.Sprintf("tp: HandlePull(%q): the function is nil.", path))
 	}

@@ -122,7 +122,8 @@ type foreSession struct {
 	strays  []string // ids of pulls that were received instead; the hooks' goroutine's
 }
 
-var errHandshakeOver = errors.New("tp: the handshake is over: Send and Receive are for PostDial and PostAccept")
+var errHandshakeOver = errors.New("tp: the handshake is over: Send and Receive are for PostDial and " +
+	"PostAccept")
 
 func (f *foreSession) Send(p *packet.Packet) error {
 	if f.over.Load() {
@@ -219,7 +220,8 @@ func (cn *conn) runHandshake(ctx context.Context, from *origin) (*reader, error)
 			cn.refuse(err, fore.strays)
 		default:
 			for _, id := range fore.strays { // which the hooks have passed over
-				cn.sendRefusal(id, newXerror(StatusUnauthorized, "it came before the handshake was over", nil))
+				cn.sendRefusal(id, newXerror(StatusUnauthorized, "it came before the handshake was over",
+					nil))
 			}
 		}
 		return first, err
@@ -263,7 +265,8 @@ func (cn *conn) sendRefusal(id string, x Xerror) {
 	body, gzip := detailsOf(x)
 	h.Gzip = gzip
 	cfg := &cn.peer.cfg
-	frame, err := cn.sock.Encode(socket.Permit{}, nil, &packet.Packet{HeaderCodec: cfg.DefaultHeaderCodec, BodyCodec: cfg.DefaultBodyCodec, Header: h, Body: body})
+	frame, err := cn.sock.Encode(socket.Permit{}, nil, &packet.Packet{HeaderCodec: cfg.DefaultHeaderCodec,
+		BodyCodec: cfg.DefaultBodyCodec, Header: h, Body: body})
 	if err != nil { // the details do not encode
 		h.Gzip = 0
 		frame, err = cn.encodeHeader(h)
@@ -346,7 +349,9 @@ func (f *foreSession) stray(h *packet.Header) Xerror {
 		return nil
 	}
 	if f.dialled {
-		return newXerror(StatusFailedPlugin, "expected a packet of the other side's PostAccept hook, and there came "+kind, nil)
+		return newXerror(StatusFailedPlugin,
+			"expected a packet of the other side's PostAccept hook, and there came "+kind, nil)
 	}
-	return newXerror(StatusUnauthorized, "expected a packet of the other side's PostDial hook, and there came "+kind, nil)
+	return newXerror(StatusUnauthorized,
+		"expected a packet of the other side's PostDial hook, and there came "+kind, nil)
 }

@@ -39,5 +39,6 @@ func (cn *conn) Ask(answer bool) {
 
 // GiveUp ends the connection, from which nothing has come for so long.
 func (cn *conn) GiveUp(after time.Duration) {
-	go cn.fail(fmt.Errorf("nothing has come for %v, and no answer to the question whether the other side is there", after))
+	go cn.fail(fmt.Errorf("nothing has come for %v, and no answer to the question whether the other side "+
+		"is there", after))
 }

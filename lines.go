@@ -160,7 +160,8 @@ func (ls *lines) panicked(level slog.Level, where, who string, value interface{}
 	stack := printable.Lines(string(debug.Stack()), maxLine)
 	if structured() {
 		outputAttrs(level, "panic", withLeft([]slog.Attr{
-			slog.String("where", where), slog.String("of", printable.Text(who, maxQuoted)), slog.String("panic", text), slog.String("stack", stack),
+			slog.String("where", where), slog.String("of", printable.Text(who, maxQuoted)),
+			slog.String("panic", text), slog.String("stack", stack),
 		}, left))
 		return
 	}

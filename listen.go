@@ -24,7 +24,8 @@ import (
 // If one address cannot be served none is.
 func (p *Peer) Listen() error {
 	if len(p.cfg.ListenAddrs) == 0 {
-		return errors.New("tp: listen: PeerConfig.ListenAddrs is empty; expected addresses such as 127.0.0.1:9090, or use Serve")
+		return errors.New("tp: listen: PeerConfig.ListenAddrs is empty; expected addresses such as " +
+			"127.0.0.1:9090, or use Serve")
 	}
 	if _, err := p.serverTLS(); err != nil {
 		return err
@@ -112,7 +113,8 @@ func (p *Peer) acceptFrom(ln net.Listener, cfg *tls.Config) error {
 			return fmt.Errorf("tp: accept: %w", err)
 		}
 		delay = min(max(2*delay, 5*time.Millisecond), time.Second)
-		p.log.rarely(LevelWarn, "accepting failed", "accept on %s: %v; again in %v", slog.Any("address", ln.Addr()), errAttr(err), slog.Duration("again_in", delay))
+		p.log.rarely(LevelWarn, "accepting failed", "accept on %s: %v; again in %v",
+			slog.Any("address", ln.Addr()), errAttr(err), slog.Duration("again_in", delay))
 		select {
 		case <-time.After(delay):
 		case <-p.closing:
@@ -149,7 +151,8 @@ func (p *Peer) admit(conn net.Conn, cfg *tls.Config) {
 func (p *Peer) turnAway(conn net.Conn, why error) {
 	addr := conn.RemoteAddr()
 	go conn.Close() // which may take a while
-	p.log.rarely(LevelWarn, "connection refused", "connection from %s refused: %v", slog.Any("remote", addr), errAttr(why))
+	p.log.rarely(LevelWarn, "connection refused", "connection from %s refused: %v",
+		slog.Any("remote", addr), errAttr(why))
 }
 
 // accept takes one connection through its handshakes, off the accept loop.
@@ -191,7 +194,8 @@ func (p *Peer) tune(conn net.Conn) {
 	if !ok {
 		return
 	}
-	keep := net.KeepAliveConfig{Enable: p.cfg.KeepAlive > 0, Idle: p.cfg.KeepAlive, Interval: p.cfg.KeepAlive / 3, Count: 3}
+	keep := net.KeepAliveConfig{Enable: p.cfg.KeepAlive > 0, Idle: p.cfg.KeepAlive,
+		Interval: p.cfg.KeepAlive / 3, Count: 3}
 	_ = tc.SetKeepAliveConfig(keep)
 	if d := p.cfg.UserTimeout; d > 0 {
 		sockopt.SetUserTimeout(tc, d)

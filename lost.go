@@ -20,7 +20,8 @@ type PushesLost struct {
 }
 
 func (e *PushesLost) Error() string {
-	return fmt.Sprintf("the other side did not keep up with the pushes: of %d that were sent it has handled %d, the others are lost", e.Sent, e.Taken)
+	return fmt.Sprintf("the other side did not keep up with the pushes: of %d that were sent it has "+
+		"handled %d, the others are lost", e.Sent, e.Taken)
 }
 
 // metaTaken is the key of the last packet's metadata that says how many.
@@ -40,5 +41,6 @@ type evicted struct {
 }
 
 func (e *evicted) Error() string {
-	return fmt.Sprintf("others needed the %d bytes of memory that %s had taken, for longest of all", e.held, e.what)
+	return fmt.Sprintf("others needed the %d bytes of memory that %s had taken, for longest of all", e.held,
+		e.what)
 }

@@ -10,7 +10,8 @@ import (
 // Call pulls from the URI and returns the reply, of a type that the compiler knows: a
 // value, or a pointer, to a protobuf message of either API for example. It is
 // [Session.PullContext] otherwise; the error is nil or an [Xerror].
-func Call[R any](ctx context.Context, sess *Session, uri string, args interface{}, setting ...PacketSetting) (R, error) {
+func Call[R any](ctx context.Context, sess *Session, uri string, args interface{},
+	setting ...PacketSetting) (R, error) {
 	var reply R
 	into := interface{}(&reply)
 	if m := newMessage[R](); m != nil { // whose codec wants the message itself
@@ -88,7 +89,8 @@ func (n Note[A]) Push(ctx context.Context, sess *Session, args A, setting ...Pac
 	return pushTo(ctx, sess, n.uri, args, joined(n.settings, setting))
 }
 
-func pushTo(ctx context.Context, sess *Session, uri string, args interface{}, settings []PacketSetting) error {
+func pushTo(ctx context.Context, sess *Session, uri string, args interface{},
+	settings []PacketSetting) error {
 	if x := sess.PushContext(ctx, uri, args, settings...); x != nil {
 		return x
 	}
@@ -110,7 +112,8 @@ func inGroup(what, prefix, uri string) string {
 	}
 	under := strings.TrimSuffix(prefix, "/") + "/"
 	if !strings.HasPrefix(uri, under) {
-		panic(fmt.Sprintf("tp: %s.Handle: %q is not in the router's group %q; expected the router of a group that the URI begins with.", what, uri, prefix))
+		panic(fmt.Sprintf("tp: %s.Handle: %q is not in the router's group %q; expected the router of a "+
+			"group that the URI begins with.", what, uri, prefix))
 	}
 	return uri[len(under)-1:]
 }

@@ -78,7 +78,8 @@ func (pl *packetLog) log(line packetLine) {
 		return
 	}
 	attrs := []slog.Attr{
-		slog.String("kind", line.kind), uriAttr(line.uri), slog.String("session", line.session), slog.String("remote", line.remote),
+		slog.String("kind", line.kind), uriAttr(line.uri), slog.String("session", line.session),
+		slog.String("remote", line.remote),
 		slog.Duration("duration", cost),
 	}
 	if line.code != 0 || line.status != "" {

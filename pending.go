@@ -152,7 +152,8 @@ var pendings = sync.Pool{New: func() any {
 
 // put gives the pending pull back to be used again. Nobody else may have it.
 func (pd *pending) put() {
-	pd.failure, pd.wire, pd.reply, pd.seen, pd.ended, pd.deliver, pd.command, pd.meta = nil, wire{}, nil, nil, nil, nil, nil, nil
+	pd.failure, pd.wire, pd.reply, pd.seen, pd.ended, pd.deliver, pd.command, pd.meta = nil, wire{}, nil,
+		nil, nil, nil, nil, nil
 	pendings.Put(pd)
 }
 
@@ -230,7 +231,8 @@ func (w *wire) sent(p *packet.Packet) bool {
 		return false
 	}
 	bodyCodec, err := codec.GetByName(p.BodyCodec)
-	if err != nil || p.HeaderLength > math.MaxUint16 || h.Timeout > math.MaxUint32 || len(h.Meta) > 0 || packet.CheckGzip(h.Gzip) != nil {
+	if err != nil || p.HeaderLength > math.MaxUint16 || h.Timeout > math.MaxUint32 || len(h.Meta) > 0 ||
+		packet.CheckGzip(h.Gzip) != nil {
 		return false
 	}
 	w.outHeaderCodec, w.outCodec = headerCodec.Id(), bodyCodec.Id()
@@ -241,7 +243,8 @@ func (w *wire) sent(p *packet.Packet) bool {
 
 // received takes in the header of a reply. It reports false if the reply does not fit.
 func (w *wire) received(v *packet.HeaderView, body int64) bool {
-	if v.StatusCode != StatusOK || len(v.Status) > 0 || len(v.Uri) > 0 || len(v.Meta) > 0 || v.Timeout != 0 || v.NotRun ||
+	if v.StatusCode != StatusOK || len(v.Status) > 0 || len(v.Uri) > 0 || len(v.Meta) > 0 ||
+		v.Timeout != 0 || v.NotRun ||
 		v.Length > math.MaxUint16 || packet.CheckGzip(v.Gzip) != nil {
 		return false
 	}
@@ -258,19 +261,24 @@ func (w *wire) received(v *packet.HeaderView, body int64) bool {
 
 // packets makes the two packets again, in o.
 func (w *wire) packets(o *outgoing, number uint64, uri string, args interface{}) {
-	o.out.header = packet.Header{Type: packet.TypePull, Uri: uri, Gzip: int32(w.outGzip), Timeout: int64(w.timeout)}
+	o.out.header = packet.Header{Type: packet.TypePull, Uri: uri, Gzip: int32(w.outGzip),
+		Timeout: int64(w.timeout)}
 	o.out.number(number)
 	o.out.packet = packet.Packet{
-		HeaderCodec: codecName(w.outHeaderCodec), BodyCodec: codecName(w.outCodec), Header: &o.out.header, Body: args,
-		HeaderLength: int64(w.outHeader), BodyLength: int64(w.outBody), Length: int64(w.outHeader) + int64(w.outBody),
+		HeaderCodec: codecName(w.outHeaderCodec), BodyCodec: codecName(w.outCodec), Header: &o.out.header,
+		Body:         args,
+		HeaderLength: int64(w.outHeader), BodyLength: int64(w.outBody), Length: int64(w.outHeader) +
+			int64(w.outBody),
 	}
 	if w.inHeader == 0 {
 		return
 	}
-	o.in.header = packet.Header{Id: o.out.header.Id, Type: packet.TypeReply, Gzip: int32(w.inGzip), StatusCode: StatusOK}
+	o.in.header = packet.Header{Id: o.out.header.Id, Type: packet.TypeReply, Gzip: int32(w.inGzip),
+		StatusCode: StatusOK}
 	o.in.packet = packet.Packet{
 		HeaderCodec: codecName(w.inHeaderCodec), BodyCodec: codecName(w.inCodec), Header: &o.in.header,
-		HeaderLength: int64(w.inHeader), BodyLength: int64(w.inBody), Length: int64(w.inHeader) + int64(w.inBody),
+		HeaderLength: int64(w.inHeader), BodyLength: int64(w.inBody), Length: int64(w.inHeader) +
+			int64(w.inBody),
 	}
 }
 

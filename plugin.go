@@ -213,7 +213,8 @@ func (h *hook[C]) safely(c C) (err *hookError) {
 		// Not by what recover returns, which is nil after panic(nil) in a program with
 		// GODEBUG=panicnil=1, and of a hook that ends its goroutine.
 		linesOf(c).panicked(LevelError, "plugin", h.name+", "+h.point, recover())
-		err = &hookError{text: fmt.Sprintf("plugin %s: panic in %s", h.name, h.point), code: StatusFailedPlugin, told: StatusText(StatusFailedPlugin)}
+		err = &hookError{text: fmt.Sprintf("plugin %s: panic in %s", h.name, h.point),
+			code: StatusFailedPlugin, told: StatusText(StatusFailedPlugin)}
 	}()
 	e := h.call(c)
 	if e == nil {
@@ -268,7 +269,8 @@ type pluginChain struct {
 
 // seesPulls reports whether a hook looks at the packets of pulls that this side makes.
 func (c *pluginChain) seesPulls() bool {
-	return len(c.preWritePull)+len(c.postWritePull)+len(c.preReadHeader)+len(c.postReadHeader)+len(c.preReadBody)+len(c.postReadBody) > 0
+	return len(c.preWritePull)+len(c.postWritePull)+len(c.preReadHeader)+len(c.postReadHeader)+
+		len(c.preReadBody)+len(c.postReadBody) > 0
 }
 
 // place is where plugins are added: the function's name as the caller knows it, and whether
@@ -287,11 +289,13 @@ func (c *pluginChain) with(at place, plugins []Plugin) *pluginChain {
 	next := new(pluginChain)
 	for i, p := range append(c.all[:len(c.all):len(c.all)], plugins...) {
 		if p == nil {
-			panic(fmt.Sprintf("tp: %s: a plugin is nil, number %d of %d.", at.caller, i-len(c.all)+1, len(plugins)))
+			panic(fmt.Sprintf("tp: %s: a plugin is nil, number %d of %d.", at.caller, i-len(c.all)+1,
+				len(plugins)))
 		}
 		for _, other := range next.all {
 			if other.Name() == p.Name() {
-				panic(fmt.Sprintf("tp: plugin %q is there twice in one chain of plugins (%T and %T).", p.Name(), other, p))
+				panic(fmt.Sprintf("tp: plugin %q is there twice in one chain of plugins (%T and %T).",
+					p.Name(), other, p))
 			}
 		}
 		if i >= len(c.all) {
@@ -312,11 +316,13 @@ type hookPoint struct {
 }
 
 // hookAt makes a hookPoint of the interface I, whose method is called with a C.
-func hookAt[I Plugin, C any](name string, peer bool, in func(*pluginChain) *hooks[C], call func(I) func(C) error) hookPoint {
+func hookAt[I Plugin, C any](
+	name string, peer bool, call func(I, C) error, in func(*pluginChain) *hooks[C],
+) hookPoint {
 	return hookPoint{name, reflect.TypeFor[I](), peer, func(c *pluginChain, p Plugin, owner string) {
 		if h, ok := p.(I); ok {
 			list := in(c)
-			*list = append(*list, hook[C]{p, owner, name, call(h)})
+			*list = append(*list, hook[C]{p, owner, name, func(x C) error { return call(h, x) }})
 		}
 	}}
 }
@@ -325,25 +331,41 @@ const ofPeer, ofRoute = true, false
 
 // hookPoints are all hooks, in the order of a call's way.
 var hookPoints = []hookPoint{
-	hookAt("PostReg", ofRoute, func(c *pluginChain) *hooks[*Handler] { return &c.postReg }, func(p PostRegPlugin) func(*Handler) error { return p.PostReg }),
-	hookAt("PostDial", ofPeer, func(c *pluginChain) *hooks[ForeSession] { return &c.postDial }, func(p PostDialPlugin) func(ForeSession) error { return p.PostDial }),
-	hookAt("PostAccept", ofPeer, func(c *pluginChain) *hooks[ForeSession] { return &c.postAccept }, func(p PostAcceptPlugin) func(ForeSession) error { return p.PostAccept }),
-	hookAt("PostConnect", ofPeer, func(c *pluginChain) *hooks[*Session] { return &c.postConnect }, func(p PostConnectPlugin) func(*Session) error { return p.PostConnect }),
-	hookAt("PostConnect", ofPeer, func(c *pluginChain) *hooks[*Session] { return &c.postReconnect }, func(p PostConnectPlugin) func(*Session) error { return p.PostConnect }),
-	hookAt("PostReconnect", ofPeer, func(c *pluginChain) *hooks[*Session] { return &c.postReconnect }, func(p PostReconnectPlugin) func(*Session) error { return p.PostReconnect }),
-	hookAt("PostDisconnect", ofPeer, func(c *pluginChain) *hooks[lostConn] { return &c.postDisconnect }, func(p PostDisconnectPlugin) func(lostConn) error {
-		return func(l lostConn) error { return p.PostDisconnect(l.sess, l.cause) }
-	}),
-	hookAt("PreWritePull", ofPeer, func(c *pluginChain) *hooks[WriteCtx] { return &c.preWritePull }, func(p PreWritePullPlugin) func(WriteCtx) error { return p.PreWritePull }),
-	hookAt("PostWritePull", ofPeer, func(c *pluginChain) *hooks[WriteCtx] { return &c.postWritePull }, func(p PostWritePullPlugin) func(WriteCtx) error { return p.PostWritePull }),
-	hookAt("PreWritePush", ofPeer, func(c *pluginChain) *hooks[WriteCtx] { return &c.preWritePush }, func(p PreWritePushPlugin) func(WriteCtx) error { return p.PreWritePush }),
-	hookAt("PostWritePush", ofPeer, func(c *pluginChain) *hooks[WriteCtx] { return &c.postWritePush }, func(p PostWritePushPlugin) func(WriteCtx) error { return p.PostWritePush }),
-	hookAt("PreReadHeader", ofPeer, func(c *pluginChain) *hooks[ReadCtx] { return &c.preReadHeader }, func(p PreReadHeaderPlugin) func(ReadCtx) error { return p.PreReadHeader }),
-	hookAt("PostReadHeader", ofRoute, func(c *pluginChain) *hooks[ReadCtx] { return &c.postReadHeader }, func(p PostReadHeaderPlugin) func(ReadCtx) error { return p.PostReadHeader }),
-	hookAt("PreReadBody", ofRoute, func(c *pluginChain) *hooks[ReadCtx] { return &c.preReadBody }, func(p PreReadBodyPlugin) func(ReadCtx) error { return p.PreReadBody }),
-	hookAt("PostReadBody", ofRoute, func(c *pluginChain) *hooks[ReadCtx] { return &c.postReadBody }, func(p PostReadBodyPlugin) func(ReadCtx) error { return p.PostReadBody }),
-	hookAt("PreWriteReply", ofRoute, func(c *pluginChain) *hooks[WriteCtx] { return &c.preWriteReply }, func(p PreWriteReplyPlugin) func(WriteCtx) error { return p.PreWriteReply }),
-	hookAt("PostWriteReply", ofRoute, func(c *pluginChain) *hooks[WriteCtx] { return &c.postWriteReply }, func(p PostWriteReplyPlugin) func(WriteCtx) error { return p.PostWriteReply }),
+	hookAt("PostReg", ofRoute, PostRegPlugin.PostReg,
+		func(c *pluginChain) *hooks[*Handler] { return &c.postReg }),
+	hookAt("PostDial", ofPeer, PostDialPlugin.PostDial,
+		func(c *pluginChain) *hooks[ForeSession] { return &c.postDial }),
+	hookAt("PostAccept", ofPeer, PostAcceptPlugin.PostAccept,
+		func(c *pluginChain) *hooks[ForeSession] { return &c.postAccept }),
+	hookAt("PostConnect", ofPeer, PostConnectPlugin.PostConnect,
+		func(c *pluginChain) *hooks[*Session] { return &c.postConnect }),
+	hookAt("PostConnect", ofPeer, PostConnectPlugin.PostConnect,
+		func(c *pluginChain) *hooks[*Session] { return &c.postReconnect }),
+	hookAt("PostReconnect", ofPeer, PostReconnectPlugin.PostReconnect,
+		func(c *pluginChain) *hooks[*Session] { return &c.postReconnect }),
+	hookAt("PostDisconnect", ofPeer,
+		func(p PostDisconnectPlugin, l lostConn) error { return p.PostDisconnect(l.sess, l.cause) },
+		func(c *pluginChain) *hooks[lostConn] { return &c.postDisconnect }),
+	hookAt("PreWritePull", ofPeer, PreWritePullPlugin.PreWritePull,
+		func(c *pluginChain) *hooks[WriteCtx] { return &c.preWritePull }),
+	hookAt("PostWritePull", ofPeer, PostWritePullPlugin.PostWritePull,
+		func(c *pluginChain) *hooks[WriteCtx] { return &c.postWritePull }),
+	hookAt("PreWritePush", ofPeer, PreWritePushPlugin.PreWritePush,
+		func(c *pluginChain) *hooks[WriteCtx] { return &c.preWritePush }),
+	hookAt("PostWritePush", ofPeer, PostWritePushPlugin.PostWritePush,
+		func(c *pluginChain) *hooks[WriteCtx] { return &c.postWritePush }),
+	hookAt("PreReadHeader", ofPeer, PreReadHeaderPlugin.PreReadHeader,
+		func(c *pluginChain) *hooks[ReadCtx] { return &c.preReadHeader }),
+	hookAt("PostReadHeader", ofRoute, PostReadHeaderPlugin.PostReadHeader,
+		func(c *pluginChain) *hooks[ReadCtx] { return &c.postReadHeader }),
+	hookAt("PreReadBody", ofRoute, PreReadBodyPlugin.PreReadBody,
+		func(c *pluginChain) *hooks[ReadCtx] { return &c.preReadBody }),
+	hookAt("PostReadBody", ofRoute, PostReadBodyPlugin.PostReadBody,
+		func(c *pluginChain) *hooks[ReadCtx] { return &c.postReadBody }),
+	hookAt("PreWriteReply", ofRoute, PreWriteReplyPlugin.PreWriteReply,
+		func(c *pluginChain) *hooks[WriteCtx] { return &c.preWriteReply }),
+	hookAt("PostWriteReply", ofRoute, PostWriteReplyPlugin.PostWriteReply,
+		func(c *pluginChain) *hooks[WriteCtx] { return &c.postWriteReply }),
 }
 
 func (c *pluginChain) add(p Plugin) {
@@ -372,13 +394,16 @@ func checkPlugin(at place, p Plugin) {
 		if t.Implements(h.typ) {
 			has++
 			if h.peer && !at.peer {
-				bad("has the hook %s, which is called for a peer's plugins only: give the plugin to NewPeer; a plugin of a group, a registration or an unknown handler may have the hooks %s", h.name, hookNames(ofRoute))
+				bad("has the hook %s, which is called for a peer's plugins only: give the plugin to "+
+					"NewPeer; a plugin of a group, a registration or an unknown handler may have the hooks %s",
+					h.name, hookNames(ofRoute))
 			}
 			continue
 		}
 		for j := range t.NumMethod() {
 			if m := t.Method(j); strings.EqualFold(m.Name, h.name) {
-				bad("has a method %s, which is not the hook of that name: expected %s", methodSignature(m), h.signature())
+				bad("has a method %s, which is not the hook of that name: expected %s", methodSignature(m),
+					h.signature())
 			}
 		}
 		if t.Kind() != reflect.Pointer && reflect.PointerTo(t).Implements(h.typ) {
@@ -386,7 +411,8 @@ func checkPlugin(at place, p Plugin) {
 		}
 	}
 	if has == 0 {
-		bad("has no hook, so that it would never be called; the hooks are %s and, for a peer, %s", hookNames(ofRoute), hookNames(ofPeer))
+		bad("has no hook, so that it would never be called; the hooks are %s and, for a peer, %s",
+			hookNames(ofRoute), hookNames(ofPeer))
 	}
 }
 

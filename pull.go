@@ -31,7 +31,8 @@ type PullCmd struct {
 	number      uint64
 	done        chan *PullCmd // GoPull delivers on it; nil for Pull
 	wire        wire
-	seen        atomic.Pointer[outgoing] // the packets, if they do not fit into wire or somebody has asked for them
+	// the packets, if they do not fit into wire or somebody has asked for them
+	seen atomic.Pointer[outgoing]
 }
 
 func newPullCmd(s *Session, uri string, args, reply interface{}) *PullCmd {
@@ -92,7 +93,8 @@ func (s *Session) Pull(uri string, args, reply interface{}, setting ...PacketSet
 // context.DeadlineExceeded, or with StatusCanceled and context.Canceled. The other
 // side's handler is told of the deadline and of a cancellation, see [Ctx]. A reply that
 // comes later is dropped.
-func (s *Session) PullContext(ctx context.Context, uri string, args, reply interface{}, setting ...PacketSetting) *PullCmd {
+func (s *Session) PullContext(ctx context.Context, uri string, args, reply interface{},
+	setting ...PacketSetting) *PullCmd {
 	ctx = orNone(ctx)
 	cmd := newPullCmd(s, uri, args, reply)
 	if s.redial != nil {
@@ -114,12 +116,14 @@ func (s *Session) PullContext(ctx context.Context, uri string, args, reply inter
 // connection takes no output. The command that
 // is returned gives the same channel with [PullCmd.Done], and nothing else of it
 // may be used before it was delivered.
-func (s *Session) GoPull(uri string, args, reply interface{}, done chan *PullCmd, setting ...PacketSetting) *PullCmd {
+func (s *Session) GoPull(uri string, args, reply interface{}, done chan *PullCmd,
+	setting ...PacketSetting) *PullCmd {
 	return s.GoPullContext(context.Background(), uri, args, reply, done, setting...)
 }
 
 // GoPullContext is GoPull for as long as ctx lasts, see [Session.PullContext].
-func (s *Session) GoPullContext(ctx context.Context, uri string, args, reply interface{}, done chan *PullCmd, setting ...PacketSetting) *PullCmd {
+func (s *Session) GoPullContext(ctx context.Context, uri string, args, reply interface{},
+	done chan *PullCmd, setting ...PacketSetting) *PullCmd {
 	ctx = orNone(ctx)
 	if done == nil {
 		done = make(chan *PullCmd, 1)
@@ -176,7 +180,8 @@ func (cmd *PullCmd) launch(ctx context.Context, pd *pending, settings []PacketSe
 
 // makeAndSend makes the packet, in the draft unless hooks or the log see it, and sends it. It reports whether
 // the pull was in the connection's table.
-func (cmd *PullCmd) makeAndSend(ctx context.Context, pd *pending, d *draft, settings []PacketSetting) (entered bool) {
+func (cmd *PullCmd) makeAndSend(ctx context.Context, pd *pending, d *draft,
+	settings []PacketSetting) (entered bool) {
 	cn, o := cmd.conn, pd.seen
 	for i := range settings {
 		if settings[i].kind == settingReplyMeta {
@@ -212,7 +217,8 @@ func (cmd *PullCmd) makeAndSend(ctx context.Context, pd *pending, d *draft, sett
 	entered, sent := cmd.send(ctx, pd, frame)
 	if sent && o != nil { // pd may be complete by now, and used by another pull
 		if err := cn.peer.chain.postWritePull.run(o); err != nil {
-			cn.peer.log.rarely(LevelWarn, "hook failed", "pull %s: %v", append([]slog.Attr{uriAttr(cmd.uri), errAttr(err)}, cn.logAttrs()...)...)
+			cn.peer.log.rarely(LevelWarn, "hook failed", "pull %s: %v",
+				append([]slog.Attr{uriAttr(cmd.uri), errAttr(err)}, cn.logAttrs()...)...)
 		}
 	}
 	return entered
@@ -243,7 +249,8 @@ func (cmd *PullCmd) send(ctx context.Context, pd *pending, frame socket.Frame) (
 	}
 	if cn.goneAway() {
 		frame.Drop()
-		pd.complete(unrun(StatusServiceUnavailable, "the other side is shutting down, the pull was not sent", nil))
+		pd.complete(unrun(StatusServiceUnavailable,
+			"the other side is shutting down, the pull was not sent", nil))
 		return false, false
 	}
 	if cmd.again != nil {
@@ -278,7 +285,8 @@ func (cmd *PullCmd) send(ctx context.Context, pd *pending, frame socket.Frame) (
 	if cn.peer.refusesPulls() {
 		frame.Drop()
 		if pd := cn.takePull(number); pd != nil {
-			pd.complete(unrun(StatusServiceUnavailable, "this peer is shutting down, the pull was not sent", nil))
+			pd.complete(unrun(StatusServiceUnavailable, "this peer is shutting down, the pull was not sent",
+				nil))
 		}
 		return true, false
 	}
@@ -308,9 +316,12 @@ func replyArgument(reply interface{}) Xerror {
 		return nil
 	}
 	if v := reflect.ValueOf(reply); v.Kind() != reflect.Pointer {
-		return unrun(StatusBadRequest, fmt.Sprintf("nothing was sent: the reply cannot be decoded into a %T; expected a pointer, or nil", reply), nil)
+		return unrun(StatusBadRequest,
+			fmt.Sprintf("nothing was sent: the reply cannot be decoded into a %T; expected a pointer, or nil",
+				reply), nil)
 	} else if v.IsNil() {
-		return unrun(StatusBadRequest, fmt.Sprintf("nothing was sent: the reply cannot be decoded into a nil %T", reply), nil)
+		return unrun(StatusBadRequest,
+			fmt.Sprintf("nothing was sent: the reply cannot be decoded into a nil %T", reply), nil)
 	}
 	return nil
 }
@@ -346,7 +357,9 @@ func (cn *conn) abandonPull(ctx context.Context, number uint64) {
 func (cn *conn) pullTimer(number uint64) *time.Timer {
 	return time.AfterFunc(math.MaxInt64, func() {
 		if pd := cn.takePull(number); pd != nil {
-			pd.complete(newXerror(StatusDeadlineExceeded, fmt.Sprintf("no reply after %v, the outcome of the pull is unknown", cn.peer.cfg.DefaultPullTimeout), context.DeadlineExceeded))
+			pd.complete(newXerror(StatusDeadlineExceeded,
+				fmt.Sprintf("no reply after %v, the outcome of the pull is unknown",
+					cn.peer.cfg.DefaultPullTimeout), context.DeadlineExceeded))
 		}
 	})
 }
@@ -465,7 +478,8 @@ func (cmd *PullCmd) finishSeen(pd *pending, o *outgoing) {
 		code, text = x.Code(), x.Text()
 	}
 	o.conn.logPacket(packetLine{
-		start: o.start, printed: o.printed, message: "pull made", what: "pull-launch", kind: "pull", uri: cmd.uri,
+		start: o.start, printed: o.printed, message: "pull made", what: "pull-launch", kind: "pull",
+		uri:  cmd.uri,
 		code: code, status: text, in: &o.in.packet, out: &o.out.packet,
 	})
 }
@@ -529,7 +543,8 @@ type resend struct {
 }
 
 func (r *redialer) resend(ctx context.Context, settings []PacketSetting) *resend {
-	return &resend{ctx: ctx, settings: slices.Clone(settings), patience: r.patience(r.sess.peer.cfg.DefaultPullTimeout)}
+	return &resend{ctx: ctx, settings: slices.Clone(settings),
+		patience: r.patience(r.sess.peer.cfg.DefaultPullTimeout)}
 }
 
 // persist sends the command again and again until it may have run, or must not be sent any more, and

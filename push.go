@@ -16,7 +16,8 @@ func (s *Session) Push(uri string, args interface{}, setting ...PacketSetting) X
 
 // PushContext is Push unless ctx is done before the packet is handed to the
 // connection: then it fails as [Session.PullContext] does, and nothing was sent.
-func (s *Session) PushContext(ctx context.Context, uri string, args interface{}, setting ...PacketSetting) Xerror {
+func (s *Session) PushContext(ctx context.Context, uri string, args interface{},
+	setting ...PacketSetting) Xerror {
 	ctx = orNone(ctx)
 	if s.redial != nil {
 		return s.redial.push(ctx, uri, args, setting)
@@ -37,7 +38,8 @@ func (cn *conn) push(ctx context.Context, uri string, args interface{}, settings
 	defer d.put()
 	w := &d.ownPacket
 	var o *outgoing // if somebody sees the packet
-	if start := cn.peer.packetLog.start(); len(chain.preWritePush)+len(chain.postWritePush) > 0 || !start.IsZero() {
+	if start := cn.peer.packetLog.start(); len(chain.preWritePush)+len(chain.postWritePush) > 0 ||
+		!start.IsZero() {
 		o = newOutgoing(cn, ctx, start)
 		w = &o.out
 	}
@@ -59,9 +61,11 @@ func (cn *conn) push(ctx context.Context, uri string, args interface{}, settings
 		return nil
 	}
 	if err := chain.postWritePush.run(o); err != nil {
-		cn.peer.log.rarely(LevelWarn, "hook failed", "push %s: %v", append([]slog.Attr{uriAttr(uri), errAttr(err)}, cn.logAttrs()...)...)
+		cn.peer.log.rarely(LevelWarn, "hook failed", "push %s: %v",
+			append([]slog.Attr{uriAttr(uri), errAttr(err)}, cn.logAttrs()...)...)
 	}
-	cn.logPacket(packetLine{start: o.start, message: "push sent", what: "push-launch", kind: "push", uri: w.header.Uri, out: &w.packet})
+	cn.logPacket(packetLine{start: o.start, message: "push sent", what: "push-launch", kind: "push",
+		uri: w.header.Uri, out: &w.packet})
 	return nil
 }
 

@@ -59,7 +59,8 @@ func (r *reader) read() {
 		if errors.Is(err, socket.ErrClosed) {
 			err = errClosedHere
 		}
-		if errors.Is(err, packet.ErrTLS) { // the other side waits for a TLS handshake, and sees what comes instead
+		// the other side waits for a TLS handshake, and sees what comes instead
+		if errors.Is(err, packet.ErrTLS) {
 			cn.sendControl(&packet.Header{Type: packet.TypeGoAway})
 		}
 		cn.farewell(err)
@@ -154,7 +155,8 @@ func (r *reader) next(c *call) error {
 	// cannot keep each other busy.
 	cn.sock.SkipBody()
 	c = r.input(c, string(r.view.Uri))
-	logf(LevelDebug, "packet of unknown type dropped", "session %s: packet of unknown type %d dropped", slog.String("session", cn.sess.Id()), slog.Int("type", int(c.typ)), slog.String("remote", c.Ip()))
+	logf(LevelDebug, "packet of unknown type dropped", "session %s: packet of unknown type %d dropped",
+		slog.String("session", cn.sess.Id()), slog.Int("type", int(c.typ)), slog.String("remote", c.Ip()))
 	if c.id != "" {
 		r.refuse(c, newXerror(StatusUnsupportedType, fmt.Sprintf("unsupported type %d", c.typ), nil))
 	}
@@ -189,7 +191,8 @@ func (r *reader) reply(c *call) error {
 		cn.handlers.Add(1) // so that Shutdown waits for the body too
 		defer cn.handlerDone()
 		if ok && cn.pulls.Has(id) { // the pull stays in the table, so that its caller may give up meanwhile
-			v.Id, v.Uri, v.Status = bytes.Clone(v.Id), bytes.Clone(v.Uri), bytes.Clone(v.Status) // as they last until the next read
+			// as they last until the next read
+			v.Id, v.Uri, v.Status = bytes.Clone(v.Id), bytes.Clone(v.Uri), bytes.Clone(v.Status)
 			read = true
 			if late, err = cn.sock.ReadBody(nil); socket.Fatal(err) {
 				return fmt.Errorf("in the middle of a reply: %w", err)
@@ -226,7 +229,8 @@ func (r *reader) reply(c *call) error {
 		pd.receivedBody()
 		pd.complete(nil)
 	case socket.Fatal(err):
-		pd.complete(newXerror(StatusConnClosed, "connection closed in the middle of the reply: "+err.Error(), err))
+		pd.complete(newXerror(StatusConnClosed, "connection closed in the middle of the reply: "+
+			err.Error(), err))
 		return err
 	default:
 		pd.complete(replyXerror(err))
@@ -242,7 +246,9 @@ func (r *reader) strayReply() error {
 		return r.refusal()
 	}
 	cn.sock.SkipBody()
-	logf(LevelDebug, "reply to no pull in flight dropped", "session %s: reply %s to no pull in flight dropped", slog.String("session", cn.sess.Id()), slog.String("id", string(id)), slog.String("remote", cn.remoteIp()))
+	logf(LevelDebug, "reply to no pull in flight dropped",
+		"session %s: reply %s to no pull in flight dropped", slog.String("session", cn.sess.Id()),
+		slog.String("id", string(id)), slog.String("remote", cn.remoteIp()))
 	return nil
 }
 
@@ -294,7 +300,8 @@ func (cn *conn) restWhileFull() {
 }
 
 func (cn *conn) rests() bool {
-	return cn.queue.PullBytes() >= restBytes && cn.sock.OutputBusy() && !cn.ended.Load() && !cn.pulls.awaited()
+	return cn.queue.PullBytes() >= restBytes && cn.sock.OutputBusy() && !cn.ended.Load() &&
+		!cn.pulls.awaited()
 }
 
 // wakeReader lets the reader look again whether to rest.

@@ -38,11 +38,13 @@ func (r *redialer) stayConnected() {
 			r.giveUp(fmt.Errorf("redialling is given up: %w", err))
 			return
 		} else if err != nil {
-			s.peer.log.rarely(LevelWarn, "redialling failed", "session %s: dialling again: %v", slog.String("session", s.Id()), errAttr(err))
+			s.peer.log.rarely(LevelWarn, "redialling failed", "session %s: dialling again: %v",
+				slog.String("session", s.Id()), errAttr(err))
 			continue
 		}
 		cn := s.conn.Load()
-		s.peer.log.rarely(LevelInfo, "connected again", "session %s: connected again, to %s", cn.logAttrs()...)
+		s.peer.log.rarely(LevelInfo, "connected again", "session %s: connected again, to %s",
+			cn.logAttrs()...)
 		// Hooks may pull, and wait for a connection when this one goes.
 		if hooks != nil {
 			if _, ended := r.hooksEnd(cn, hooks); !ended {

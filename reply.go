@@ -163,7 +163,8 @@ func sentStatus(x Xerror) (int32, string) {
 // becomes StatusBadGateway: believed, it would make the answer look like a lost connection, and a pull that
 // may have run like one that was not sent.
 func repliedStatus(h *packet.Header) *xerror {
-	x := &xerror{code: h.StatusCode, text: clipStatus(h.Status), notRun: h.NotRun, remote: true, after: retryAfter(h.Meta)}
+	x := &xerror{code: h.StatusCode, text: clipStatus(h.Status), notRun: h.NotRun, remote: true,
+		after: retryAfter(h.Meta)}
 	if isLocal(x.code) {
 		x.code, x.notRun = StatusBadGateway, false
 	}

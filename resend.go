@@ -27,9 +27,11 @@ func (r *redialer) patience(timeout time.Duration) (p patience) {
 // end returns when nobody waits any more, and why then.
 func (r *redialer) waitsUntil(p patience) (time.Time, Xerror) {
 	if !p.until.IsZero() && (p.maxWait.IsZero() || p.until.Before(p.maxWait)) {
-		return p.until, unrun(StatusDeadlineExceeded, fmt.Sprintf("no connection within %v, nothing was sent", r.sess.peer.cfg.DefaultPullTimeout), nil)
+		return p.until, unrun(StatusDeadlineExceeded,
+			fmt.Sprintf("no connection within %v, nothing was sent", r.sess.peer.cfg.DefaultPullTimeout), nil)
 	}
-	return p.maxWait, unrun(StatusConnClosed, fmt.Sprintf("no connection for %v, nothing was sent", r.cfg.MaxWait), nil)
+	return p.maxWait, unrun(StatusConnClosed, fmt.Sprintf("no connection for %v, nothing was sent",
+		r.cfg.MaxWait), nil)
 }
 
 // await returns a connection that can be used, when there is one.
@@ -61,7 +63,8 @@ func (r *redialer) await(ctx context.Context, p patience) (*conn, Xerror) {
 		case cn.usable():
 			return cn, nil
 		case s.peer.draining():
-			return cn, unrun(StatusServiceUnavailable, "this peer is shutting down and has no connection, nothing was sent", nil)
+			return cn, unrun(StatusServiceUnavailable,
+				"this peer is shutting down and has no connection, nothing was sent", nil)
 		case fails:
 			text := "no connection, nothing was sent"
 			if err != nil {

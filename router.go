@@ -35,7 +35,8 @@ func (r *PullRouter) Group(prefix string, plugins ...Plugin) *PullRouter {
 // route, unless a group further inside has an unknown handler too. The body is
 // the handler's own: the codec id first, compressed if it was. A handler that
 // was set before is replaced.
-func (r *PullRouter) SetUnknown(fn func(ctx UnknownPullCtx, body *[]byte) (interface{}, Xerror), plugins ...Plugin) {
+func (r *PullRouter) SetUnknown(fn func(ctx UnknownPullCtx, body *[]byte) (interface{}, Xerror),
+	plugins ...Plugin) {
 	if fn == nil {
 		panic("tp: PullRouter.SetUnknown: the handler is nil.")
 	}
@@ -92,7 +93,8 @@ func newGroup(chain *pluginChain) group {
 }
 
 func (g *group) sub(prefix string, plugins []Plugin) group {
-	return group{routes: g.routes, prefix: joinPath("Group", g.prefix, prefix), chain: g.chain.with(place{caller: fmt.Sprintf("Group(%q)", prefix)}, plugins)}
+	return group{routes: g.routes, prefix: joinPath("Group", g.prefix, prefix),
+		chain: g.chain.with(place{caller: fmt.Sprintf("Group(%q)", prefix)}, plugins)}
 }
 
 func (g *group) add(handlers []*Handler) {
@@ -131,7 +133,9 @@ func (g *group) setUnknown(pull bool, plugins []Plugin, call func(*call, interfa
 		t.all = append(t.all, h)
 		t.unknown = slices.DeleteFunc(t.unknown, func(u unknownRoute) bool { return u.under == under })
 		t.unknown = append(t.unknown, unknownRoute{under, h})
-		slices.SortFunc(t.unknown, func(a, b unknownRoute) int { return cmp.Compare(len(b.under), len(a.under)) })
+		slices.SortFunc(t.unknown, func(a, b unknownRoute) int {
+			return cmp.Compare(len(b.under), len(a.under))
+		})
 	})
 }
 
@@ -182,7 +186,8 @@ const smallDecoded = 16 << 10
 func decodesSmall(h *Handler) bool {
 	data := make([]byte, smallPacket)
 	for _, name := range []string{codec.NameJSON, codec.NameProtobuf, codec.NameString} {
-		if c, err := codec.GetByName(name); err != nil || codec.DecodedBound(c, data, h.into(h.newArg())) > smallDecoded {
+		if c, err := codec.GetByName(name); err != nil ||
+			codec.DecodedBound(c, data, h.into(h.newArg())) > smallDecoded {
 			return false
 		}
 	}

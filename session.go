@@ -124,7 +124,9 @@ func (s *Session) onConns(f func(cn *conn)) {
 	var done []*conn
 	for {
 		s.mu.Lock()
-		links := slices.DeleteFunc(slices.Clone(s.connsLocked()), func(cn *conn) bool { return slices.Contains(done, cn) })
+		links := slices.DeleteFunc(slices.Clone(s.connsLocked()), func(cn *conn) bool {
+			return slices.Contains(done, cn)
+		})
 		s.mu.Unlock()
 		if len(links) == 0 {
 			return
@@ -188,7 +190,8 @@ func (s *Session) shut(cause error) error {
 			level = LevelDebug
 		}
 		cn := s.conn.Load()
-		s.peer.log.rarely(level, "session ended", "session %s with %s ended: %v", cn.logAttrs(errAttr(plain(cause, cn.sock)))...)
+		s.peer.log.rarely(level, "session ended", "session %s with %s ended: %v",
+			cn.logAttrs(errAttr(plain(cause, cn.sock)))...)
 	}
 	s.peer.sessions.remove(s)
 	var err error
@@ -213,7 +216,8 @@ func endLevel(cause error) slog.Level {
 	switch {
 	case errors.Is(cause, packet.ErrHeader), errors.As(cause, &hook), lasting(cause):
 		return LevelWarn
-	case errors.As(cause, &pushes), errors.As(cause, &memory), errors.Is(cause, socket.ErrOutputFull): // limits
+	// limits
+	case errors.As(cause, &pushes), errors.As(cause, &memory), errors.Is(cause, socket.ErrOutputFull):
 		return LevelWarn
 	}
 	return LevelInfo

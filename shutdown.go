@@ -12,11 +12,10 @@ import (
 	"time"
 )
 
-// Shutdown ends the peer in good order. It closes the listeners, asks the other
-// sides to begin nothing more, answers their new pulls with
-// StatusServiceUnavailable, see [NotRun], waits for running handlers and for this
-// side's own pulls, and closes the sessions when their replies are sent. Handlers that still run may go on pulling; what else this
-// side wants to pull is refused.
+// Shutdown ends the peer in good order. It closes the listeners, asks the other sides to begin
+// nothing more, answers their new pulls with StatusServiceUnavailable, see [NotRun], waits for
+// running handlers and for this side's own pulls, and closes the sessions when their replies are
+// sent. Handlers that still run may go on pulling; what else this side wants to pull is refused.
 //
 // The other sides have up to five seconds to read what was sent and to close.
 //
@@ -48,7 +47,8 @@ func (p *Peer) Shutdown(ctx context.Context) error {
 		if handlers, pulls = p.sessions.busy(); handlers == 0 && pulls == 0 {
 			break
 		}
-		err = fmt.Errorf("tp: shutdown: abandoned %d running handlers and %d pulls: %w", handlers, pulls, ctx.Err())
+		err = fmt.Errorf("tp: shutdown: abandoned %d running handlers and %d pulls: %w", handlers, pulls,
+			ctx.Err())
 		p.mu.Lock()
 		p.abandoned = err
 		p.mu.Unlock()
@@ -185,7 +185,8 @@ func (p *Peer) stopAccepting() error {
 	p.mu.Unlock()
 	var err error
 	for _, ln := range p.allListeners() { // no others are added any more
-		if e := ln.Close(); e != nil && !errors.Is(e, net.ErrClosed) && !errors.Is(e, os.ErrClosed) && err == nil {
+		if e := ln.Close(); e != nil && !errors.Is(e, net.ErrClosed) && !errors.Is(e, os.ErrClosed) &&
+			err == nil {
 			err = e
 		}
 	}

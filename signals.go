@@ -73,7 +73,8 @@ func awaitSignals(signals chan os.Signal) {
 			logf(LevelInfo, "received a signal to end", "received %v", slog.Any("signal", sig))
 			go Shutdown()
 		default:
-			logf(LevelError, "received a second signal: exiting without waiting", "received %v again: exiting without waiting", slog.Any("signal", sig))
+			logf(LevelError, "received a second signal: exiting without waiting",
+				"received %v again: exiting without waiting", slog.Any("signal", sig))
 			exitProcess(1)
 			return
 		}

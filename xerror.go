@@ -258,7 +258,8 @@ func (x *xerror) UnmarshalJSON(b []byte) error {
 // [Details]. It belongs to the error from then on. If it does not encode the error goes
 // without it.
 func WithDetails(x Xerror, details interface{}) Xerror {
-	return &xerror{code: x.Code(), text: x.Text(), cause: x, notRun: NotRun(x), details: details, after: afterOf(x), forwarded: isForwarded(x)}
+	return &xerror{code: x.Code(), text: x.Text(), cause: x, notRun: NotRun(x), details: details,
+		after: afterOf(x), forwarded: isForwarded(x)}
 }
 
 // Details decodes the details of an error into v, a pointer, and reports whether it has

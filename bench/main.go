@@ -38,8 +38,10 @@ const (
 func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(progress)
-	systemList := flags.String("systems", "", "systems to measure: names or regular expressions, separated by commas (all)")
-	workList := flags.String("work", "", "workloads to run: names or regular expressions, separated by commas (all)")
+	systemList := flags.String("systems", "",
+		"systems to measure: names or regular expressions, separated by commas (all)")
+	workList := flags.String("work", "",
+		"workloads to run: names or regular expressions, separated by commas (all)")
 	rounds := flags.Int("rounds", 5, "how often each system is measured under each workload")
 	window := flags.Duration("window", 2*time.Second, "how long each measurement takes")
 	warmUp := flags.Duration("warmup", 500*time.Millisecond, "how long the load runs before it")
@@ -79,9 +81,11 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 		preset(given, "warmup", warmUp, 200*time.Millisecond)
 	}
 	if *rounds < 1 || *window <= 0 || *warmUp < 0 {
-		return fmt.Errorf("-rounds %d, -window %v, -warmup %v: the first two must be positive, the third not negative", *rounds, *window, *warmUp)
+		return fmt.Errorf("-rounds %d, -window %v, -warmup %v: the first two must be positive, the third "+
+			"not negative", *rounds, *window, *warmUp)
 	}
-	o := harness.Options{Rounds: *rounds, WarmUp: *warmUp, Window: *window, Profiles: *profiles, Progress: progress}
+	o := harness.Options{Rounds: *rounds, WarmUp: *warmUp, Window: *window, Profiles: *profiles,
+		Progress: progress}
 	if *profiles != "" {
 		if err := os.MkdirAll(*profiles, 0o755); err != nil {
 			return err

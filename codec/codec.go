@@ -84,7 +84,8 @@ func Reg(c Codec) {
 		if other.id == id {
 			panic(fmt.Sprintf("codec: Reg of %q: id %d already belongs to codec %q.", name, id, other.name))
 		}
-		panic(fmt.Sprintf("codec: Reg of id %d: the name %q already belongs to the codec with id %d.", id, name, other.id))
+		panic(fmt.Sprintf("codec: Reg of id %d: the name %q already belongs to the codec with id %d.", id,
+			name, other.id))
 	}
 }
 
@@ -156,7 +157,8 @@ func Append(c Codec, dst []byte, v interface{}) (out []byte, err error) {
 	returned := false
 	defer func() {
 		if !returned { // recover returns nil after panic(nil) with GODEBUG=panicnil=1
-			out, err = dst, fmt.Errorf("codec %s: encoding %T panicked: %s", c.Name(), v, printable.Value(recover(), maxPrinted))
+			out, err = dst, fmt.Errorf("codec %s: encoding %T panicked: %s", c.Name(), v,
+				printable.Value(recover(), maxPrinted))
 		}
 	}()
 	if a, ok := c.(Appender); ok {
@@ -186,7 +188,8 @@ func DecodeDepth(c Codec, data []byte, v interface{}, depth int) (err error) {
 	returned := false
 	defer func() {
 		if !returned {
-			err = &decodeError{codec: c.Name(), into: reflect.TypeOf(v), panicked: true, err: errors.New(printable.Value(recover(), maxPrinted))}
+			err = &decodeError{codec: c.Name(), into: reflect.TypeOf(v), panicked: true,
+				err: errors.New(printable.Value(recover(), maxPrinted))}
 		}
 	}()
 	if d, ok := c.(DepthLimiter); ok && depth > 0 {

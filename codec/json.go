@@ -147,7 +147,8 @@ func classes(data []byte) (control, ascii bool) {
 	for ; len(data) >= 8; data = data[8:] {
 		x := binary.LittleEndian.Uint64(data)
 		above |= x
-		below |= (x - each*' ') & ^x // has the high bit of each byte below ' ', and perhaps of others behind one
+		// has the high bit of each byte below ' ', and perhaps of others behind one
+		below |= (x - each*' ') & ^x
 	}
 	for _, b := range data {
 		above |= uint64(b)

@@ -46,7 +46,8 @@ type jsonTypeError struct {
 }
 
 func (e *jsonTypeError) Error() string {
-	return fmt.Sprintf("the %s at byte %d is no value for the Go type %v%s", e.value, e.offset, e.typ, e.field)
+	return fmt.Sprintf("the %s at byte %d is no value for the Go type %v%s", e.value, e.offset, e.typ,
+		e.field)
 }
 
 // Told is the error without types of Go.
@@ -65,7 +66,8 @@ func jsonKind(t reflect.Type) string {
 	if u := reflect.TypeFor[json.Unmarshaler](); t.Implements(u) || reflect.PointerTo(t).Implements(u) {
 		return "what is expected"
 	}
-	if u := reflect.TypeFor[encoding.TextUnmarshaler](); t.Implements(u) || reflect.PointerTo(t).Implements(u) {
+	if u := reflect.TypeFor[encoding.TextUnmarshaler](); t.Implements(u) ||
+		reflect.PointerTo(t).Implements(u) {
 		return "a string"
 	}
 	switch t.Kind() {

@@ -128,7 +128,8 @@ func (f *shapeFinder) visitFields(t reflect.Type) {
 			name = field.Name
 		}
 		folded := strings.ToLower(name)
-		if !isWord(name) || names[folded] || options != "" && !(options == "omitempty" && canBeEmpty(field.Type)) {
+		if !isWord(name) || names[folded] || options != "" &&
+			!(options == "omitempty" && canBeEmpty(field.Type)) {
 			f.notPlain()
 		}
 		names[folded] = true

@@ -85,7 +85,8 @@ func (m *sizeMaker) size(t reflect.Type) *jsonSize {
 
 // addFields adds those of t, a struct that is embedded in others which come with behind
 // bytes. Fields of outer structs come before those of inner ones, as in Go.
-func (m *sizeMaker) addFields(to map[string]jsonField, t reflect.Type, behind int64, path map[reflect.Type]bool) {
+func (m *sizeMaker) addFields(to map[string]jsonField, t reflect.Type, behind int64,
+	path map[reflect.Type]bool) {
 	if path[t] {
 		return
 	}
@@ -158,7 +159,8 @@ func (m *sizeMaker) perByte() int64 {
 		case s.kind == reflect.Slice: // 1,
 			most = max(most, inSlice(s.elem.size)/2+s.elem.token(), allocated(s.elem.size)+s.elem.token())
 		case s.kind == reflect.Map: // "":1
-			most = max(most, (sizeOfMap+mapGroup(s.key, s.elem.size)+mapEntry(s.key, s.elem.size)+s.elem.token())/4)
+			most = max(most, (sizeOfMap+mapGroup(s.key, s.elem.size)+mapEntry(s.key, s.elem.size)+
+				s.elem.token())/4)
 		case s.kind == reflect.Struct: // "a":1
 			for _, f := range s.fields {
 				most = max(most, (f.behind+f.token())/4)

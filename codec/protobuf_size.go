@@ -86,7 +86,8 @@ func makeProtoSize(m proto.Message) *protoSize {
 }
 
 func newProtoMaker() *protoMaker {
-	return &protoMaker{made: make(map[protoreflect.FullName]*protoSize), open: make(map[protoreflect.FullName]bool)}
+	return &protoMaker{made: make(map[protoreflect.FullName]*protoSize),
+		open: make(map[protoreflect.FullName]bool)}
 }
 
 type protoMaker struct {
@@ -187,7 +188,8 @@ func sizeOfKind(k protoreflect.Kind) int64 {
 		return sizeOfString
 	case protoreflect.BytesKind:
 		return sizeOfSlice
-	case protoreflect.Int32Kind, protoreflect.Sint32Kind, protoreflect.Uint32Kind, protoreflect.Fixed32Kind, protoreflect.Sfixed32Kind,
+	case protoreflect.Int32Kind, protoreflect.Sint32Kind, protoreflect.Uint32Kind, protoreflect.Fixed32Kind,
+		protoreflect.Sfixed32Kind,
 		protoreflect.FloatKind, protoreflect.EnumKind:
 		return 4
 	}
@@ -300,7 +302,8 @@ func (c *protoCounter) message(s *protoSize, b []byte, group protowire.Number, d
 }
 
 // field counts one occurrence of a field, behind its tag.
-func (c *protoCounter) field(f *protoField, number protowire.Number, wire protowire.Type, b []byte, depth int) int {
+func (c *protoCounter) field(f *protoField, number protowire.Number, wire protowire.Type, b []byte,
+	depth int) int {
 	if wire == protowire.StartGroupType {
 		c.n += f.each
 		return c.message(f.message, b, number, depth+1)

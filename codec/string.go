@@ -17,7 +17,8 @@ const (
 // and into *interface{}, which then holds a string.
 type stringCodec struct{}
 
-var errNotString error = &toldError{"not a string, a []byte or a pointer to one", "a text is not what is expected"}
+var errNotString error = &toldError{"not a string, a []byte or a pointer to one",
+	"a text is not what is expected"}
 
 func (stringCodec) Id() byte     { return IdString }
 func (stringCodec) Name() string { return NameString }

@@ -86,7 +86,8 @@ func (l Limits) charge(c codec.Codec, data []byte, v interface{}) (int64, error)
 	}
 	size := codec.DecodedSize(c, data, v, most)
 	if size > most {
-		return 0, fmt.Errorf("packet: %w: the decoded body would exceed the limit of %d bytes", ErrTooLarge, most)
+		return 0, fmt.Errorf("packet: %w: the decoded body would exceed the limit of %d bytes", ErrTooLarge,
+			most)
 	}
 	if !l.Budget.Take(size) && !l.Budget.TakeAlone(size) {
 		return 0, fmt.Errorf("packet: decoding a body to %d bytes: %w", size, ErrBudget)

@@ -32,7 +32,8 @@ func Append(dst []byte, p *Packet, lim Limits) ([]byte, error) {
 	}
 	hlen := int64(len(out) - start - LengthSize)
 	if hlen > lim.header() {
-		return dst, fmt.Errorf("packet: %w: header length %d exceeds limit %d", ErrTooLarge, hlen, lim.header())
+		return dst, fmt.Errorf("packet: %w: header length %d exceeds limit %d", ErrTooLarge, hlen,
+			lim.header())
 	}
 	binary.BigEndian.PutUint32(out[start:], uint32(hlen))
 
@@ -81,7 +82,8 @@ func appendBody(dst []byte, p *Packet, lim Limits) ([]byte, error) {
 		return dst, err
 	}
 	if n := int64(len(plain.B)); n > lim.inflated() {
-		return dst, fmt.Errorf("packet: %w: body length %d before compression exceeds limit %d", ErrTooLarge, n, lim.inflated())
+		return dst, fmt.Errorf("packet: %w: body length %d before compression exceeds limit %d",
+			ErrTooLarge, n, lim.inflated())
 	}
 	return appendGzip(dst, plain.B, level)
 }

@@ -23,7 +23,8 @@ func LooksLike(b []byte) string {
 	case len(b) >= 5 && b[0] == 0 && b[1] == 0 && (b[4] == 'p' || b[4] == 'j'):
 		return "it looks like a packet of this protocol without TLS, which is on for this side only"
 	}
-	for _, method := range []string{"GET ", "HEAD", "POST", "PUT ", "DELE", "CONN", "OPTI", "TRAC", "PATC", "PRI "} {
+	for _, method := range []string{"GET ", "HEAD", "POST", "PUT ", "DELE", "CONN", "OPTI", "TRAC", "PATC",
+		"PRI "} {
 		if bytes.HasPrefix(b, []byte(method)) {
 			return "it looks like an HTTP request"
 		}

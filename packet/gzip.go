@@ -15,7 +15,8 @@ import (
 // -2..9, with 0 for none.
 func CheckGzip(level int32) error {
 	if level < gzip.HuffmanOnly || level > gzip.BestCompression {
-		return fmt.Errorf("packet: %w: level %d is outside %d..%d", ErrGzip, level, gzip.HuffmanOnly, gzip.BestCompression)
+		return fmt.Errorf("packet: %w: level %d is outside %d..%d", ErrGzip, level, gzip.HuffmanOnly,
+			gzip.BestCompression)
 	}
 	return nil
 }

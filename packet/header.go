@@ -160,14 +160,16 @@ func (v *HeaderView) Decode(b []byte) error {
 	var h Header
 	err = DecodeHeader(b[0], b[1:], &h)
 	v.Id, v.Uri, v.Status = []byte(h.Id), []byte(h.Uri), []byte(h.Status)
-	v.Type, v.Gzip, v.StatusCode, v.Timeout, v.NotRun, v.Meta = h.Type, h.Gzip, h.StatusCode, h.Timeout, h.NotRun, h.Meta
+	v.Type, v.Gzip, v.StatusCode, v.Timeout, v.NotRun, v.Meta = h.Type, h.Gzip, h.StatusCode, h.Timeout,
+		h.NotRun, h.Meta
 	return err
 }
 
 // CopyTo makes h the same header, with texts of its own that are cut from one
 // allocation.
 func (v *HeaderView) CopyTo(h *Header) {
-	*h = Header{Type: v.Type, Gzip: v.Gzip, StatusCode: v.StatusCode, Timeout: v.Timeout, NotRun: v.NotRun, Meta: v.Meta}
+	*h = Header{Type: v.Type, Gzip: v.Gzip, StatusCode: v.StatusCode, Timeout: v.Timeout, NotRun: v.NotRun,
+		Meta: v.Meta}
 	n := len(v.Id) + len(v.Uri) + len(v.Status)
 	if n == 0 {
 		return
@@ -188,7 +190,8 @@ func CheckHeaderCodec(name string) error {
 	if err != nil {
 		return err
 	}
-	want := Header{Id: "1", Type: TypePull, Uri: "/a", Gzip: 5, StatusCode: 200, Status: "OK", Timeout: 1500, NotRun: true, Meta: map[string]string{"k": "v"}}
+	want := Header{Id: "1", Type: TypePull, Uri: "/a", Gzip: 5, StatusCode: 200, Status: "OK",
+		Timeout: 1500, NotRun: true, Meta: map[string]string{"k": "v"}}
 	b, err := AppendHeader(nil, c, &want)
 	if err != nil {
 		return err
@@ -232,7 +235,8 @@ func decodeJSONHeader(b []byte, h *Header) error {
 		return errors.New("no JSON object")
 	}
 	for name, to := range map[string]interface{}{
-		"id": &h.Id, "type": &h.Type, "uri": &h.Uri, "gzip": &h.Gzip, "status_code": &h.StatusCode, "status": &h.Status,
+		"id": &h.Id, "type": &h.Type, "uri": &h.Uri, "gzip": &h.Gzip, "status_code": &h.StatusCode,
+		"status":  &h.Status,
 		"timeout": &h.Timeout, "meta": &h.Meta, "not_run": &h.NotRun,
 	} {
 		if v, ok := fields[name]; ok && json.Unmarshal(v, to) != nil {
@@ -269,7 +273,8 @@ func appendProtoHeader(dst []byte, h *Header) []byte {
 func appendMeta(dst []byte, meta map[string]string) []byte {
 	for _, k := range slices.Sorted(maps.Keys(meta)) {
 		v := meta[k]
-		n := protowire.SizeTag(fieldKey) + protowire.SizeBytes(len(k)) + protowire.SizeTag(fieldValue) + protowire.SizeBytes(len(v))
+		n := protowire.SizeTag(fieldKey) + protowire.SizeBytes(len(k)) + protowire.SizeTag(fieldValue) +
+			protowire.SizeBytes(len(v))
 		dst = protowire.AppendTag(dst, fieldMeta, protowire.BytesType)
 		dst = protowire.AppendVarint(dst, uint64(n))
 		dst = protowire.AppendTag(dst, fieldKey, protowire.BytesType)

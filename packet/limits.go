@@ -101,7 +101,8 @@ func (l Limits) HeaderLength(b []byte) (int64, error) {
 	if n <= l.header() {
 		return n, nil
 	}
-	err := fmt.Errorf("packet: %w: %w: header length %d exceeds limit %d", ErrHeader, ErrTooLarge, n, l.header())
+	err := fmt.Errorf("packet: %w: %w: header length %d exceeds limit %d", ErrHeader, ErrTooLarge, n,
+		l.header())
 	switch guess := LooksLike(b[:LengthSize]); guess {
 	case "":
 	case ErrTLS.Error():

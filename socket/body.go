@@ -123,7 +123,8 @@ func (r *reader) readBody(b *Body) (err error) {
 			r.budget.Waits(true)
 		}
 		if len(b.B) == cap(b.B) {
-			if err := b.room(int(min(r.body, int64(max(len(b.B), fullBuffer-len(b.B))))), length); err != nil {
+			if err := b.room(int(min(r.body, int64(max(len(b.B), fullBuffer-len(b.B))))),
+				length); err != nil {
 				return err
 			}
 		}

@@ -3,7 +3,8 @@
 // or routes and is usable alone:
 //
 //	s := socket.New(conn, socket.Options{})
-//	err := s.WritePacket(&packet.Packet{Header: &packet.Header{Type: packet.TypePush, Uri: "/a"}, Body: "hello"})
+//	h := &packet.Header{Type: packet.TypePush, Uri: "/a"}
+//	err := s.WritePacket(&packet.Packet{Header: h, Body: "hello"})
 //
 // # Invariants
 //

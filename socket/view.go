@@ -58,7 +58,8 @@ func (v View) Control(f func(fd uintptr)) error {
 	}
 	sys, ok := conn.(syscall.Conn)
 	if !ok {
-		return fmt.Errorf("socket: a connection of type %T has no descriptor: %w", conn, errors.ErrUnsupported)
+		return fmt.Errorf("socket: a connection of type %T has no descriptor: %w", conn,
+			errors.ErrUnsupported)
 	}
 	raw, err := sys.SyscallConn()
 	if err != nil {

@@ -56,12 +56,14 @@ func (c cell) measure(ctx context.Context) report.Round {
 }
 
 func (c cell) run(ctx context.Context) (map[string]float64, error) {
-	server, err := startProcess(ctx, role{System: c.system.Name, Spins: max(c.spins, 1), Profile: c.profile("server")})
+	server, err := startProcess(ctx, role{System: c.system.Name, Spins: max(c.spins, 1),
+		Profile: c.profile("server")})
 	if err != nil {
 		return nil, fmt.Errorf("server: %w", err)
 	}
 	defer server.end()
-	client, err := startProcess(ctx, role{System: c.system.Name, Addr: server.hello.Addr, Workload: c.workload, Profile: c.profile("client")})
+	client, err := startProcess(ctx, role{System: c.system.Name, Addr: server.hello.Addr,
+		Workload: c.workload, Profile: c.profile("client")})
 	if err != nil {
 		return nil, fmt.Errorf("client: %w", err)
 	}
@@ -216,7 +218,8 @@ func perCall(m map[string]float64, c0, c1, s0, s1 snapshot, clientCalls, serverC
 		m[plan.CPUServer] = serverCPU / 1e3 / serverCalls
 		m[plan.CPU] = m[plan.CPUClient] + m[plan.CPUServer]
 		cores := float64(runtime.NumCPU())
-		m[plan.Util] = clientCPU/float64(c1.Uptime-c0.Uptime)/cores + serverCPU/float64(s1.Uptime-s0.Uptime)/cores
+		m[plan.Util] = clientCPU/float64(c1.Uptime-c0.Uptime)/cores +
+			serverCPU/float64(s1.Uptime-s0.Uptime)/cores
 	}
 	m[plan.AllocsClient] = float64(c1.Mallocs-c0.Mallocs) / clientCalls
 	m[plan.AllocsServer] = float64(s1.Mallocs-s0.Mallocs) / serverCalls

@@ -50,19 +50,22 @@ func Run(ctx context.Context, o Options) (*report.Report, error) {
 		some := fitting(w, o.Systems)
 		result := report.Result{Workload: w}
 		for _, s := range some {
-			result.Systems = append(result.Systems, report.SystemResult{System: s.Name, About: s.About, Rounds: make([]report.Round, o.Rounds)})
+			result.Systems = append(result.Systems, report.SystemResult{System: s.Name, About: s.About,
+				Rounds: make([]report.Round, o.Rounds)})
 		}
 		for round := range o.Rounds {
 			for turn := range some {
 				i := (round + turn) % len(some)
-				c := cell{system: some[i], workload: w, warmUp: o.WarmUp, window: o.Window, spins: spins, profiles: o.Profiles}
+				c := cell{system: some[i], workload: w, warmUp: o.WarmUp, window: o.Window, spins: spins,
+					profiles: o.Profiles}
 				r := c.measure(ctx)
 				if err := ctx.Err(); err != nil {
 					return rep, err
 				}
 				result.Systems[i].Rounds[round] = r
 				done++
-				fmt.Fprintf(o.Progress, "[%d/%d] %s, round %d, %s: %s\n", done, total, w.Name, round+1, some[i].Name, r.Summary(w))
+				fmt.Fprintf(o.Progress, "[%d/%d] %s, round %d, %s: %s\n", done, total, w.Name, round+1,
+					some[i].Name, r.Summary(w))
 			}
 		}
 		rep.Add(result)

@@ -71,7 +71,8 @@ func (p *Plain) Check(id uint64, data int) error {
 
 func check(gotID uint64, gotCount int32, gotName, gotText string, gotData int, id uint64, data int) error {
 	if gotID != id || gotCount != count(id)+1 || gotName != name || gotText != text || gotData != data {
-		return fmt.Errorf("the answer to call %d with %d bytes is wrong: id %d, count %d, name %q, text %q, %d bytes",
+		return fmt.Errorf("the answer to call %d with %d bytes is wrong: id %d, count %d, name %q, text "+
+			"%q, %d bytes",
 			id, data, gotID, gotCount, gotName, gotText, gotData)
 	}
 	return nil

@@ -99,11 +99,13 @@ func All() []Workload {
 		},
 		{
 			Name: "doze", About: "1 handler in 1,000 sleeps 5 ms, 128 callers on one connection",
-			Mode: Calls, Conns: 1, Callers: 128, Kind: payload.Doze, Refs: callRefs, Compare: []string{P99, Rate},
+			Mode: Calls, Conns: 1, Callers: 128, Kind: payload.Doze, Refs: callRefs,
+			Compare: []string{P99, Rate},
 		},
 		{
 			Name: "compute", About: "handlers compute for 200 us, 128 callers on one connection",
-			Mode: Calls, Conns: 1, Callers: 128, Kind: payload.Compute, Refs: callRefs, Compare: []string{Rate, CPU},
+			Mode: Calls, Conns: 1, Callers: 128, Kind: payload.Compute, Refs: callRefs,
+			Compare: []string{Rate, CPU},
 		},
 	}
 }

@@ -78,7 +78,8 @@ func (m Machine) String() string {
 	if m.CPU != "" {
 		cpu = ", " + m.CPU
 	}
-	fmt.Fprintf(&b, "%s/%s, %d cores%s, GOMAXPROCS %d in each process, %s\n", m.OS, m.Arch, m.Cores, cpu, m.MaxProcs, m.Go)
+	fmt.Fprintf(&b, "%s/%s, %d cores%s, GOMAXPROCS %d in each process, %s\n", m.OS, m.Arch, m.Cores, cpu,
+		m.MaxProcs, m.Go)
 	for _, path := range compared {
 		if v := m.Modules[path]; v != "" {
 			fmt.Fprintf(&b, "%s %s\n", path, v)

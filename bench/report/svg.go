@@ -66,10 +66,12 @@ func (rep *Report) WriteSVG(name string) error {
 func (rep *Report) SVG() (string, error) {
 	rates, cpu := rep.series(plan.Rate), rep.series(plan.CPU)
 	if len(rates) == 0 {
-		return "", fmt.Errorf("nothing to plot: no system has results with different numbers of callers on one connection")
+		return "", fmt.Errorf("nothing to plot: no system has results with different numbers of callers " +
+			"on one connection")
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %d %d" font-family="Helvetica, Arial, sans-serif" font-size="%d">`+"\n",
+	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %d %d" `+
+		`font-family="Helvetica, Arial, sans-serif" font-size="%d">`+"\n",
 		2*panelWidth, panelHeight, 2*panelWidth, panelHeight, fontSize)
 	fmt.Fprintf(&b, `<rect width="%d" height="%d" fill="#ffffff"/>`+"\n", 2*panelWidth, panelHeight)
 	panel(&b, 0, "calls a second: more is better", rates, short)
@@ -123,17 +125,24 @@ func panel(b *strings.Builder, left float64, title string, all []series, format 
 	x := scale{minX, maxX, left + plotLeft, left + plotLeft + plotWidth}
 	y := scale{floorTick(minY), ceilTick(maxY), plotTop + plotHeight, plotTop}
 
-	fmt.Fprintf(b, `<text x="%.0f" y="26" font-size="16" font-weight="bold" fill="#000000">%s</text>`+"\n", left+20, html.EscapeString(title))
+	fmt.Fprintf(b, `<text x="%.0f" y="26" font-size="16" font-weight="bold" fill="#000000">%s</text>`+"\n",
+		left+20, html.EscapeString(title))
 	for _, v := range ticks(y.low, y.high) {
-		fmt.Fprintf(b, `<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="#dddddd"/>`+"\n", x.from, y.at(v), x.to, y.at(v))
-		fmt.Fprintf(b, `<text x="%.1f" y="%.1f" text-anchor="end" fill="#333333">%s</text>`+"\n", x.from-8, y.at(v)+4, trim(format(v)))
+		fmt.Fprintf(b, `<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="#dddddd"/>`+"\n", x.from,
+			y.at(v), x.to, y.at(v))
+		fmt.Fprintf(b, `<text x="%.1f" y="%.1f" text-anchor="end" fill="#333333">%s</text>`+"\n", x.from-8,
+			y.at(v)+4, trim(format(v)))
 	}
 	for _, v := range positions(all) {
-		fmt.Fprintf(b, `<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="#dddddd"/>`+"\n", x.at(v), y.from, x.at(v), y.to)
-		fmt.Fprintf(b, `<text x="%.1f" y="%.1f" text-anchor="middle" fill="#333333">%.0f</text>`+"\n", x.at(v), y.from+20, v)
+		fmt.Fprintf(b, `<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="#dddddd"/>`+"\n", x.at(v),
+			y.from, x.at(v), y.to)
+		fmt.Fprintf(b, `<text x="%.1f" y="%.1f" text-anchor="middle" fill="#333333">%.0f</text>`+"\n",
+			x.at(v), y.from+20, v)
 	}
-	fmt.Fprintf(b, `<rect x="%.1f" y="%.1f" width="%d" height="%d" fill="none" stroke="#888888"/>`+"\n", x.from, y.to, plotWidth, plotHeight)
-	fmt.Fprintf(b, `<text x="%.1f" y="%.1f" text-anchor="middle" fill="#333333">callers on one connection</text>`+"\n", (x.from+x.to)/2, y.from+44)
+	fmt.Fprintf(b, `<rect x="%.1f" y="%.1f" width="%d" height="%d" fill="none" stroke="#888888"/>`+"\n",
+		x.from, y.to, plotWidth, plotHeight)
+	fmt.Fprintf(b, `<text x="%.1f" y="%.1f" text-anchor="middle" `+
+		`fill="#333333">callers on one connection</text>`+"\n", (x.from+x.to)/2, y.from+44)
 
 	for i := len(all) - 1; i >= 0; i-- { // the framework's own on top
 		line(b, i, all[i], x, y)
@@ -154,9 +163,11 @@ func line(b *strings.Builder, i int, s series, x, y scale) {
 		dash = ` stroke-dasharray="6 4"`
 	}
 	c := colour(s.system, i)
-	fmt.Fprintf(b, `<polyline points="%s" fill="none" stroke="%s" stroke-width="%.1f"%s/>`+"\n", strings.TrimSpace(path.String()), c, width, dash)
+	fmt.Fprintf(b, `<polyline points="%s" fill="none" stroke="%s" stroke-width="%.1f"%s/>`+"\n",
+		strings.TrimSpace(path.String()), c, width, dash)
 	for _, p := range s.points {
-		fmt.Fprintf(b, `<circle cx="%.1f" cy="%.1f" r="%.1f" fill="%s"/>`+"\n", x.at(p.x), y.at(p.y), width+0.8, c)
+		fmt.Fprintf(b, `<circle cx="%.1f" cy="%.1f" r="%.1f" fill="%s"/>`+"\n", x.at(p.x), y.at(p.y),
+			width+0.8, c)
 	}
 }
 
@@ -180,8 +191,10 @@ func names(b *strings.Builder, all []series, x, y scale) {
 		if all[i].system == "tp" {
 			weight = "bold"
 		}
-		fmt.Fprintf(b, `<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="%s" stroke-width="0.7"/>`+"\n", x.at(p.x)+4, y.at(p.y), x.to+22, at, c)
-		fmt.Fprintf(b, `<text x="%.1f" y="%.1f" fill="%s" font-weight="%s">%s</text>`+"\n", x.to+26, at+4, c, weight, html.EscapeString(all[i].system))
+		fmt.Fprintf(b, `<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="%s" stroke-width="0.7"/>`+
+			"\n", x.at(p.x)+4, y.at(p.y), x.to+22, at, c)
+		fmt.Fprintf(b, `<text x="%.1f" y="%.1f" fill="%s" font-weight="%s">%s</text>`+"\n", x.to+26, at+4,
+			c, weight, html.EscapeString(all[i].system))
 	}
 }
 

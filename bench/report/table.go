@@ -21,7 +21,8 @@ type column struct {
 
 var cpuColumns = []column{
 	{"CPU us/call", plan.CPU, digits}, {"client", plan.CPUClient, digits}, {"server", plan.CPUServer, digits},
-	{"allocs/call", plan.Allocs, fixed1}, {"client", plan.AllocsClient, fixed1}, {"server", plan.AllocsServer, fixed1},
+	{"allocs/call", plan.Allocs, fixed1}, {"client", plan.AllocsClient, fixed1},
+	{"server", plan.AllocsServer, fixed1},
 	{"cores used", plan.Util, percent},
 }
 
@@ -30,9 +31,11 @@ func columns(w plan.Workload) []column {
 	case plan.Idle:
 		return []column{{"KiB/connection", plan.RSS, fixed1}, {"before a collection", plan.RSSAsIs, fixed1}}
 	case plan.Push:
-		return append([]column{{"received/s", plan.Rate, short}, {"sent", plan.Sent, short}, {"lost", plan.Lost, digits}}, cpuColumns...)
+		return append([]column{{"received/s", plan.Rate, short}, {"sent", plan.Sent, short},
+			{"lost", plan.Lost, digits}}, cpuColumns...)
 	}
-	some := []column{{"calls/s", plan.Rate, short}, {"p50 us", plan.P50, digits}, {"p99 us", plan.P99, digits}}
+	some := []column{{"calls/s", plan.Rate, short}, {"p50 us", plan.P50, digits},
+		{"p99 us", plan.P99, digits}}
 	if w.Data > 0 {
 		some = append([]column{{"MB/s", plan.MBps, digits}}, some...)
 	}
@@ -65,7 +68,8 @@ func (rep *Report) WriteText(w io.Writer) error {
 
 // Head says how the run was done, and where.
 func (rep *Report) Head() string {
-	return fmt.Sprintf("%sMedians of %d rounds of %v each, after %v of warm-up.\n", rep.Machine, rep.Rounds, rep.Window, rep.WarmUp)
+	return fmt.Sprintf("%sMedians of %d rounds of %v each, after %v of warm-up.\n", rep.Machine, rep.Rounds,
+		rep.Window, rep.WarmUp)
 }
 
 // Text returns the workload's tables: medians, and multiples of the systems that
@@ -178,7 +182,8 @@ func (r *Result) reflection() string {
 	if len(more) == 0 {
 		return ""
 	}
-	return fmt.Sprintf("\na controller costs %+.2f us of CPU a call against a plain function\n", stats.Median(more))
+	return fmt.Sprintf("\na controller costs %+.2f us of CPU a call against a plain function\n",
+		stats.Median(more))
 }
 
 // failures lists the rounds that failed.

@@ -21,11 +21,13 @@ var connectUnary = System{
 	Serve: func(w *payload.Work) (Server, error) {
 		mux := http.NewServeMux()
 		for _, k := range payload.Kinds() {
-			handle := func(_ context.Context, req *connect.Request[payload.Message]) (*connect.Response[payload.Message], error) {
+			handle := func(_ context.Context,
+				req *connect.Request[payload.Message]) (*connect.Response[payload.Message], error) {
 				w.Handle(k, req.Msg)
 				return connect.NewResponse(req.Msg), nil
 			}
-			mux.Handle(connectPath(k), connect.NewUnaryHandler(connectPath(k), handle, connect.WithCompression("gzip", nil, nil)))
+			mux.Handle(connectPath(k), connect.NewUnaryHandler(connectPath(k), handle,
+				connect.WithCompression("gzip", nil, nil)))
 		}
 		ln, err := listen()
 		if err != nil {
@@ -43,8 +45,9 @@ var connectUnary = System{
 	NewClient: func(addr string) (Client, error) {
 		return dialer(func() (Conn, error) {
 			return connectConn{
-				url:       "http://" + addr,
-				transport: &http.Transport{Protocols: unencryptedHTTP2(), HTTP2: &http.HTTP2Config{StrictMaxConcurrentRequests: true}},
+				url: "http://" + addr,
+				transport: &http.Transport{Protocols: unencryptedHTTP2(),
+					HTTP2: &http.HTTP2Config{StrictMaxConcurrentRequests: true}},
 			}, nil
 		}), nil
 	},

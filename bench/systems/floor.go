@@ -94,7 +94,8 @@ func serveFloorA(conn net.Conn, routes map[string]floorHandler) {
 }
 
 // readCall reads the next frame, routes it and decodes its body.
-func readCall(in *frameReader, routes map[string]floorHandler) (wireHeader, *payload.Message, floorHandler, error) {
+func readCall(in *frameReader, routes map[string]floorHandler) (wireHeader, *payload.Message, floorHandler,
+	error) {
 	h, body, err := in.next()
 	if err != nil {
 		return h, nil, nil, err

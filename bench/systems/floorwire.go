@@ -37,7 +37,8 @@ type wireHeader struct {
 var errWire = errors.New("floor: malformed frame")
 
 // appendFrame appends a frame with the header and the message.
-func appendFrame(dst []byte, slot int, typ uint64, uri string, code uint64, m *payload.Message) ([]byte, error) {
+func appendFrame(dst []byte, slot int, typ uint64, uri string, code uint64, m *payload.Message) ([]byte,
+	error) {
 	at := len(dst)
 	dst = append(dst, 0, 0, 0, 0, wireProtobuf)
 	var digits [20]byte

@@ -26,7 +26,8 @@ var grpcUnary = System{
 	},
 	NewClient: func(addr string) (Client, error) {
 		return dialer(func() (Conn, error) {
-			cc, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+			cc, err := grpc.NewClient("passthrough:///"+addr,
+				grpc.WithTransportCredentials(insecure.NewCredentials()))
 			if err != nil {
 				return nil, err
 			}
@@ -36,11 +37,13 @@ var grpcUnary = System{
 }
 
 func grpcService(w *payload.Work) *grpc.ServiceDesc {
-	desc := &grpc.ServiceDesc{ServiceName: "bench.Bench", HandlerType: (*any)(nil), Metadata: "payload/message.proto"}
+	desc := &grpc.ServiceDesc{ServiceName: "bench.Bench", HandlerType: (*any)(nil),
+		Metadata: "payload/message.proto"}
 	for _, k := range payload.Kinds() {
 		desc.Methods = append(desc.Methods, grpc.MethodDesc{
 			MethodName: k.String(),
-			Handler: func(_ any, _ context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+			Handler: func(_ any, _ context.Context, decode func(any) error,
+				_ grpc.UnaryServerInterceptor) (any, error) {
 				m := new(payload.Message)
 				if err := decode(m); err != nil {
 					return nil, err

@@ -132,7 +132,8 @@ func (c *socketConn) Caller(k payload.Kind, data []byte) (func(uint64) error, er
 
 func (c *socketConn) Pusher() func(uint64) error {
 	in := payload.New(nil)
-	p := &packet.Packet{BodyCodec: "protobuf", Header: &packet.Header{Type: packet.TypePush, Uri: payload.NotePath}, Body: in}
+	p := &packet.Packet{BodyCodec: "protobuf", Header: &packet.Header{Type: packet.TypePush,
+		Uri: payload.NotePath}, Body: in}
 	return func(id uint64) error {
 		in.Stamp(id)
 		return c.sock.WritePacket(p)

@@ -25,12 +25,14 @@ var tpFunction = System{
 	Serve: func(w *payload.Work) (Server, error) {
 		return serveTP(func(peer *tp.Peer) {
 			for _, k := range payload.Kinds() {
-				tp.HandlePull(peer.PullRouter, k.Path(), func(_ tp.PullCtx, m *payload.Message) (*payload.Message, tp.Xerror) {
-					w.Handle(k, m)
-					return m, nil
-				})
+				tp.HandlePull(peer.PullRouter, k.Path(),
+					func(_ tp.PullCtx, m *payload.Message) (*payload.Message, tp.Xerror) {
+						w.Handle(k, m)
+						return m, nil
+					})
 			}
-			tp.HandlePush(peer.PushRouter, payload.NotePath, func(_ tp.PushCtx, m *payload.Message) { w.Note(m) })
+			tp.HandlePush(peer.PushRouter, payload.NotePath,
+				func(_ tp.PushCtx, m *payload.Message) { w.Note(m) })
 		})
 	},
 	NewClient: tpController.NewClient,
@@ -120,7 +122,8 @@ type tpClient struct {
 	caller func(s *tp.Session, k payload.Kind, data []byte) func(id uint64) error
 }
 
-func newTPClient(addr, codec string, caller func(*tp.Session, payload.Kind, []byte) func(uint64) error) *tpClient {
+func newTPClient(addr, codec string,
+	caller func(*tp.Session, payload.Kind, []byte) func(uint64) error) *tpClient {
 	return &tpClient{peer: tp.NewPeer(&tp.PeerConfig{DefaultBodyCodec: codec}), addr: addr, caller: caller}
 }
 

@@ -149,10 +149,12 @@ func appends(c codec.Codec, s Sample) error {
 			return err
 		}
 		if !bytes.HasPrefix(out, []byte(front)) {
-			return fmt.Errorf("AppendMarshal behind %q, with room for %d bytes more, returned %.100q", front, room, out)
+			return fmt.Errorf("AppendMarshal behind %q, with room for %d bytes more, returned %.100q",
+				front, room, out)
 		}
 		if string(dst) != front {
-			return fmt.Errorf("AppendMarshal, with room for %d bytes, changed the bytes in front to %q", room, dst)
+			return fmt.Errorf("AppendMarshal, with room for %d bytes, changed the bytes in front to %q",
+				room, dst)
 		}
 		if err := decodes(c, out[len(front):], s); err != nil {
 			return fmt.Errorf("what AppendMarshal appended, with room for %d bytes: %w", room, err)

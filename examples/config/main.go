@@ -23,7 +23,9 @@ func main() {
 	}
 	go tp.GraceSignal()
 	peer := tp.NewPeer(&cfg)
-	tp.HandlePull(peer.PullRouter, "/echo", func(_ tp.PullCtx, args *interface{}) (interface{}, tp.Xerror) { return *args, nil })
+	tp.HandlePull(peer.PullRouter, "/echo", func(_ tp.PullCtx, args *interface{}) (interface{}, tp.Xerror) {
+		return *args, nil
+	})
 	if err := peer.Listen(); err != nil {
 		tp.Fatalf("%v", err)
 	}

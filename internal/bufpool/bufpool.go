@@ -16,7 +16,8 @@ const (
 // empties the pools in two rounds.
 const MaxKept = Full << 7
 
-var sizes = [...]int{First, Small, Full, Full << 1, Full << 2, Full << 3, Full << 4, Full << 5, Full << 6, MaxKept}
+var sizes = [...]int{First, Small, Full, Full << 1, Full << 2, Full << 3, Full << 4, Full << 5, Full << 6,
+	MaxKept}
 
 // Buffer is a borrowed byte slice. Whoever holds the pointer owns B; nobody
 // else may read or write it until Put.

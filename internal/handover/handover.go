@@ -89,7 +89,8 @@ var handed = func() (h struct {
 		files = strings.Count(h.addrs, "\n") + 2
 		_ = os.Unsetenv(envListeners)
 		_ = os.Unsetenv(envReady)
-	} else if pid, err := strconv.Atoi(os.Getenv("LISTEN_PID")); err == nil && pid == os.Getpid() { // sd_listen_fds(3)
+		// sd_listen_fds(3)
+	} else if pid, err := strconv.Atoi(os.Getenv("LISTEN_PID")); err == nil && pid == os.Getpid() {
 		if h.bySystem, h.err = strconv.Atoi(os.Getenv("LISTEN_FDS")); h.err != nil {
 			h.err = fmt.Errorf("tp: LISTEN_FDS: %w", h.err)
 		}
@@ -201,7 +202,8 @@ func sameAddr(a net.Addr, network, address string) bool {
 	if err != nil || !ok || want.Port != got.Port {
 		return false
 	}
-	return want.IP.Equal(got.IP) || (want.IP == nil || want.IP.IsUnspecified()) && (got.IP == nil || got.IP.IsUnspecified())
+	return want.IP.Equal(got.IP) || (want.IP == nil || want.IP.IsUnspecified()) &&
+		(got.IP == nil || got.IP.IsUnspecified())
 }
 
 // Close forgets the listener, which ends for this process.
@@ -243,7 +245,8 @@ func (l *sharedListener) countServed() (taken []unlinker, ready *os.File) {
 	state.mu.Lock()
 	defer state.mu.Unlock()
 	l.served = true
-	if !slices.ContainsFunc(state.own, func(l *sharedListener) bool { return !l.served }) && !state.told && !handed.byReboot {
+	if !slices.ContainsFunc(state.own, func(l *sharedListener) bool { return !l.served }) && !state.told &&
+		!handed.byReboot {
 		state.told = true
 		go notify("READY=1")
 	}

@@ -99,7 +99,8 @@ func startSuccessor(own []*sharedListener, timeout time.Duration) (pid int, err 
 		name, _, _ := strings.Cut(kv, "=")
 		return name == envListeners || name == envReady
 	}), envListeners+"="+strings.Join(addrs, "\n"), envReady+"="+strconv.Itoa(firstFile+len(addrs)))
-	pid, err = syscall.ForkExec(startedAs.path, os.Args, &syscall.ProcAttr{Dir: startedAs.dir, Env: env, Files: fds})
+	pid, err = syscall.ForkExec(startedAs.path, os.Args, &syscall.ProcAttr{Dir: startedAs.dir, Env: env,
+		Files: fds})
 	if err != nil {
 		return 0, &os.PathError{Op: "fork/exec", Path: startedAs.path, Err: err}
 	}

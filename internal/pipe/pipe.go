@@ -35,7 +35,8 @@ func New(o Options) (net.Conn, net.Conn) {
 	}
 	ab, ba := newStream(o), newStream(o)
 	n := pairs.Add(1)
-	a := &conn{in: ba, out: ab, local: addr(fmt.Sprintf("pipe-%d-a", n)), remote: addr(fmt.Sprintf("pipe-%d-b", n))}
+	a := &conn{in: ba, out: ab, local: addr(fmt.Sprintf("pipe-%d-a", n)),
+		remote: addr(fmt.Sprintf("pipe-%d-b", n))}
 	b := &conn{in: ab, out: ba, local: a.remote, remote: a.local}
 	if o.CutAfter != 0 {
 		ab.budget, ab.cut = max(o.CutAfter, 0), a.Close

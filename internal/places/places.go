@@ -67,14 +67,16 @@ const (
 const MinLeaving = 1 << 10
 
 var (
-	errMadeRoom = errors.New("its handshake was the one that had taken longest, and had to make room for others")
-	errTooSlow  = errors.New("its handshake took too long for the number of others")
+	errMadeRoom = errors.New("its handshake was the one that had taken longest, and had to make room " +
+		"for others")
+	errTooSlow = errors.New("its handshake took too long for the number of others")
 )
 
 // Enter gives a connection a place. Those that go for it are returned, and are to be
 // told by [Displaced.End]. An error is why nobody is let in.
 func (ps *Places) Enter(conn net.Conn, patience time.Duration) (h *Place, gone []Displaced, err error) {
-	h = &Place{all: ps, Conn: conn, since: time.Now(), patience: patience, addr: addrPrefix(conn.RemoteAddr())}
+	h = &Place{all: ps, Conn: conn, since: time.Now(), patience: patience,
+		addr: addrPrefix(conn.RemoteAddr())}
 	h.Ctx, h.cancel = context.WithCancelCause(context.Background())
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
@@ -82,7 +84,8 @@ func (ps *Places) Enter(conn net.Conn, patience time.Duration) (h *Place, gone [
 		return nil, nil, ps.errClosed
 	}
 	if ps.most >= 0 && ps.leaving >= max(2*ps.most, MinLeaving) {
-		return nil, nil, fmt.Errorf("%d handshakes were told to end and go on: hooks of PostAccept that wait for something else than their connection", ps.leaving)
+		return nil, nil, fmt.Errorf("%d handshakes were told to end and go on: hooks of PostAccept that "+
+			"wait for something else than their connection", ps.leaving)
 	}
 	if patience == 0 { // nothing of it waits for the other side
 		h.passed = true

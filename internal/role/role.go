@@ -104,7 +104,8 @@ func (w *Watch) run() {
 			}
 			idle = 0
 			turn := r.turn.Load()
-			if turn%2 == 1 && seen[i].role == r && seen[i].turn == turn && r.turn.CompareAndSwap(turn, turn+1) {
+			if turn%2 == 1 && seen[i].role == r && seen[i].turn == turn &&
+				r.turn.CompareAndSwap(turn, turn+1) {
 				w.slots[i].Store(nil)
 				r.owner.ReplaceReader()
 			}

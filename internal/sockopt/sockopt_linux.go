@@ -11,7 +11,8 @@ import (
 // SetUserTimeout bounds how long data that was sent may stay unacknowledged.
 func SetUserTimeout(c *net.TCPConn, d time.Duration) {
 	control(c, func(fd int) {
-		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(min(max(d.Milliseconds(), 1), math.MaxInt32)))
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT,
+			int(min(max(d.Milliseconds(), 1), math.MaxInt32)))
 	})
 }
 

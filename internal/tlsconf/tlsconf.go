@@ -37,8 +37,8 @@ func Both(certFile, keyFile string, base *tls.Config) (server, client *tls.Confi
 		if base != nil {
 			server, client = base.Clone(), base.Clone()
 		}
-		server.Certificates = append(server.Certificates[:len(server.Certificates):len(server.Certificates)], pair)
-		client.Certificates = append(client.Certificates[:len(client.Certificates):len(client.Certificates)], pair)
+		server.Certificates = append(slices.Clip(server.Certificates), pair)
+		client.Certificates = append(slices.Clip(client.Certificates), pair)
 		if client.RootCAs == nil {
 			if client.RootCAs, err = x509.SystemCertPool(); err != nil {
 				client.RootCAs = x509.NewCertPool()
@@ -50,14 +50,17 @@ func Both(certFile, keyFile string, base *tls.Config) (server, client *tls.Confi
 		client.ClientSessionCache = tls.NewLRUClientSessionCache(0)
 	}
 	if client.InsecureSkipVerify && client.VerifyConnection == nil {
-		return nil, nil, errors.New("tp: PeerConfig.TLSConfig.InsecureSkipVerify is set without VerifyConnection: a client always verifies the server")
+		return nil, nil, errors.New("tp: PeerConfig.TLSConfig.InsecureSkipVerify is set without " +
+			"VerifyConnection: a client always verifies the server")
 	}
 	if server.ClientCAs != nil && server.ClientAuth != tls.VerifyClientCertIfGiven {
 		server.ClientAuth = tls.RequireAndVerifyClientCert
 	}
 	for _, cfg := range []*tls.Config{server, client} {
-		if cfg.MinVersion != 0 && cfg.MinVersion < tls.VersionTLS12 || cfg.MaxVersion != 0 && cfg.MaxVersion < tls.VersionTLS12 {
-			return nil, nil, errors.New("tp: PeerConfig.TLSConfig: MinVersion or MaxVersion is before TLS 1.2; expected TLS 1.2 or newer, or zero")
+		if cfg.MinVersion != 0 && cfg.MinVersion < tls.VersionTLS12 || cfg.MaxVersion != 0 &&
+			cfg.MaxVersion < tls.VersionTLS12 {
+			return nil, nil, errors.New("tp: PeerConfig.TLSConfig: MinVersion or MaxVersion is before " +
+				"TLS 1.2; expected TLS 1.2 or newer, or zero")
 		}
 		if cfg.MinVersion == 0 {
 			cfg.MinVersion = tls.VersionTLS12
@@ -78,7 +81,8 @@ func Both(certFile, keyFile string, base *tls.Config) (server, client *tls.Confi
 
 // CanServe returns an error unless a server has a certificate to show.
 func CanServe(cfg *tls.Config) error {
-	if cfg != nil && len(cfg.Certificates) == 0 && cfg.GetCertificate == nil && cfg.GetConfigForClient == nil {
+	if cfg != nil && len(cfg.Certificates) == 0 && cfg.GetCertificate == nil &&
+		cfg.GetConfigForClient == nil {
 		return errors.New("tp: PeerConfig.TLSConfig has no certificate for a server")
 	}
 	return nil
@@ -87,7 +91,8 @@ func CanServe(cfg *tls.Config) error {
 // Client makes a TLS client of conn, which is closed after an error. The name to verify is the
 // address's unless the configuration has one. It reports whether the server has asked for a
 // certificate, on which it has not passed judgement then: in TLS 1.3 that comes later.
-func Client(ctx context.Context, conn net.Conn, cfg *tls.Config, address string) (_ net.Conn, asked bool, _ error) {
+func Client(ctx context.Context, conn net.Conn, cfg *tls.Config, address string) (_ net.Conn, asked bool,
+	_ error) {
 	cfg = cfg.Clone()
 	choose, certificates := cfg.GetClientCertificate, cfg.Certificates
 	cfg.GetClientCertificate = func(info *tls.CertificateRequestInfo) (*tls.Certificate, error) {

@@ -37,7 +37,8 @@ func New() *Alias {
 func (a *Alias) Alias(alias, uri string) {
 	for _, p := range []string{alias, uri} {
 		if !strings.HasPrefix(p, "/") || strings.Contains(p, "?") {
-			panic(fmt.Sprintf("alias: Alias(%q, %q): %q is not a path that begins with a slash and has no query.", alias, uri, p))
+			panic(fmt.Sprintf("alias: Alias(%q, %q): %q is not a path that begins with a slash and has "+
+				"no query.", alias, uri, p))
 		}
 	}
 	a.mu.Lock()

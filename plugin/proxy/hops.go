@@ -30,11 +30,16 @@ func nextHop(ctx tp.UnknownPushCtx) (tp.PacketSetting, tp.Xerror) {
 	if counted {
 		n, err := strconv.Atoi(said)
 		if err != nil || n < 1 || n >= MaxHops || strconv.Itoa(n) != said {
-			return tp.PacketSetting{}, tp.NewXerror(tp.StatusLoopDetected, fmt.Sprintf("loop detected: it has come by %d proxies or more", MaxHops))
+			return tp.PacketSetting{},
+				tp.NewXerror(tp.StatusLoopDetected,
+					fmt.Sprintf("loop detected: it has come by %d proxies or more", MaxHops))
 		}
 		hops = n
 	} else if len(meta) >= maxPairs {
-		return tp.PacketSetting{}, tp.NewXerror(tp.StatusTooLarge, fmt.Sprintf("too large: %d pairs of metadata leave no room for the proxy's %s", len(meta), HopsKey))
+		return tp.PacketSetting{},
+			tp.NewXerror(tp.StatusTooLarge,
+				fmt.Sprintf("too large: %d pairs of metadata leave no room for the proxy's %s", len(meta),
+					HopsKey))
 	}
 	return tp.WithMeta(HopsKey, strconv.Itoa(hops+1)), nil
 }

@@ -91,7 +91,8 @@ func (p *Proxy) Pull(ctx tp.UnknownPullCtx, body *[]byte) (interface{}, tp.Xerro
 		}
 		p.warnf("proxy: pull %s from upstream %s: %s", ctx.Path(), sess.RemoteIp(), x)
 		if errors.Is(x, packet.ErrTooLarge) && tp.NotRun(x) {
-			return nil, tp.WithNotRun(tp.NewXerror(tp.StatusTooLarge, "too large: the header has no room for the proxy's "+HopsKey))
+			return nil, tp.WithNotRun(tp.NewXerror(tp.StatusTooLarge,
+				"too large: the header has no room for the proxy's "+HopsKey))
 		}
 		return nil, asUpstream(tp.NewXerror(tp.StatusBadGateway, "bad gateway: "+tp.StatusText(x.Code())), x)
 	}
