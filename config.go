@@ -27,8 +27,8 @@ type PeerConfig struct {
 	// "unix:/path" for a unix socket.
 	ListenAddrs []string
 	// UnixMode is the mode of the unix sockets that Listen makes, of which only the
-	// permissions count, 0600 for example: who may not write to a socket cannot connect to
-	// it. They have it before anybody can connect. Zero leaves it to the process's umask.
+	// permissions count, 0600 for example: only processes that may write to a socket can connect to
+	// it. The sockets have this mode before anybody can connect. Zero leaves it to the process's umask.
 	// It is not for Windows, where Listen fails, nor for sockets that were handed over.
 	UnixMode os.FileMode
 	// DialContext makes the connections of Dial and of redialling, before any TLS: through a
@@ -149,7 +149,8 @@ type PeerConfig struct {
 	// wait whatever its size.
 	MaxSessionInput int64
 	// MaxSessionOutput is how many bytes may wait to be written to one session
-	// before who writes there waits too, for the write timeout (8 MiB).
+	// before the next call that writes to the session has to wait, for the write
+	// timeout at most (8 MiB).
 	MaxSessionOutput int64
 
 	// Numbers:
@@ -168,8 +169,8 @@ type PeerConfig struct {
 	// addresses (a quarter of MaxHandshakes; none without that). For a connection that
 	// comes when there are as many, the one that was accepted first is closed.
 	//
-	// When more than half of MaxHandshakes are in use, those who have taken long are
-	// closed too. How long that is shrinks with every place taken, from the whole of
+	// When more than half of MaxHandshakes are in use, connections that have taken
+	// long are closed too. How long that is shrinks with every place taken, from the whole of
 	// HandshakeTimeout and HookTimeout when half of them are, to a sixteenth of it when
 	// all are.
 	MaxHandshakes, MaxHandshakesPerAddr int
@@ -283,17 +284,17 @@ func (c *PeerConfig) withDefaults() PeerConfig {
 	return cfg
 }
 
-// orDefault gives a field that is zero its default.
+// orDefault returns n, or def if n is zero.
 func orDefault[T int | int64 | time.Duration](field *T, def T) {
 	if *field == 0 {
 		*field = def
 	}
 }
 
-// within reports whether n is at most the bound, of which a negative one is none.
+// within reports whether n is at most the bound; a negative bound is none.
 func within[T int | int64](n, bound T) bool { return bound < 0 || n <= bound }
 
-// limits is what the configuration says about packets.
+// limits returns the limits of packets.
 func (c *PeerConfig) limits() packet.Limits {
 	return packet.Limits{
 		Header:   c.MaxHeaderBytes,
@@ -304,7 +305,7 @@ func (c *PeerConfig) limits() packet.Limits {
 	}
 }
 
-// handshakeLimits are those of what a stranger sends.
+// handshakeLimits returns the limits of the packets that come before the PostAccept hooks have passed.
 func (c *PeerConfig) handshakeLimits() packet.Limits {
 	l := c.limits()
 	most := c.MaxHandshakeBytes
@@ -350,7 +351,7 @@ func splitAddr(addr string) (network, address string) {
 	return "tcp", addr
 }
 
-// fill makes out, with the header hdr, a packet with the peer's defaults.
+// fill makes out a packet to be sent, with the header hdr: the peer's defaults, then the settings.
 func (cfg *PeerConfig) fill(out *packet.Packet, hdr *packet.Header, typ int32, uri string, body interface{},
 	settings []PacketSetting) {
 	*hdr = packet.Header{Type: typ, Uri: uri, Gzip: cfg.DefaultBodyGzipLevel}

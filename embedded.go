@@ -7,20 +7,19 @@ import (
 	"unsafe"
 )
 
-// contextTypes are the contexts that a controller, or a struct embedded in it, may embed.
-// A call's context is all of them.
+// contextTypes are the context interfaces that a controller, or a struct embedded in it, may embed. *call
+// implements all of them.
 var contextTypes = []reflect.Type{reflect.TypeFor[PullCtx](), reflect.TypeFor[PushCtx](),
 	reflect.TypeFor[Ctx]()}
 
-// ctxField is a context that is embedded in a controller, by itself or in a struct that is
-// embedded there.
+// ctxField is a field of a controller, or of a struct embedded there, that holds a call's context.
 type ctxField struct {
 	typ    reflect.Type
 	offset uintptr // in the controller
 }
 
-// set makes the field of the controller at ctrl the call's context. The field is exported
-// or not, but it is ours to set.
+// set stores the call's context in the field of the controller at ctrl. It writes through unsafe.Pointer
+// because reflect would refuse a field of an embedded struct that is not exported.
 func (f *ctxField) set(ctrl unsafe.Pointer, c *call) {
 	at := unsafe.Add(ctrl, f.offset)
 	switch f.typ {
@@ -33,9 +32,9 @@ func (f *ctxField) set(ctrl unsafe.Pointer, c *call) {
 	}
 }
 
-// embeddedContexts finds all contexts in t, a struct. Each is set for a call, or a method
-// that uses the one which was not would find nil. One behind an embedded pointer cannot
-// be: the calls would share it.
+// embeddedContexts finds the fields of the struct type t that hold a context. All of them are set for each
+// call, since a method may use any of them. A context behind an embedded pointer is an error, because all
+// calls would share it.
 func embeddedContexts(t reflect.Type) (fields []ctxField, err error) {
 	for i := range t.NumField() {
 		f := t.Field(i)
@@ -61,8 +60,8 @@ func embeddedContexts(t reflect.Type) (fields []ctxField, err error) {
 	return fields, nil
 }
 
-// hasContext reports whether a context is embedded in t, behind pointers too. Types that
-// are embedded in themselves are seen once.
+// hasContext reports whether a context is embedded in t, behind pointers too. It does not go into the types
+// in seen, so that it ends where a type embeds a pointer to itself.
 func hasContext(t reflect.Type, seen []reflect.Type) bool {
 	if t.Kind() != reflect.Struct || slices.Contains(seen, t) {
 		return false

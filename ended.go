@@ -12,8 +12,8 @@ import (
 	"github.com/henrylee2cn/teleport/socket"
 )
 
-// plain is the cause of a connection's end in words for who reads the log and does not know
-// what the socket, the system or the protocol calls it.
+// plain says why a connection has ended in the words of somebody who reads the log, not in those of the
+// socket, the system or the protocol.
 func plain(cause error, sock *socket.Socket) error {
 	text := ""
 	var write *socket.WriteError
@@ -59,7 +59,7 @@ func (e *plainError) Unwrap() error { return e.cause }
 var ErrPeerClosed = errors.New("tp: the peer is closed")
 
 var (
-	// errClosedHere is the cause of an end that this side wanted.
+	// errClosedHere is the cause when this side has closed the session.
 	errClosedHere        = errors.New("closed by this side")
 	errClosedInHandshake = errors.New("closed during the handshake")
 )

@@ -28,19 +28,19 @@ func (p *Peer) patience(overTLS bool) (total time.Duration) {
 	return total
 }
 
-// origin is where a connection comes from.
+// origin says where a new connection comes from, and what its handshake consists of.
 type origin struct {
 	hooks    hooks[ForeSession]
-	id       []string        // the session's, if it is given
-	place    *places.Place   // if a listener of the peer's has accepted it
-	stranger bool            // the other side is one, until the hooks have passed
-	confirms bool            // the other side is asked whether it wants the connection
-	redial   *redialer       // if the session outlives it
-	connect  hooks[*Session] // to be run when the connection is in use
+	id       []string        // the session's id; empty to use the address
+	place    *places.Place   // its place in the handshake; nil unless a listener has accepted it
+	stranger bool            // the other side has dialled: until the hooks have passed anybody may be there
+	confirms bool            // this side asks the other whether it wants the connection
+	redial   *redialer       // nil unless the session may outlive the connection
+	connect  hooks[*Session] // run when the session is in use
 }
 
-// newSession runs the hooks and starts the session. One that was accepted while the
-// peer drains is told at once to go elsewhere.
+// newSession makes a session of a connection: it runs the handshake, and starts to read. A session that was
+// accepted while the peer drains is told at once that this peer is shutting down.
 func (p *Peer) newSession(ctx context.Context, nc net.Conn, from origin) (*Session, error) {
 	s := &Session{peer: p, redial: from.redial}
 	if s.redial != nil {
@@ -90,7 +90,7 @@ func (p *Peer) newSession(ctx context.Context, nc net.Conn, from origin) (*Sessi
 	return s, nil
 }
 
-// connected starts the session, and runs the hooks of its first connection.
+// connected starts to read the session's first connection, and runs the PostConnect hooks.
 func (s *Session) connected(ctx context.Context, first *reader, hs hooks[*Session]) error {
 	if len(hs) == 0 {
 		s.first.start(first)
@@ -114,12 +114,15 @@ func (s *Session) connected(ctx context.Context, first *reader, hs hooks[*Sessio
 	}
 }
 
+// foreSession is the ForeSession that the hooks of one handshake get.
 type foreSession struct {
 	*Session
-	conn    *conn // the one whose handshake it is
-	dialled bool  // by this side
+	conn    *conn // the connection in its handshake
+	dialled bool  // this side has dialled
 	over    atomic.Bool
-	strays  []string // ids of pulls that were received instead; the hooks' goroutine's
+	// strays are the ids of pulls that came instead of packets of the handshake. Only the goroutine of
+	// the hooks adds to them.
+	strays []string
 }
 
 var errHandshakeOver = errors.New("tp: the handshake is over: Send and Receive are for PostDial and " +
@@ -183,17 +186,17 @@ func (f *foreSession) WriteTimeout() time.Duration { return f.conn.sock.WriteTim
 
 func (f *foreSession) SetWriteTimeout(d time.Duration) { f.conn.sock.SetWriteTimeout(d) }
 
-// greet runs the hooks of the handshake, for at most HookTimeout, and waits for its outcome
-// where it is to. After an error the connection is to be ended. A reader is returned if a packet
-// has come that is not a part of the handshake.
+// runHandshake runs the hooks of the handshake, for HookTimeout at most, and then asks the other side for the
+// outcome if from says so. After an error the caller ends the connection. If a packet has come that is not a
+// part of the handshake, runHandshake returns the reader that has read its header.
 func (cn *conn) runHandshake(ctx context.Context, from *origin) (*reader, error) {
 	if len(from.hooks) == 0 && !from.confirms {
 		return nil, nil
 	}
 	ctx, cancel := bounded(ctx, cn.peer.cfg.HookTimeout)
 	defer cancel()
-	// On a goroutine of their own: a hook may wait for something that closing
-	// the connection does not end.
+	// The hooks get a goroutine of their own, because one may wait for something that does not end when
+	// the connection is closed.
 	fore := &foreSession{Session: cn.sess, conn: cn, dialled: !from.stranger}
 	var first *reader
 	done := onItsOwn(func() error {
@@ -215,11 +218,11 @@ func (cn *conn) runHandshake(ctx context.Context, from *origin) (*reader, error)
 		var refused *refusedConn
 		switch {
 		case errors.As(err, &refused):
-			err = refused // whatever the hook has made of it
+			err = refused // a hook may have wrapped it in an error of its own
 		case err != nil && from.stranger:
 			cn.refuse(err, fore.strays)
 		default:
-			for _, id := range fore.strays { // which the hooks have passed over
+			for _, id := range fore.strays { // the hooks have gone on in spite of them
 				cn.sendRefusal(id, newXerror(StatusUnauthorized, "it came before the handshake was over",
 					nil))
 			}
@@ -229,7 +232,7 @@ func (cn *conn) runHandshake(ctx context.Context, from *origin) (*reader, error)
 		fore.over.Store(true)
 		err := fmt.Errorf("the handshake took too long: %w", ctx.Err())
 		_ = cn.end(err)
-		cn.peer.handshakes.Count(1) // as long as the hook goes on
+		cn.peer.handshakes.Count(1) // until the hook has returned
 		go func() {
 			<-done
 			cn.peer.handshakes.Count(-1)
@@ -239,12 +242,13 @@ func (cn *conn) runHandshake(ctx context.Context, from *origin) (*reader, error)
 	}
 }
 
-// maxStrays bounds the pulls that a hook has received instead of a packet of the handshake,
-// and that are answered when the handshake is over.
+// maxStrays is how many pulls that came instead of packets of the handshake are answered when the handshake
+// is over. Others are dropped.
 const maxStrays = 16
 
-// refuse tells the other side why a hook did not want its connection; the pulls with the ids are
-// answered with that. What a limit turns away is told nothing: that would cost more than to close.
+// refuse tells the other side why a hook did not want its connection, and answers the pulls with the ids in
+// strays with the same error. A connection that a limit turns away is told nothing, because that would cost
+// more than to close it.
 func (cn *conn) refuse(cause error, strays []string) {
 	var hook *hookError
 	if cn.ended.Load() || !errors.As(cause, &hook) {
@@ -257,7 +261,7 @@ func (cn *conn) refuse(cause error, strays []string) {
 	cn.sendRefusal(refusedId, x)
 }
 
-// pressReply is press for a reply that is an error.
+// sendRefusal sends x as the reply with the id, ahead of everything that waits to be written.
 func (cn *conn) sendRefusal(id string, x Xerror) {
 	h := &packet.Header{Id: id, Type: packet.TypeReply, NotRun: true}
 	h.StatusCode, h.Status = sentStatus(x)
@@ -276,8 +280,9 @@ func (cn *conn) sendRefusal(id string, x Xerror) {
 	}
 }
 
-// confirm returns when the other side has said that the handshake is over, or why it does
-// not want the connection. A reader is returned if its first packet has come meanwhile.
+// confirm asks the other side for the outcome of the handshake, and returns when the other side has passed
+// it, or why it does not want the connection. If the first packet of the session comes instead, confirm
+// returns the reader that has read its header.
 func (cn *conn) confirm() (*reader, error) {
 	cn.sendControl(&packet.Header{Id: outcomeId, Type: packet.TypePing})
 	r := newReader(cn, false)
@@ -287,7 +292,7 @@ func (cn *conn) confirm() (*reader, error) {
 	}
 	if r.view.Type == packet.TypeReply {
 		switch string(r.view.Id) {
-		case outcomeId: // 200, or 410 by one that does not know pings
+		case outcomeId: // with status 200, or 410 from a peer that does not know pings
 			cn.sock.SkipBody()
 			return nil, nil
 		case refusedId:
@@ -298,8 +303,8 @@ func (cn *conn) confirm() (*reader, error) {
 	return r, nil
 }
 
-// lastWord returns why the other side, which has closed the connection, did not want it; nil if it
-// has not said so.
+// lastWord looks at what the other side sent before it closed the connection, and returns its refusal; nil if
+// there is none.
 func (cn *conn) lastWord() error {
 	r := newReader(cn, false)
 	for range maxStrays {
@@ -315,8 +320,8 @@ func (cn *conn) lastWord() error {
 	return nil
 }
 
-// stray reports why a packet is none of a handshake: a pull or a push of a session, by a
-// side that has no hook for it, for example.
+// stray returns an error if h is not the header of a packet of a handshake. That is so when the other side
+// has no hook for this one's, and already pulls or pushes.
 func (f *foreSession) stray(h *packet.Header) Xerror {
 	kind := ""
 	switch h.Type {

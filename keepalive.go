@@ -9,13 +9,13 @@ import (
 	"github.com/henrylee2cn/teleport/packet"
 )
 
-// A connection on which replies are waited for is watched as internal/keepalive says, every
-// PeerConfig.KeepAlive.
+// While a pull waits for its reply, internal/keepalive watches the connection, every PeerConfig.KeepAlive.
+// The methods here are what it needs to know of a connection and to do with one.
 
-// pingId is no pull's.
+// pingId is the id of a ping that asks for an answer. No pull has it.
 const pingId = "ping"
 
-// Signs returns the signs of life of now.
+// Signs returns how much has been read, written and acknowledged so far.
 func (cn *conn) Signs() keepalive.Signs {
 	s := keepalive.Signs{Reads: cn.sock.Reads(), Writes: cn.sock.Writes(), Waits: cn.sock.Backlog() > 0}
 	if tcp := cn.sock.TCP(); tcp != nil {
@@ -25,10 +25,11 @@ func (cn *conn) Signs() keepalive.Signs {
 	return s
 }
 
-// Lingers reports whether the connection has ended and its socket is still to be closed, see halfclose.go.
+// Lingers reports whether the connection has ended and its socket is still to be closed, see conn.linger.
 func (cn *conn) Lingers() bool { return cn.lingers.Load() }
 
-// Ask asks whether the other side is there.
+// Ask sends a ping. The other side answers it only if answer is true; otherwise the acknowledgement by TCP is
+// enough.
 func (cn *conn) Ask(answer bool) {
 	h := &packet.Header{Type: packet.TypePing}
 	if answer {
@@ -37,7 +38,7 @@ func (cn *conn) Ask(answer bool) {
 	cn.sendControl(h)
 }
 
-// GiveUp ends the connection, from which nothing has come for so long.
+// GiveUp ends the connection because nothing has come for the time given.
 func (cn *conn) GiveUp(after time.Duration) {
 	go cn.fail(fmt.Errorf("nothing has come for %v, and no answer to the question whether the other side "+
 		"is there", after))

@@ -90,10 +90,10 @@ func (p *Peer) Serve(ln net.Listener) error {
 	return err
 }
 
-// errNoMore is the end of acceptFrom when the peer wants no more connections.
+// errNoMore is what acceptFrom returns when the peer wants no more connections.
 var errNoMore = errors.New("the peer accepts no more connections")
 
-// acceptFrom starts the handshakes of what it accepts.
+// acceptFrom accepts connections and starts their handshakes.
 func (p *Peer) acceptFrom(ln net.Listener, cfg *tls.Config) error {
 	var delay time.Duration
 	for {
@@ -143,14 +143,14 @@ func (p *Peer) admit(conn net.Conn, cfg *tls.Config) {
 	}
 	go p.accept(h, cfg)
 	if p.handshakes.Crowded(h) {
-		runtime.Gosched() // others may be able to go on, and leave
+		runtime.Gosched() // the goroutines of other handshakes may be able to end, which frees places
 	}
 }
 
-// turnAway closes a connection that was accepted and is not wanted.
+// turnAway closes a connection that was accepted and does not become a session.
 func (p *Peer) turnAway(conn net.Conn, why error) {
 	addr := conn.RemoteAddr()
-	go conn.Close() // which may take a while
+	go conn.Close() // Close may take a while
 	p.log.rarely(LevelWarn, "connection refused", "connection from %s refused: %v",
 		slog.Any("remote", addr), errAttr(why))
 }
@@ -168,7 +168,8 @@ func (p *Peer) accept(h *places.Place, cfg *tls.Config) {
 	p.activity()
 }
 
-// shake makes a session of the connection, or returns what is to be closed.
+// shake runs TLS and the handshake, and makes a session of the connection. After an error the caller closes
+// the connection that is returned.
 func (p *Peer) shake(h *places.Place, cfg *tls.Config) (net.Conn, error) {
 	conn := h.Conn
 	if p.sessions.full() { // before it costs anything
@@ -188,7 +189,7 @@ func (p *Peer) shake(h *places.Place, cfg *tls.Config) (net.Conn, error) {
 	return conn, err
 }
 
-// tune sets the options of a connection of the kernel's, as far as it has them.
+// tune sets the options of a TCP connection; others have none.
 func (p *Peer) tune(conn net.Conn) {
 	tc, ok := conn.(*net.TCPConn)
 	if !ok {
@@ -202,7 +203,8 @@ func (p *Peer) tune(conn net.Conn) {
 	}
 }
 
-// tlsError says what has come instead of TLS, as far as that can be told.
+// tlsError is the error of a TLS handshake. It says what the other side speaks instead of TLS if that can be
+// told.
 func tlsError(err error) error {
 	err = fmt.Errorf("TLS handshake: %w", err)
 	var record tls.RecordHeaderError
@@ -217,11 +219,12 @@ func tlsError(err error) error {
 	return err
 }
 
-// alertNoTLS is a record of TLS that says that a handshake has failed, as in RFC 8446: who
-// has sent something else, and reads a packet, sees by it that TLS is spoken here.
+// alertNoTLS is a TLS record (RFC 8446) with the alert that a handshake has failed. A peer without TLS that
+// expects a packet recognises the record, and can say that TLS is spoken here.
 var alertNoTLS = []byte{21, 3, 1, 0, 2, 2, 40}
 
-// refuseTLS is tlsError on the side that has accepted the connection, which it tells.
+// refuseTLS is tlsError for the side that has accepted the connection. It also sends alertNoTLS if what has
+// come was not TLS.
 func refuseTLS(err error) error {
 	var record tls.RecordHeaderError
 	if errors.As(err, &record) && record.Conn != nil {

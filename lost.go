@@ -24,17 +24,17 @@ func (e *PushesLost) Error() string {
 		"handled %d, the others are lost", e.Sent, e.Taken)
 }
 
-// metaTaken is the key of the last packet's metadata that says how many.
+// metaTaken is the key of the last packet's metadata under which the number of pushes taken is.
 const metaTaken = "pushes_taken"
 
-// overflow is the end of a session that has pushed more than may wait.
+// overflow is why this side ends a session that has pushed more than may wait here.
 type overflow struct{ taken, dropped uint64 }
 
 func (e *overflow) Error() string {
 	return fmt.Sprintf("too many pushes wait to be handled, %d of them are dropped", e.dropped)
 }
 
-// evicted is the end of a session whose memory others needed.
+// evicted is why this side ends a session whose memory other sessions needed.
 type evicted struct {
 	held int64
 	what string // had taken the memory

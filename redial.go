@@ -9,12 +9,12 @@ import (
 	"time"
 )
 
-// maxOldLinks is how many connections of a session may wait for their other sides to end them
-// before those on which nothing is in flight are ended here.
+// maxOldConns is how many older connections of a session may wait for the other side to end them. When there
+// are more, the session ends the oldest itself if no call is in flight there.
 const maxOldConns = 4
 
-// run redials until the session has a connection that can be used and its hooks have
-// passed, or has ended.
+// stayConnected is redialer.redial: it dials until the session has a connection that can be used and whose
+// hooks have passed, or until the session has ended.
 func (r *redialer) stayConnected() {
 	s := r.sess
 	ctx, cancel := context.WithCancel(context.Background())
@@ -70,7 +70,8 @@ func (r *redialer) stayConnected() {
 	}
 }
 
-// rests ends run if the session has a connection that can be used.
+// rests reports whether the session has a connection that can be used. If so stayConnected must return,
+// because dialling is false from then on.
 func (r *redialer) rests() bool {
 	r.sess.mu.Lock()
 	defer r.sess.mu.Unlock()
@@ -81,7 +82,7 @@ func (r *redialer) rests() bool {
 	return false
 }
 
-// pause waits before the next attempt. An error is why there is to be none.
+// pause waits before the next attempt. If there is to be no next attempt, pause returns why.
 func (r *redialer) pause(ctx context.Context) error {
 	s := r.sess
 	s.mu.Lock()
@@ -116,7 +117,7 @@ func (r *redialer) pause(ctx context.Context) error {
 	return nil
 }
 
-// awaitHooks waits for the PostDisconnect hooks.
+// awaitHooks waits until the PostDisconnect hooks of earlier connections have ended, or ctx has.
 func (r *redialer) awaitHooks(ctx context.Context) {
 	r.sess.mu.Lock()
 	hooked := r.hooked
@@ -129,7 +130,7 @@ func (r *redialer) awaitHooks(ctx context.Context) {
 	}
 }
 
-// attempt tries each address once. It reports whether there is to be no other.
+// attempt tries each address once. It reports final if there is to be no other attempt.
 func (r *redialer) attempt(ctx context.Context) (_ error, final bool) {
 	var all error
 	final = true
@@ -157,7 +158,7 @@ func (r *redialer) attempt(ctx context.Context) (_ error, final bool) {
 	return all, final
 }
 
-// dial makes the session another connection.
+// dial makes another connection to addr and makes it the session's.
 func (r *redialer) dial(ctx context.Context, addr string) error {
 	s, p := r.sess, r.sess.peer
 	dialCtx, cancel := bounded(ctx, p.cfg.DefaultDialTimeout)
@@ -193,7 +194,7 @@ func (r *redialer) dial(ctx context.Context, addr string) error {
 	return nil
 }
 
-// adopt makes l the session's connection, unless it has been ended.
+// adopt makes cn the session's connection. It reports false if cn or the session has ended.
 func (r *redialer) adopt(cn *conn) bool {
 	s := r.sess
 	s.mu.Lock()
@@ -205,7 +206,7 @@ func (r *redialer) adopt(cn *conn) bool {
 	if old := s.conn.Load(); !old.ended.Load() {
 		r.others = append(r.others, old)
 	}
-	if len(r.others) > maxOldConns { // of sides that go away again and again
+	if len(r.others) > maxOldConns { // the other side goes away again and again
 		if oldest := r.others[0]; oldest.handlers.Load() == 0 && oldest.pulls.Len() == 0 {
 			go oldest.fail(errors.New("nothing is in flight, and it goes away"))
 		}
@@ -218,7 +219,8 @@ func (r *redialer) adopt(cn *conn) bool {
 	return true
 }
 
-// giveUp ends run. The session ends when its connections have: what is in flight goes on.
+// giveUp ends the redialling. The session ends when all of its connections have, so that calls in flight go
+// on.
 func (r *redialer) giveUp(cause error) {
 	s := r.sess
 	s.mu.Lock()
@@ -228,8 +230,8 @@ func (r *redialer) giveUp(cause error) {
 	r.start()
 }
 
-// hooksEnd waits until hooks have ended, for HookTimeout at most, and returns their
-// error. It reports false if l cannot be used any more before that.
+// hooksEnd waits until the hooks have ended, for HookTimeout at most, and returns their error. It reports
+// false if cn can no longer be used before the hooks have ended.
 func (r *redialer) hooksEnd(cn *conn, hooks <-chan error) (err error, ended bool) {
 	ctx, cancel := bounded(context.Background(), cn.peer.cfg.HookTimeout)
 	defer cancel()

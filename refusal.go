@@ -6,19 +6,19 @@ import (
 	"github.com/henrylee2cn/teleport/internal/tlsconf"
 )
 
-// The side that accepts a connection says why it does not want it: with a reply that has an
-// id which is no pull's, so that who does not know it drops it. The side that dials asks for
-// the outcome where there is one to wait for: after PostDial hooks, and where TLS asked it
-// for a certificate. It asks with a ping, which the other side's reader answers, and that
-// begins when its PostAccept hooks have passed.
+// The side that accepts a connection says why it does not want it. It sends a reply with an id that no pull
+// has, so that a peer which does not know this reply drops it. The side that dials asks for the outcome of
+// the handshake after PostDial hooks, and when TLS has asked it for a certificate: in these cases the other
+// side may still refuse. It asks with a ping. The other side answers pings only when its PostAccept hooks
+// have passed.
 
 const (
 	// refusedId is the id of the reply that says that a handshake has failed.
 	refusedId = "refused"
 	// outcomeId is the id of the ping that asks how a handshake ended.
 	outcomeId = "outcome"
-	// handshakeId is the id of a push that a hook sends in a handshake, by which the other
-	// side's hook tells it from one of a session.
+	// handshakeId is the id of a push that a hook sends in a handshake. By this id the other side's hook
+	// tells it from the pushes of a session.
 	handshakeId = "handshake"
 )
 
@@ -29,7 +29,7 @@ func (r *refusedConn) Error() string { return "refused by the other side: " + r.
 
 func (r *refusedConn) Unwrap() error { return r.x }
 
-// unrun is what happened to a pull by the connection.
+// unrun returns the error of a pull that was to be sent by the connection.
 func (r *refusedConn) unrun() *xerror {
 	x := *r.x
 	x.cause, x.notRun = r, true

@@ -9,8 +9,8 @@ import (
 
 // patience is how long a pull or a push waits for connections, in all.
 type patience struct {
-	until   time.Time // the end of the pull's time,
-	maxWait time.Time // and of MaxWait; zero if there is none
+	until   time.Time // when the pull's time is over; zero for no bound
+	maxWait time.Time // when Redial.MaxWait is over; zero for no bound
 }
 
 func (r *redialer) patience(timeout time.Duration) (p patience) {
@@ -24,7 +24,8 @@ func (r *redialer) patience(timeout time.Duration) (p patience) {
 	return p
 }
 
-// end returns when nobody waits any more, and why then.
+// waitsUntil returns when the wait for a connection is over, and the error to end it with; a zero time is no
+// bound.
 func (r *redialer) waitsUntil(p patience) (time.Time, Xerror) {
 	if !p.until.IsZero() && (p.maxWait.IsZero() || p.until.Before(p.maxWait)) {
 		return p.until, unrun(StatusDeadlineExceeded,
@@ -34,7 +35,8 @@ func (r *redialer) waitsUntil(p patience) (time.Time, Xerror) {
 		r.cfg.MaxWait), nil)
 }
 
-// await returns a connection that can be used, when there is one.
+// await waits for a connection that can be used and returns it. If there will be none in time, it returns the
+// last connection and why.
 func (r *redialer) await(ctx context.Context, p patience) (*conn, Xerror) {
 	s := r.sess
 	if cn := s.conn.Load(); cn.usable() {

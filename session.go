@@ -21,12 +21,12 @@ import (
 // concurrent use.
 type Session struct {
 	peer *Peer
-	// id is written under the table of sessions's mutex, which guards counted: the session is one of
-	// PeerConfig.MaxSessions.
+	// The mutex of sessions guards the two fields below; id may be read without it. A session is counted
+	// when it takes one of the places of PeerConfig.MaxSessions.
 	id      atomic.Pointer[string]
 	counted bool
-	// connection is the connection, or the last one while there is none; first is where it
-	// is to begin with.
+	// conn is the connection, or the last one while there is none. The session's first connection is in
+	// first, so that a session is one piece of memory.
 	conn   atomic.Pointer[conn]
 	first  conn
 	redial *redialer // nil if the session ends with its connection
@@ -118,23 +118,23 @@ func (s *Session) SetReadTimeout(d time.Duration) {
 	s.onConns(func(cn *conn) { cn.sock.SetReadTimeout(d) })
 }
 
-// onLinks calls f for the session's connections, without its lock: one may be in its handshake,
-// and others may come meanwhile.
+// onConns calls f once for each connection of the session. It holds no lock meanwhile, so it looks again
+// until no connection has come that f has not seen.
 func (s *Session) onConns(f func(cn *conn)) {
 	var done []*conn
 	for {
 		s.mu.Lock()
-		links := slices.DeleteFunc(slices.Clone(s.connsLocked()), func(cn *conn) bool {
+		conns := slices.DeleteFunc(slices.Clone(s.connsLocked()), func(cn *conn) bool {
 			return slices.Contains(done, cn)
 		})
 		s.mu.Unlock()
-		if len(links) == 0 {
+		if len(conns) == 0 {
 			return
 		}
-		for _, cn := range links {
+		for _, cn := range conns {
 			f(cn)
 		}
-		done = append(done, links...)
+		done = append(done, conns...)
 	}
 }
 
@@ -166,7 +166,7 @@ func (s *Session) Done() <-chan struct{} {
 // more than once and from anywhere, handlers and hooks included.
 func (s *Session) Close() error { return s.shut(errClosedHere) }
 
-// shut is every session's end; the first cause counts.
+// shut ends the session. All ways to end a session lead here, and the first cause counts.
 func (s *Session) shut(cause error) error {
 	s.mu.Lock()
 	if s.state == stateClosed {
@@ -178,7 +178,7 @@ func (s *Session) shut(cause error) error {
 	if s.done != nil {
 		close(s.done)
 	}
-	links := s.connsLocked()
+	conns := s.connsLocked()
 	if s.redial != nil {
 		s.redial.wakeLocked()
 	}
@@ -196,13 +196,13 @@ func (s *Session) shut(cause error) error {
 	s.peer.sessions.remove(s)
 	var err error
 	lingers := false
-	for _, cn := range links {
+	for _, cn := range conns {
 		if e := cn.end(cause); err == nil {
 			err = e
 		}
 		lingers = lingers || cn.lingers.Load()
 	}
-	if !lingers { // otherwise that is for who finishes it
+	if !lingers { // otherwise the end of conn.linger does it
 		s.peer.sessions.leave(s)
 	}
 	return err
@@ -223,7 +223,8 @@ func endLevel(cause error) slog.Level {
 	return LevelInfo
 }
 
-// open lets the session be seen and read, unless it was closed meanwhile.
+// open makes the session visible to the program and its first connection ready to be read. It reports false
+// if the session was closed during the handshake.
 func (s *Session) open() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -251,34 +252,36 @@ func (s *Session) Err() error {
 	return s.cause
 }
 
-// redialer keeps a session connected. There is at most one goroutine that runs run,
-// while the session has no connection that can be used.
+// redialer keeps a session connected. While the session has no connection that can be used, one goroutine
+// runs redial.
 type redialer struct {
 	sess  *Session
 	cfg   *Redial
 	addrs []string
-	at    int          // the address that the session's connection is to; of redial
-	hooks <-chan error // of the session's first connection; nil if there are none
-	// redial makes other connections until there is one that can be used, or none is wanted; one
-	// goroutine at a time runs it, see redial.go.
+	at    int          // index of the address of the session's connection; only redial uses it
+	hooks <-chan error // the result of the PostConnect hooks of the first connection; nil without hooks
+	// redial dials until the session has a connection that can be used, or wants none. At most one
+	// goroutine runs it at a time. It is redialer.stayConnected, see redial.go.
 	redial func()
 
 	// The session's mu guards the fields below.
-	others   []*conn   // besides the session's connection: older ones, and one that is being made
-	dialling bool      // redial runs
-	since    time.Time // when the session's connection was made,
-	without  time.Time // and since when there has been none that lasted
+	others   []*conn   // connections besides Session.conn: older ones, and one that is being made
+	dialling bool      // a goroutine runs redial
+	since    time.Time // when the session's connection was made
+	without  time.Time // since when there has been no connection that lasted
 	tries    int       // attempts in a row that came to nothing, as far as is known
-	failed   bool      // the last attempt has
-	err      error     // of the last attempt, or the end of the connection that it has made
-	gaveUp   error     // why there will be no other connection; nil while there may be
-	// changed is closed when who waits for a connection should look again; made when
-	// somebody waits. hooked is that of the last connection that had PostDisconnect hooks.
-	changed, hooked chan struct{}
+	failed   bool      // the last attempt has failed
+	err      error     // why the last attempt failed, or why the connection that it made has ended
+	gaveUp   error     // why there will be no other connection; nil while there may be one
+	// changed is closed when the calls that wait for a connection are to look again. It is made when a
+	// call waits.
+	changed chan struct{}
+	// hooked is closed when the PostDisconnect hooks of the last connection that had any have ended.
+	hooked chan struct{}
 }
 
-// survives reports whether the session goes on when the connection ends: because there can
-// be another, or is.
+// survives reports whether the session goes on when the connection ends: it has another connection, or it can
+// dial one.
 func (r *redialer) survives(cn *conn) bool {
 	s := r.sess
 	s.mu.Lock()
@@ -286,7 +289,8 @@ func (r *redialer) survives(cn *conn) bool {
 	return s.state == stateOpen && (s.conn.Load() != cn || len(r.others) > 0 || !s.peer.draining())
 }
 
-// start has the session redial, if it needs to.
+// start starts redial if the session needs a connection, and ends the session if it needs one and cannot have
+// one.
 func (r *redialer) start() {
 	s := r.sess
 	s.mu.Lock()
@@ -317,7 +321,7 @@ func (r *redialer) forbid(cause error) {
 	}
 }
 
-// changeLocked returns a channel that is closed when there is something new.
+// changeLocked returns a channel that is closed by the next wakeLocked. The caller holds the session's mu.
 func (r *redialer) changeLocked() <-chan struct{} {
 	if r.changed == nil {
 		r.changed = make(chan struct{})
@@ -325,6 +329,7 @@ func (r *redialer) changeLocked() <-chan struct{} {
 	return r.changed
 }
 
+// wakeLocked has all calls that wait for a connection look again. The caller holds the session's mu.
 func (r *redialer) wakeLocked() {
 	if r.changed != nil {
 		close(r.changed)
@@ -336,11 +341,11 @@ func (r *redialer) forgetLocked(cn *conn) {
 	r.others = slices.DeleteFunc(r.others, func(other *conn) bool { return other == cn })
 }
 
-// linksLocked returns all connections of the session that may not have ended.
+// connsLocked returns all connections of the session that may not have ended. The caller holds s.mu.
 func (s *Session) connsLocked() []*conn {
-	links := []*conn{s.conn.Load()}
+	conns := []*conn{s.conn.Load()}
 	if s.redial != nil {
-		links = append(links, s.redial.others...)
+		conns = append(conns, s.redial.others...)
 	}
-	return links
+	return conns
 }

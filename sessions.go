@@ -15,157 +15,157 @@ var ErrIdTaken = errors.New("tp: the session id is taken")
 
 var errTooManySessions = errors.New("tp: there are as many sessions as PeerConfig.MaxSessions allows")
 
-// table of sessions holds the live sessions of a peer by id. A session is in it from before
-// its hooks run until it closes, so that an id has one owner at any time.
+// sessions is the table of a peer's live sessions by id, and of its connections. A session is in the table
+// from before its hooks run until it closes, so that an id has one owner at any time.
 type sessions struct {
-	mu   sync.RWMutex // guards the fields below, and of every session id and counted
+	mu   sync.RWMutex // guards the fields below, and every session's id and counted
 	byId map[string]*Session
-	// connections are those that have not ended, or whose handlers still run.
+	// conns has the connections that have not ended, and those whose handlers still run.
 	conns  map[*conn]struct{}
 	closed bool
-	most   int    // sessions whose handshake is over; a negative number is no bound
-	opened int    // those
-	serial int    // for names
-	count  uint32 // of all connections that were in it
+	most   int    // how many sessions may be open at a time; a negative number is no bound
+	opened int    // how many are: sessions with their handshake over and their socket not closed
+	serial int    // the last number that was added to an address to make an id
+	count  uint32 // how many connections have ever been in conns
 }
 
 // add takes s in under its own id if given, and otherwise under one made of its
 // address: the address itself, or if that is empty or taken, with "#" and a
 // number behind it.
-func (h *sessions) add(s *Session, id string, given bool) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.closed {
+func (t *sessions) add(s *Session, id string, given bool) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
 		return ErrPeerClosed
 	}
-	if !within(h.opened+1, h.most) {
+	if !within(t.opened+1, t.most) {
 		return errTooManySessions
 	}
-	if h.byId == nil {
-		h.byId = make(map[string]*Session)
+	if t.byId == nil {
+		t.byId = make(map[string]*Session)
 	}
 	if given {
 		if id == "" {
 			return errors.New("tp: a session id is empty")
 		}
-		if h.byId[id] != nil {
+		if t.byId[id] != nil {
 			return fmt.Errorf("%w: %q", ErrIdTaken, id)
 		}
-	} else if base := id; base == "" || h.byId[id] != nil {
-		for h.byId[id] != nil || id == base {
-			h.serial++
-			id = base + "#" + strconv.Itoa(h.serial)
+	} else if base := id; base == "" || t.byId[id] != nil {
+		for t.byId[id] != nil || id == base {
+			t.serial++
+			id = base + "#" + strconv.Itoa(t.serial)
 		}
 	}
-	h.byId[id] = s
+	t.byId[id] = s
 	s.id.Store(&id)
-	h.attachLocked(&s.first)
+	t.attachLocked(&s.first)
 	return nil
 }
 
 // attach takes in another connection of a session.
-func (h *sessions) attach(cn *conn) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.attachLocked(cn)
+func (t *sessions) attach(cn *conn) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.attachLocked(cn)
 }
 
-func (h *sessions) attachLocked(cn *conn) {
-	if h.conns == nil {
-		h.conns = make(map[*conn]struct{})
+func (t *sessions) attachLocked(cn *conn) {
+	if t.conns == nil {
+		t.conns = make(map[*conn]struct{})
 	}
-	h.conns[cn] = struct{}{}
-	h.count++
-	cn.role.Init(cn, h.count)
+	t.conns[cn] = struct{}{}
+	t.count++
+	cn.role.Init(cn, t.count)
 }
 
 // full reports whether no further session would be taken in.
-func (h *sessions) full() bool {
-	h.mu.RLock()
-	defer h.mu.RUnlock()
-	return !within(h.opened+1, h.most)
+func (t *sessions) full() bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return !within(t.opened+1, t.most)
 }
 
 // open gives a session whose handshake is over one of the places.
-func (h *sessions) open(s *Session) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.byId[*s.id.Load()] != s {
+func (t *sessions) open(s *Session) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.byId[*s.id.Load()] != s {
 		return errClosedInHandshake
 	}
-	if !within(h.opened+1, h.most) {
+	if !within(t.opened+1, t.most) {
 		return errTooManySessions
 	}
 	s.counted = true
-	h.opened++
+	t.opened++
 	return nil
 }
 
-// rename gives s another id. If that belongs to another session, it is an error,
-// or with replace the other session is returned, out of the table of sessions.
-func (h *sessions) rename(s *Session, id string, replace bool) (*Session, error) {
+// rename gives s another id. If the id belongs to another session, rename returns an error; with replace it
+// takes the other session out of the table instead, and returns that session.
+func (t *sessions) rename(s *Session, id string, replace bool) (*Session, error) {
 	if id == "" {
 		return nil, errors.New("tp: a session id is empty")
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	old := *s.id.Load()
-	if h.byId[old] != s {
+	if t.byId[old] != s {
 		return nil, fmt.Errorf("tp: session %q is closed", old)
 	}
-	other := h.byId[id]
+	other := t.byId[id]
 	if other == s {
 		return nil, nil
 	}
 	if other != nil && !replace {
 		return nil, fmt.Errorf("%w: %q", ErrIdTaken, id)
 	}
-	delete(h.byId, old)
-	h.byId[id] = s
+	delete(t.byId, old)
+	t.byId[id] = s
 	s.id.Store(&id)
 	return other, nil
 }
 
-// remove takes s, which is closed, out, if it is still in.
-func (h *sessions) remove(s *Session) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if id := *s.id.Load(); h.byId[id] == s {
-		delete(h.byId, id)
+// remove takes s, which is closed, out of the table, unless another session has its id by now.
+func (t *sessions) remove(s *Session) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if id := *s.id.Load(); t.byId[id] == s {
+		delete(t.byId, id)
 	}
 }
 
 // leave gives back the place of a session that is closed and has no socket any more.
-func (h *sessions) leave(s *Session) {
+func (t *sessions) leave(s *Session) {
 	if s.isOpen() {
 		return
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if s.counted {
 		s.counted = false
-		h.opened--
+		t.opened--
 	}
 }
 
-// detach takes a connection out that has ended, unless handlers of it still run. The last
-// of them looks at ended, set before this, after it has counted itself out: if it is
-// not seen here it comes here itself.
-func (h *sessions) detach(cn *conn) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+// detach takes a connection that has ended out of the table, unless handlers of it still run: then the last
+// handler calls detach. No connection is missed, because the end of a connection sets conn.ended before it
+// calls detach, and a handler lowers conn.handlers before it looks at conn.ended.
+func (t *sessions) detach(cn *conn) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if cn.handlers.Load() == 0 {
-		delete(h.conns, cn)
+		delete(t.conns, cn)
 		cn.inBudget.End()
 		cn.outBudget.End()
 	}
 }
 
 // busy counts the handlers and the pulls in flight.
-func (h *sessions) busy() (handlers, pulls int) {
-	h.mu.RLock()
-	defer h.mu.RUnlock()
-	for cn := range h.conns {
+func (t *sessions) busy() (handlers, pulls int) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for cn := range t.conns {
 		handlers += int(cn.handlers.Load())
 		pulls += cn.pulls.Len()
 	}
@@ -173,11 +173,11 @@ func (h *sessions) busy() (handlers, pulls int) {
 }
 
 // live returns the connections that have not ended.
-func (h *sessions) live() []*conn {
-	h.mu.RLock()
-	defer h.mu.RUnlock()
-	list := make([]*conn, 0, len(h.conns))
-	for cn := range h.conns {
+func (t *sessions) live() []*conn {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	list := make([]*conn, 0, len(t.conns))
+	for cn := range t.conns {
 		if !cn.ended.Load() {
 			list = append(list, cn)
 		}
@@ -186,10 +186,10 @@ func (h *sessions) live() []*conn {
 }
 
 // lingering returns the connections that have ended and whose sockets are not closed.
-func (h *sessions) lingering() (list []*conn) {
-	h.mu.RLock()
-	defer h.mu.RUnlock()
-	for cn := range h.conns {
+func (t *sessions) lingering() (list []*conn) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for cn := range t.conns {
 		if cn.lingers.Load() {
 			list = append(list, cn)
 		}
@@ -197,36 +197,36 @@ func (h *sessions) lingering() (list []*conn) {
 	return list
 }
 
-func (h *sessions) get(id string) *Session {
-	h.mu.RLock()
-	defer h.mu.RUnlock()
-	return h.byId[id]
+func (t *sessions) get(id string) *Session {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.byId[id]
 }
 
 // all returns the sessions that were live at one moment.
-func (h *sessions) all() []*Session {
-	h.mu.RLock()
-	defer h.mu.RUnlock()
-	list := make([]*Session, 0, len(h.byId))
-	for _, s := range h.byId {
+func (t *sessions) all() []*Session {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	list := make([]*Session, 0, len(t.byId))
+	for _, s := range t.byId {
 		list = append(list, s)
 	}
 	return list
 }
 
-// close refuses newcomers from now on and returns who is in.
-func (h *sessions) close() []*Session {
-	h.mu.Lock()
-	h.closed = true
-	h.mu.Unlock()
-	return h.all()
+// close makes add refuse all sessions from now on, and returns the sessions in the table.
+func (t *sessions) close() []*Session {
+	t.mu.Lock()
+	t.closed = true
+	t.mu.Unlock()
+	return t.all()
 }
 
 // waiting returns the connections on which replies are waited for, or which linger.
-func (h *sessions) waiting() (list []keepalive.Link) {
-	h.mu.RLock()
-	defer h.mu.RUnlock()
-	for cn := range h.conns {
+func (t *sessions) waiting() (list []keepalive.Link) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for cn := range t.conns {
 		if cn.lingers.Load() || !cn.ended.Load() && cn.pulls.Len() > 0 {
 			list = append(list, cn)
 		}

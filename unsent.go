@@ -10,7 +10,7 @@ import (
 	"github.com/henrylee2cn/teleport/socket"
 )
 
-// notSent is the end of a pull or a push whose context was done before it was sent.
+// notSent is the error of a pull or a push whose context was done before it was sent.
 func notSent(ctx context.Context) Xerror {
 	x := ctxXerror(ctx, "nothing was sent")
 	x.notRun = true
@@ -22,7 +22,7 @@ func notRun(x Xerror) Xerror {
 	return &xerror{code: x.Code(), text: x.Text(), cause: x, notRun: true, after: afterOf(x)}
 }
 
-// closedXerror is why nothing was sent by a connection that has ended.
+// closedXerror is the error of a packet that was not sent because its connection had ended.
 func (s *Session) closedXerror(text string, err error) *xerror {
 	cause := s.Err()
 	var refused *refusedConn
@@ -35,7 +35,7 @@ func (s *Session) closedXerror(text string, err error) *xerror {
 	return unrun(StatusConnClosed, text, err)
 }
 
-// sendXerror is why a packet could not be sent, by who would wait as long as ctx lasts.
+// sendXerror turns err, the reason why a packet was not sent within ctx, into the error that the caller gets.
 func (cn *conn) sendXerror(ctx context.Context, err error) Xerror {
 	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 		return notSent(ctx)
