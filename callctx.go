@@ -8,18 +8,17 @@ import (
 	"time"
 )
 
-// A call's time and its end travel with it: what is left of the caller's deadline is
-// in the pull's header, and a packet of its own says that the caller has given up.
-// The other side's handler sees both in its context, which is made when it asks.
+// The header of a pull says how much is left of the time that its caller has, and a packet of type cancel
+// says that the caller has given up. The handler sees both in its context, which is made when the handler
+// asks for one.
 
-// ErrSessionEnded is what context.Cause finds in the context of a handler whose
-// session's connection has ended.
+// ErrSessionEnded is the context.Cause of the context of a handler whose session's connection has ended.
 var ErrSessionEnded = errors.New("tp: the session's connection has ended")
 
-// errHandlerReturned is the cause of the end of a context whose call is over.
+// errHandlerReturned is the context.Cause of a handler's context after the call.
 var errHandlerReturned = errors.New("tp: the call is over")
 
-// ownCtx is a context with what ends it.
+// ownCtx is the context of a handler, with the functions that end it.
 type ownCtx struct {
 	context.Context
 	cancel context.CancelCauseFunc
@@ -42,7 +41,8 @@ func (c *ownCtx) cancelWith(cause error) {
 	}
 }
 
-// orNone is the context that a program has given, or one that has ended because there is none.
+// orNone returns the context that a program has given. For nil it returns a context that has ended, so that
+// the call fails with an error that says so.
 func orNone(ctx context.Context) context.Context {
 	if ctx == nil {
 		return nilContext{}
@@ -50,7 +50,7 @@ func orNone(ctx context.Context) context.Context {
 	return ctx
 }
 
-// nilContext stands for a nil context: whatever is done with it fails, and says why.
+// nilContext stands for a nil context. It has ended with errNoContext.
 type nilContext struct{}
 
 var errNoContext = errors.New("the context is nil; expected one such as context.Background()")
@@ -65,7 +65,7 @@ func (nilContext) Err() error { return errNoContext }
 
 func (nilContext) Value(interface{}) interface{} { return nil }
 
-// ctxXerror is why a call fails whose context is done.
+// ctxXerror is the error of a call whose context is done. What says what that means for the call.
 func ctxXerror(ctx context.Context, what string) *xerror {
 	err := ctx.Err()
 	if err == errNoContext {
@@ -81,16 +81,18 @@ func ctxXerror(ctx context.Context, what string) *xerror {
 	return newXerror(code, StatusText(code)+", "+what, err)
 }
 
-// timeoutOf is what the header says about a deadline: milliseconds, rounded up, and
-// at least one.
+// timeoutOf returns the header's timeout when left is left of the time: in milliseconds, rounded up, and at
+// least one, since zero is no bound.
 func timeoutOf(left time.Duration) int64 {
 	return max(int64(math.Ceil(float64(left)/float64(time.Millisecond))), 1)
 }
 
-// processStart is what times of arrival are counted from, as a time.Time is large.
+// processStart is what times of arrival are counted from: a time.Duration takes a third of the memory of a
+// time.Time.
 var processStart = time.Now()
 
-// deadlineOf is what a header says about the time that a pull may take.
+// deadlineOf returns when the time of a pull is over that arrived with the header's timeout; zero for no
+// bound.
 func deadlineOf(timeout int64, arrived time.Duration) time.Time {
 	if timeout <= 0 {
 		return time.Time{}
@@ -98,5 +100,5 @@ func deadlineOf(timeout int64, arrived time.Duration) time.Time {
 	return processStart.Add(arrived + time.Duration(min(timeout, maxTimeout))*time.Millisecond)
 }
 
-// maxTimeout is the longest, in milliseconds: a hundred years.
+// maxTimeout is the longest timeout in milliseconds: a hundred years. A longer one is taken for it.
 const maxTimeout = 100 * 365 * 24 * 60 * 60 * 1000

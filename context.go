@@ -11,8 +11,8 @@ import (
 	"github.com/henrylee2cn/teleport/socket"
 )
 
-// Ctx is what every hook and handler knows about its packet. It is one call's
-// own and stays valid as long as it is held.
+// Ctx is what every hook and handler knows about its packet. It belongs to one call, and stays valid after
+// the call for as long as the program holds it.
 type Ctx interface {
 	// Peer is the local peer.
 	Peer() *Peer
@@ -22,8 +22,9 @@ type Ctx interface {
 	Ip() string
 	// Context ends with the call: when its handler has returned and the reply is sent,
 	// when the caller's deadline passes or the caller gives up, and when the
-	// connection ends; context.Cause says which. A pull by it inherits what is left of
-	// the time. Of a packet that this side sends it is the context that was given.
+	// connection ends; context.Cause says which. A pull that is made with this context
+	// has what is left of the call's time. Of a packet that this side sends, Context is
+	// the one that the program has given.
 	Context() context.Context
 	// Public holds values of this call alone, which its hooks and its handler share. At
 	// first it is a copy of the session's; what is stored here no other call sees: values

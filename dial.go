@@ -32,7 +32,7 @@ func (p *Peer) Dial(addr string, id ...string) (*Session, error) {
 }
 
 // DialContext is Dial, bounded by ctx, and by PeerConfig.HookTimeout for the hooks of
-// either kind. Once the session has been returned ctx means nothing to it.
+// either kind. The end of ctx after DialContext has returned does not end the session.
 func (p *Peer) DialContext(ctx context.Context, addr string, id ...string) (*Session, error) {
 	if addr == "" {
 		return nil, errors.New("tp: dial: the address is empty; expected host:port or unix:/path, or " +
@@ -50,7 +50,7 @@ func (p *Peer) DialContext(ctx context.Context, addr string, id ...string) (*Ses
 // [Peer.ServeConn] is to PostAccept hooks. The connection is used as it is, without TLS of
 // the peer's own; an error closes it. The session ends with the connection:
 // for sessions that redial see PeerConfig.DialContext. The id is as for [Peer.Dial]. The
-// hooks are bounded by ctx and by PeerConfig.HookTimeout; ctx means nothing to the session.
+// hooks are bounded by ctx and by PeerConfig.HookTimeout; the end of ctx after that does not end the session.
 func (p *Peer) DialConn(ctx context.Context, conn net.Conn, id ...string) (*Session, error) {
 	if conn == nil {
 		return nil, errNoConn
@@ -66,7 +66,8 @@ func (p *Peer) DialConn(ctx context.Context, conn net.Conn, id ...string) (*Sess
 	return sess, nil
 }
 
-// dialledFrom is the origin of a connection that this side has made.
+// dialledFrom returns the origin of a connection that this side has made. Asked says whether TLS has asked
+// this side for a certificate.
 func (p *Peer) dialledFrom(id []string, asked bool) origin {
 	return origin{hooks: p.chain.postDial, id: id, confirms: asked || len(p.chain.postDial) > 0,
 		connect: p.chain.postConnect}
@@ -120,7 +121,7 @@ func (p *Peer) dialFirst(ctx context.Context, addrs, id []string) (*Session, err
 	}
 }
 
-// dialAny tries the addresses in turn. It reports whether another attempt would fail too.
+// dialAny tries the addresses in turn. It reports final if another attempt would fail too.
 func (p *Peer) dialAny(ctx context.Context, addrs, id []string) (_ *Session, all error, final bool) {
 	final = true
 	for i, addr := range addrs {
@@ -150,13 +151,13 @@ func (p *Peer) dialAny(ctx context.Context, addrs, id []string) (_ *Session, all
 	return nil, all, final
 }
 
-// noAddress reports whether an error is that of an address that is none.
+// noAddress reports whether the error says that a text is not an address.
 func noAddress(err error) bool {
 	var address *net.AddrError
 	return errors.As(err, &address)
 }
 
-// joinDialErrors adds the error of an address to those of others.
+// joinDialErrors adds the error of the address i to the errors of the others.
 func joinDialErrors(all error, addrs []string, i int, err error) error {
 	if len(addrs) > 1 {
 		err = fmt.Errorf("%s: %w", addrs[i], err)
@@ -167,8 +168,8 @@ func joinDialErrors(all error, addrs []string, i int, err error) error {
 	return fmt.Errorf("%w; %w", all, err)
 }
 
-// connect makes a connection to one address. It reports whether the other side has asked
-// for a certificate, which it has not judged then.
+// connect makes a connection to one address, with TLS if the peer is configured for it. It reports asked if
+// the other side has asked for a certificate; whether it accepts the certificate is not known then.
 func (p *Peer) connect(ctx context.Context, addr string) (conn net.Conn, asked bool, err error) {
 	pair, err := p.loadTLS()
 	if err != nil {

@@ -61,8 +61,8 @@ func controllerHandlers(prefix string, ctrl interface{}, pull bool, chain *plugi
 			"example, or use Handle%s with a closure.",
 			ctrl, elem.Name(), at, lock, kind))
 	}
-	// Each call gets a copy of the controller as it is now, so that what the
-	// program put into its fields is there and no call sees another's changes.
+	// Each call gets a copy of the controller as it is now: with the values that the program has put into
+	// its fields, and without the changes of other calls.
 	proto := reflect.New(elem)
 	proto.Elem().Set(reflect.ValueOf(ctrl).Elem())
 
@@ -80,7 +80,7 @@ func controllerHandlers(prefix string, ctrl interface{}, pull bool, chain *plugi
 	return handlers
 }
 
-// promoted reports whether the method is an embedded context's own.
+// promoted reports whether the method is one of the context interface that the controller embeds.
 func promoted(m reflect.Method, ctx reflect.Type) bool {
 	own, ok := ctx.MethodByName(m.Name)
 	if !ok || own.Type.NumIn() != m.Type.NumIn()-1 || own.Type.NumOut() != m.Type.NumOut() {
@@ -150,13 +150,12 @@ func methodHandler(prefix string, ptr reflect.Type, proto reflect.Value, m refle
 // methodCaller returns a function that calls the method of a pointer type, which
 // methodHandler has found to fit, with the receiver and the argument.
 //
-// Where the reply is one pointer, as most are, it does so without reflect.Call,
-// which takes several times as long as all else there is to a call: to the
-// machine such a method is a func(pointer, pointer) (pointer, Xerror), whatever
-// the pointers point to, for how arguments are passed depends on their memory
-// layout alone.
+// If the reply is a pointer, as most are, the function does not use reflect.Call, which takes several times
+// as long as the rest of a call. How arguments are passed depends on their memory layout alone, so a method
+// with such a reply can be called as a func(pointer, pointer) (pointer, Xerror), whatever the pointers point
+// to.
 func methodCaller(m reflect.Method, pull bool) func(ctrl, arg reflect.Value) (interface{}, Xerror) {
-	code := m.Func.UnsafePointer() // a func value points to where this is
+	code := m.Func.UnsafePointer() // a func value is a pointer to a word that holds this
 	value := unsafe.Pointer(&code)
 	if !pull {
 		call := *(*func(ctrl, arg unsafe.Pointer))(unsafe.Pointer(&value))
@@ -216,8 +215,8 @@ func (r *PushRouter) Reg(ctrl interface{}, plugins ...Plugin) {
 // behind that of the router's group: HandlePull(router.Group("a"), "/b", fn)
 // serves /a/b. It is to [PullRouter.Reg] as a function is to a method: there is
 // no controller, and the compiler checks the types. Args is decoded into a fresh
-// A for each call; a nil Xerror means success and sends the reply. A is a type, not a
-// pointer to one; a pointer to a protobuf message is possible, and args points to that then.
+// A for each call; a nil Xerror means success and sends the reply. A is usually not a
+// pointer; if A is a pointer to a protobuf message, args points to that pointer.
 // It panics if
 // the path cannot be a route's or is taken. It is safe for concurrent use.
 func HandlePull[A, R any](r *PullRouter, path string, fn func(ctx PullCtx, args *A) (R, Xerror),
@@ -254,8 +253,8 @@ func HandlePush[A any](r *PushRouter, path string, fn func(ctx PushCtx, args *A)
 	})
 }
 
-// newArg returns a function that makes an argument for a body. One that is a pointer to a
-// protobuf message points to one, as the codec wants the message itself.
+// newArg returns a function that makes an argument. If A is a pointer to a protobuf message, the argument
+// points to a new message already, because the codec decodes into the message itself.
 func newArg[A any]() func() interface{} {
 	if newMessage[A]() == nil {
 		return func() interface{} { return new(A) }
@@ -266,6 +265,7 @@ func newArg[A any]() func() interface{} {
 	}
 }
 
+// target returns Handler.target for arguments of type A.
 func target[A any]() func(arg interface{}) interface{} {
 	if newMessage[A]() == nil {
 		return nil
@@ -273,7 +273,7 @@ func target[A any]() func(arg interface{}) interface{} {
 	return func(arg interface{}) interface{} { return *arg.(*A) }
 }
 
-// handle registers h, which lacks a path and plugins.
+// handle sets the path and the plugins of h, and registers it.
 func (g *group) handle(caller, p string, plugins []Plugin, h *Handler) {
 	if path.Join("/", p) == "/" {
 		panic(fmt.Sprintf("tp: %s(%q): the path has no name in it.", caller, p))
@@ -283,7 +283,7 @@ func (g *group) handle(caller, p string, plugins []Plugin, h *Handler) {
 	g.add([]*Handler{h})
 }
 
-// newMessage returns a fresh M if that is a pointer to a protobuf message, and otherwise nil.
+// newMessage returns a new message if M is a pointer to a protobuf message, and nil otherwise.
 func newMessage[M any]() interface{} {
 	var none M
 	switch m := interface{}(none).(type) {

@@ -14,23 +14,23 @@ import (
 	"github.com/henrylee2cn/teleport/internal/uri"
 )
 
-// What the library itself logs has text of strangers in it: URIs, ids, statuses, errors
-// that quote what was received. Here, and nowhere else, it becomes one line that nobody
-// can end or forge: every line of the library's passes logLine, but for the stack of a
-// panic. Infof and its kin are the program's, whose messages are left as they are.
+// The library's own log lines quote texts that strangers have sent: URIs, ids, statuses, and errors with
+// parts of what was received. logLine makes these texts safe, so that nobody can end a line or forge one. All
+// lines of the library pass logLine, except for the stack of a panic. The messages of Infof and the like are
+// the program's, and are logged as they are.
 
 const (
 	// maxLine bounds a line, in bytes.
 	maxLine = 4 << 10
-	// maxQuoted bounds a text in it, a URI or an id.
+	// maxQuoted bounds a text in a line, a URI or an id, in bytes.
 	maxQuoted = 256
-	// maxPrinted bounds an error, a body and a value in it, and a status text.
+	// maxPrinted bounds an error, a body or another value in a line, and a status text, in bytes.
 	maxPrinted = 1 << 10
 )
 
-// logf logs a line: for people the format with the values of as many of the attributes as it
-// has verbs, and for a slog.Handler the message with all of them. Each text and each error is
-// made safe and cut off by itself, so that none hides the others.
+// logf logs a line. A slog.Handler gets the message with all attributes. Other loggers get the format, filled
+// with the values of the first attributes. Each value is made safe and cut off by itself, so that a long one
+// does not hide the others.
 func logf(level slog.Level, message, format string, attrs ...slog.Attr) {
 	if logEnabled(level) {
 		logLine(level, message, lineOf(format, attrs), attrs)
@@ -63,7 +63,7 @@ func hasAttr(attrs []slog.Attr, key string) bool {
 	return slices.ContainsFunc(attrs, func(a slog.Attr) bool { return a.Key == key })
 }
 
-// printableValue is what stands in a line for a value.
+// printableValue returns the value as a line shows it.
 func printableValue(v interface{}) interface{} {
 	switch v := v.(type) {
 	case nil:
@@ -71,7 +71,7 @@ func printableValue(v interface{}) interface{} {
 	case string:
 		return printable.Text(v, maxQuoted)
 	case body:
-		return string(v) // which is
+		return string(v) // safe already
 	case error:
 		return printable.Value(v, maxPrinted)
 	case bool, int64, uint64, float64, time.Duration, time.Time:
@@ -80,15 +80,15 @@ func printableValue(v interface{}) interface{} {
 	return printable.Text(fmt.Sprint(v), maxQuoted)
 }
 
-// body is a packet's body as the log shows it.
+// body is a text that printBody has made, so that it is safe already.
 type body string
 
-// errAttr and uriAttr are attributes that many lines have.
+// errAttr and uriAttr make attributes that many lines have.
 func errAttr(err error) slog.Attr { return slog.Any("error", err) }
 
 func uriAttr(text string) slog.Attr { return slog.String("uri", uri.WithoutQuery(text)) }
 
-// quote is a text in a line that is put together elsewhere, as lineOf makes it.
+// quote makes a text safe and cuts it off, for messages that are not made by logf.
 func quote(s string) string { return printable.Text(s, maxQuoted) }
 
 func lineOf(format string, attrs []slog.Attr) string {
@@ -99,14 +99,14 @@ func lineOf(format string, attrs []slog.Attr) string {
 	return fmt.Sprintf(format, args...)
 }
 
-// lineKind tells the lines apart of which there is one a second at most.
+// lineKind is a kind of line of which there is one a second at most.
 type lineKind struct {
 	format string
-	about  string // a route or a plugin; never what a stranger has sent
+	about  string // a route or a plugin; never a text that a stranger has sent, as there is no end of those
 }
 
-// lines logs what strangers, or the other side, can cause as often as they like. It is safe for concurrent
-// use; nil logs everything.
+// lines logs events that the other side can cause as often as it likes: one line of each kind a second. It is
+// safe for concurrent use. A nil *lines logs every event.
 type lines struct{ limiter rarely.Limiter[lineKind] }
 
 // allow reports whether a line of the kind is to be logged, and how many were left out before it.
@@ -123,7 +123,7 @@ func (ls *lines) rarely(level slog.Level, message, format string, attrs ...slog.
 	ls.rarelyAbout("", level, message, format, attrs...)
 }
 
-// rarelyAbout is rarely where lines about one thing are not to hide those about another.
+// rarelyAbout is rarely for lines about a route or a plugin, each of which has one line a second of its own.
 func (ls *lines) rarelyAbout(about string, level slog.Level, message, format string, attrs ...slog.Attr) {
 	if !logEnabled(level) {
 		return
@@ -133,7 +133,7 @@ func (ls *lines) rarelyAbout(about string, level slog.Level, message, format str
 	}
 }
 
-// withLeft adds how many lines were left out.
+// withLeft adds to a line how many were left out before it.
 func withLeft(attrs []slog.Attr, left int) []slog.Attr {
 	if left > 0 {
 		attrs = append(attrs, slog.Int("left_out", left))
@@ -141,10 +141,10 @@ func withLeft(attrs []slog.Attr, left int) []slog.Attr {
 	return attrs
 }
 
-// panicked logs a panic with its stack, of which there is one a second at most for each
-// place: who can make a handler panic can do it as often as he likes. It is called while
-// the panic is being recovered from. The value is nil after panic(nil) in a program with
-// GODEBUG=panicnil=1, and of a goroutine that has ended itself.
+// panicked logs a panic with its stack, once a second at most for each place, because a client that can make
+// a handler panic can do so as often as it likes. The caller is in the deferred function that has recovered
+// from the panic. The value is nil after panic(nil) in a program with GODEBUG=panicnil=1, and if the
+// goroutine was ended by runtime.Goexit.
 func (ls *lines) panicked(level slog.Level, where, who string, value interface{}) {
 	if !logEnabled(level) {
 		return
@@ -169,12 +169,12 @@ func (ls *lines) panicked(level slog.Level, where, who string, value interface{}
 		where += " " + printable.Text(who, maxQuoted)
 	}
 	line := printable.Text(where+": panic: "+text+rarely.More(left), maxLine)
-	// The one message of several lines. They are this program's own, and even so nothing
-	// in them ends a line.
+	// This is the only message of several lines. The lines of a stack come from this program, and their
+	// texts are made safe all the same.
 	output(level, line+"\n"+stack)
 }
 
-// panicError is the error for a panic, for this side.
+// panicError is the error of a panic, for this side only.
 func panicError(value interface{}) error {
 	return errors.New("panic: " + printable.Value(value, maxPrinted))
 }

@@ -14,7 +14,7 @@ func Call[R any](ctx context.Context, sess *Session, uri string, args interface{
 	setting ...PacketSetting) (R, error) {
 	var reply R
 	into := interface{}(&reply)
-	if m := newMessage[R](); m != nil { // whose codec wants the message itself
+	if m := newMessage[R](); m != nil { // the codec decodes into the message itself
 		reply, into = m.(R), m
 	}
 	if x := sess.PullContext(ctx, uri, args, into, setting...).Xerror; x != nil {
@@ -97,7 +97,7 @@ func pushTo(ctx context.Context, sess *Session, uri string, args interface{},
 	return nil
 }
 
-// joined is the settings of a definition and those of a call, which come after them.
+// joined returns the settings of a definition followed by those of one call.
 func joined(all, one []PacketSetting) []PacketSetting {
 	if len(one) == 0 {
 		return all
@@ -105,7 +105,7 @@ func joined(all, one []PacketSetting) []PacketSetting {
 	return append(all[:len(all):len(all)], one...)
 }
 
-// inGroup is the URI without the path of the group that it is in.
+// inGroup returns the URI without the path of the group that it is in.
 func inGroup(what, prefix, uri string) string {
 	if !strings.HasPrefix(uri, "/") {
 		panic(fmt.Sprintf("tp: %s.Handle: %q does not begin with a slash.", what, uri))

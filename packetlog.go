@@ -15,11 +15,11 @@ import (
 	"github.com/henrylee2cn/teleport/packet"
 )
 
-// packetLog logs what happens to packets. It is safe for concurrent use.
+// packetLog logs the packets that are sent and received. It is safe for concurrent use.
 type packetLog struct {
 	level  slog.Level
-	slow   time.Duration // from which packets are logged as slow; 0 is none
-	bodies bool          // are printed
+	slow   time.Duration // calls that take longer are logged as slow; 0 for none
+	bodies bool          // log the bodies too
 	lines  *lines
 }
 
@@ -30,7 +30,7 @@ func (pl *packetLog) init(cfg *PeerConfig, ls *lines) {
 	}
 }
 
-// start reads the clock if the time that a packet takes is of use to anybody; otherwise it is zero.
+// start returns the time now if the log will show how long the call took, and zero otherwise.
 func (pl *packetLog) start() time.Time {
 	if pl.slow > 0 || logEnabled(pl.level) {
 		return time.Now()
@@ -43,18 +43,18 @@ func (pl *packetLog) prints(start time.Time) bool { return pl.bodies && !start.I
 
 // packetLine is a line about what happened to a packet.
 type packetLine struct {
-	session, remote string    // by which it came or went
-	start           time.Time // zero if it is not measured
-	route           string    // that handles it, if one does
-	printed         string    // the input's body, as prints has said that it will be shown
-	message, what   string    // for a slog.Handler, and for people
+	session, remote string    // the session's id and the other side's address
+	start           time.Time // zero if the call is not measured
+	route           string    // the path of the handler; empty if there is none
+	printed         string    // the input's body as text, if prints has reported true
+	message, what   string    // what has happened, for a slog.Handler and in the line for people
 	kind, uri       string
-	code            int32 // with no status a code of 0 is left out, as pushes have none
+	code            int32 // left out if it is 0 and status is empty, as for a push
 	status          string
-	in, out         *packet.Packet // nil if there was none
+	in, out         *packet.Packet // nil if there was no such packet
 }
 
-// log logs what happened to a packet: as slow, or at the level of packets.
+// log logs the line: as slow if the call has taken long, or at the level of packets.
 func (pl *packetLog) log(line packetLine) {
 	if line.start.IsZero() {
 		return
@@ -103,7 +103,7 @@ func (pl *packetLog) log(line packetLine) {
 	logLine(level, line.message, "", withLeft(attrs, left))
 }
 
-// text is the line for people.
+// text returns the line for people.
 func (pl *packetLog) text(line packetLine, slow bool, cost time.Duration) string {
 	var b strings.Builder
 	if slow {
@@ -142,9 +142,9 @@ func statusString(code int32, text string) string {
 	return strings.TrimSpace(fmt.Sprintf("%d %s", code, quote(text)))
 }
 
-// printBody renders a body for people: one line, escaped, at most 1 KiB. A panic of the
-// body's own methods is kept out of the log's way, and a body that cannot be encoded,
-// because it contains itself for example, is printed as far as it goes.
+// printBody returns a body as text for the log: one line, escaped, at most 1 KiB. A panic of the body's own
+// methods does not get out, and a body that cannot be encoded, because it contains itself for example, is
+// printed in part.
 func printBody(v interface{}) (s string) {
 	s = "(printing panicked)"
 	defer func() { _ = recover() }() // of a nil *string for example

@@ -28,9 +28,9 @@ type Peer struct {
 
 	cfg    PeerConfig
 	limits packet.Limits // of packets; each connection adds its budget
-	// freeLimits are those of packets that are too small to be counted.
+	// freeLimits are the limits of packets that are too small to be counted against a budget.
 	freeLimits packet.Limits
-	// The memory of all sessions: for what is received, and what waits to be written.
+	// The memory of all sessions: for packets that are received, and for output that waits.
 	inPool, outPool *packet.Pool
 	chain           *pluginChain
 	sessions        sessions
@@ -41,7 +41,7 @@ type Peer struct {
 	acceptors       atomic.Int64 // goroutines that accept connections
 	log             lines
 	packetLog       packetLog
-	// dialConn makes connections.
+	// dialConn is PeerConfig.DialContext, or that of a net.Dialer.
 	dialConn func(ctx context.Context, network, address string) (net.Conn, error)
 
 	// loadTLS reads the files once; both results are nil without TLS.
@@ -50,8 +50,7 @@ type Peer struct {
 	mu        sync.Mutex // guards the fields below
 	state     peerState
 	listeners map[net.Listener]struct{}
-	// drain is state != peerServing and over is state == peerClosed, to be read
-	// without mu.
+	// drain is state != peerServing and over is state == peerClosed. They are read without mu.
 	drain, over atomic.Bool
 	// closing is closed when no new connections are wanted any more, closed when
 	// Close or Shutdown is through.
@@ -62,7 +61,7 @@ type Peer struct {
 	quiet chan struct{}
 }
 
-// peerState never goes back.
+// peerState only ever goes up.
 type peerState uint8
 
 const (
@@ -112,7 +111,7 @@ func NewPeer(cfg *PeerConfig, plugins ...Plugin) *Peer {
 	return p
 }
 
-// bounded is context.WithTimeout with negative values for no bound.
+// bounded is context.WithTimeout, except that a negative d is no bound.
 func bounded(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
 	if d < 0 {
 		return context.WithCancel(ctx)
@@ -123,8 +122,8 @@ func bounded(ctx context.Context, d time.Duration) (context.Context, context.Can
 // draining reports whether Shutdown or Close has begun.
 func (p *Peer) draining() bool { return p.drain.Load() }
 
-// refusesPulls reports whether a new pull of this side's own comes too late. A
-// handler that runs may need it.
+// refusesPulls reports whether this side may start no pull any more: the peer drains and no handler runs. A
+// handler that runs may need pulls.
 func (p *Peer) refusesPulls() bool {
 	if !p.draining() {
 		return false

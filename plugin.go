@@ -164,22 +164,23 @@ type hook[C any] struct {
 
 type hooks[C any] []hook[C]
 
-// run calls the hooks in order up to the first error. They may hold the context
-// and ask it for packets later.
+// run calls the hooks in order up to the first error. Hooks may hold the context c, and use it after the
+// call.
 func (hs hooks[C]) run(c C) *hookError {
-	if len(hs) == 0 { // as nearly always; this is inlined
+	if len(hs) == 0 { // apart from runAll, so that this test is inlined
 		return nil
 	}
 	return hs.runAll(c)
 }
 
-// start runs the hooks on a goroutine of their own, which they may end. The channel is
-// told how they end.
+// start runs the hooks on a new goroutine, and sends their error on the channel when they have returned. A
+// hook may end the goroutine.
 func (hs hooks[C]) start(c C) <-chan error {
 	return onItsOwn(func() error { return hs.run(c).orNil() })
 }
 
-// onItsOwn runs f on a goroutine of its own, which hooks in it may end.
+// onItsOwn runs f on a new goroutine and sends its error on the channel. If f ends the goroutine the error is
+// errHookGone.
 func onItsOwn(f func() error) <-chan error {
 	done := make(chan error, 1)
 	go func() {
@@ -210,8 +211,8 @@ func (h *hook[C]) safely(c C) (err *hookError) {
 		if returned {
 			return
 		}
-		// Not by what recover returns, which is nil after panic(nil) in a program with
-		// GODEBUG=panicnil=1, and of a hook that ends its goroutine.
+		// The result of recover cannot tell this, because it is nil after panic(nil) in a program with
+		// GODEBUG=panicnil=1, and when a hook has ended its goroutine.
 		linesOf(c).panicked(LevelError, "plugin", h.name+", "+h.point, recover())
 		err = &hookError{text: fmt.Sprintf("plugin %s: panic in %s", h.name, h.point),
 			code: StatusFailedPlugin, told: StatusText(StatusFailedPlugin)}
@@ -236,7 +237,7 @@ func (h *hook[C]) safely(c C) (err *hookError) {
 	return err
 }
 
-// linesOf returns what logs for what a hook is called with; nil at registration.
+// linesOf returns the log of the peer that a hook's argument belongs to; nil for PostReg.
 func linesOf(c any) *lines {
 	if c, ok := c.(interface{ lines() *lines }); ok {
 		return c.lines()
@@ -244,8 +245,8 @@ func linesOf(c any) *lines {
 	return nil
 }
 
-// pluginChain is the plugins in force at one place, sorted by hook. It is not
-// changed after it was made.
+// pluginChain is the plugins that apply at one place, a peer, a group or a route, sorted by hook. The order
+// of a list is the order in which its hooks run. A chain is not changed after it was made.
 type pluginChain struct {
 	all []Plugin
 
@@ -273,15 +274,15 @@ func (c *pluginChain) seesPulls() bool {
 		len(c.preReadBody)+len(c.postReadBody) > 0
 }
 
-// place is where plugins are added: the function's name as the caller knows it, and whether
-// the plugins are a peer's.
+// place is where plugins are added: the function that the program has called, and whether the plugins are a
+// peer's.
 type place struct {
 	caller string
 	peer   bool
 }
 
-// with returns the chain with further plugins at its end. It panics on a plugin that would
-// not be called, and on a name that the chain has already.
+// with returns a chain of the plugins of c and then these. It panics if one of these would never be called,
+// or has the name of another.
 func (c *pluginChain) with(at place, plugins []Plugin) *pluginChain {
 	if len(plugins) == 0 {
 		return c
@@ -306,16 +307,16 @@ func (c *pluginChain) with(at place, plugins []Plugin) *pluginChain {
 	return next
 }
 
-// hookPoint is one of the hooks.
+// hookPoint is one kind of hook.
 type hookPoint struct {
 	name string
-	typ  reflect.Type // the interface
-	// peer says that only a peer's plugins are called.
+	typ  reflect.Type // the interface of plugins that have this hook
+	// peer says that this hook is called only for the plugins of a peer.
 	peer bool
 	add  func(c *pluginChain, p Plugin, name string)
 }
 
-// hookAt makes a hookPoint of the interface I, whose method is called with a C.
+// hookAt makes the hookPoint of the plugin interface I, whose method takes a C.
 func hookAt[I Plugin, C any](
 	name string, peer bool, call func(I, C) error, in func(*pluginChain) *hooks[C],
 ) hookPoint {
@@ -329,7 +330,7 @@ func hookAt[I Plugin, C any](
 
 const ofPeer, ofRoute = true, false
 
-// hookPoints are all hooks, in the order of a call's way.
+// hookPoints has all kinds of hooks, in the order in which a call meets them.
 var hookPoints = []hookPoint{
 	hookAt("PostReg", ofRoute, PostRegPlugin.PostReg,
 		func(c *pluginChain) *hooks[*Handler] { return &c.postReg }),
@@ -376,13 +377,14 @@ func (c *pluginChain) add(p Plugin) {
 	}
 }
 
-// signature is the hook as a program writes it.
+// signature returns the hook as a program writes it.
 func (h *hookPoint) signature() string {
 	m, _ := h.typ.MethodByName(h.name)
 	return h.name + strings.TrimPrefix(m.Type.String(), "func")
 }
 
-// checkPlugin panics, with a sentence, on a plugin of which something would never be called.
+// checkPlugin panics with a sentence that says what is wrong if a method of the plugin looks like a hook and
+// would never be called.
 func checkPlugin(at place, p Plugin) {
 	t := reflect.TypeOf(p)
 	bad := func(format string, args ...interface{}) {
@@ -395,8 +397,8 @@ func checkPlugin(at place, p Plugin) {
 			has++
 			if h.peer && !at.peer {
 				bad("has the hook %s, which is called for a peer's plugins only: give the plugin to "+
-					"NewPeer; a plugin of a group, a registration or an unknown handler may have the hooks %s",
-					h.name, hookNames(ofRoute))
+					"NewPeer; a plugin of a group, a registration or an unknown handler may have the "+
+					"hooks %s", h.name, hookNames(ofRoute))
 			}
 			continue
 		}
@@ -416,7 +418,7 @@ func checkPlugin(at place, p Plugin) {
 	}
 }
 
-// methodSignature is a method of a type as a program writes it.
+// methodSignature returns the method as a program writes it.
 func methodSignature(m reflect.Method) string {
 	in := make([]string, m.Type.NumIn()-1) // without the receiver
 	for i := range in {

@@ -25,7 +25,7 @@ func (s *Session) PushContext(ctx context.Context, uri string, args interface{},
 	return s.conn.Load().push(ctx, uri, args, setting)
 }
 
-// push is Session.Push by this connection.
+// push is Session.PushContext on this connection.
 func (cn *conn) push(ctx context.Context, uri string, args interface{}, settings []PacketSetting) Xerror {
 	if cn.goneAway() {
 		return unrun(StatusServiceUnavailable, "the other side is shutting down, the push was not sent", nil)
@@ -37,7 +37,7 @@ func (cn *conn) push(ctx context.Context, uri string, args interface{}, settings
 	d := newDraft()
 	defer d.put()
 	w := &d.ownPacket
-	var o *outgoing // if somebody sees the packet
+	var o *outgoing // nil unless hooks or the log see the packet
 	if start := cn.peer.packetLog.start(); len(chain.preWritePush)+len(chain.postWritePush) > 0 ||
 		!start.IsZero() {
 		o = newOutgoing(cn, ctx, start)
@@ -69,7 +69,8 @@ func (cn *conn) push(ctx context.Context, uri string, args interface{}, settings
 	return nil
 }
 
-// push is Session.Push.
+// push is Session.PushContext of a session that redials: while the push certainly was not taken, it is sent
+// again on the next connection.
 func (r *redialer) push(ctx context.Context, uri string, args interface{}, settings []PacketSetting) Xerror {
 	p := r.patience(0)
 	for {

@@ -79,7 +79,7 @@ func joinPath(caller, prefix, p string) string {
 	return joined
 }
 
-// group is one place in a tree of routes.
+// group is one place in a tree of routes, where handlers are registered.
 type group struct {
 	routes *routes
 	prefix string // canonical path; "/" at the root
@@ -139,8 +139,8 @@ func (g *group) setUnknown(pull bool, plugins []Plugin, call func(*call, interfa
 	})
 }
 
-// routes is the table of one tree, replaced as a whole by whoever registers and
-// read without a lock.
+// routes holds the table of one tree of routes. Each registration replaces the table as a whole, so that it
+// is read without a lock.
 type routes struct {
 	peer  *pluginChain
 	mu    sync.Mutex // one update at a time
@@ -179,10 +179,12 @@ type unknownRoute struct {
 	handler *Handler
 }
 
-// smallDecoded is what a body of smallPacket bytes may become, if it is not to be counted.
+// smallDecoded is how many bytes a body of smallPacket bytes may become when it is decoded without being
+// counted against the session's budget.
 const smallDecoded = 16 << 10
 
-// decodesSmall reports whether every small body of the handler's becomes little.
+// decodesSmall reports whether no body of up to smallPacket bytes becomes more than smallDecoded for this
+// handler.
 func decodesSmall(h *Handler) bool {
 	data := make([]byte, smallPacket)
 	for _, name := range []string{codec.NameJSON, codec.NameProtobuf, codec.NameString} {
@@ -194,14 +196,14 @@ func decodesSmall(h *Handler) bool {
 	return true
 }
 
-// postReg runs the hooks of registration.
+// postReg runs the PostReg hooks.
 func (h *Handler) postReg() {
 	if err := h.chain.postReg.run(h); err != nil {
 		panic(fmt.Sprintf("tp: the route %s is refused: %v.", h.path, err))
 	}
 }
 
-// find returns what handles the path, nil if nothing does.
+// find returns the handler of the path; nil if there is none.
 func (t *routeTable) find(p string) *Handler {
 	if h := t.handlers[p]; h != nil {
 		return h
@@ -214,8 +216,7 @@ func (t *routeTable) find(p string) *Handler {
 	return nil
 }
 
-// canonicalURI is [uri.Canonical] with an error for the other side and the log, which says nothing
-// of the query.
+// canonicalURI is [uri.Canonical] with an error that the other side and the log may see: without the query.
 func canonicalURI(text string) (string, error) {
 	canonical, err := uri.Canonical(text)
 	if err != nil {
@@ -234,18 +235,18 @@ type Handler struct {
 	replyType reflect.Type
 	chain     *pluginChain
 	pace      role.Pace
-	// small says that a small body is decoded into little memory, whatever is in it.
+	// small is the result of decodesSmall.
 	small bool
 
-	// newArg returns a pointer to a fresh argument, and target what of it is decoded into;
-	// nil means the argument.
+	// newArg returns a pointer to a new argument. Target returns the part of the argument that a body is
+	// decoded into; if target is nil that is the argument itself.
 	newArg func() interface{}
 	target func(arg interface{}) interface{}
 	// call runs the user's function; arg came from newArg.
 	call func(c *call, arg interface{}) (interface{}, Xerror)
 }
 
-// into is what a body is decoded into.
+// into returns what the body is decoded into.
 func (h *Handler) into(arg interface{}) interface{} {
 	if h.target != nil {
 		return h.target(arg)

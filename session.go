@@ -38,7 +38,7 @@ type Session struct {
 	done   chan struct{} // made when asked for
 }
 
-// sessionState never goes back.
+// sessionState only ever goes up.
 type sessionState uint8
 
 const (

@@ -53,7 +53,7 @@ func WithMeta(key, value string) PacketSetting {
 
 // WithReplyMeta sets m to the metadata of the reply, see [PullCtx]'s SetMeta, when the pull is
 // complete: also that of an error, and nil if there is none. It is for [Call] and [Method],
-// which return no [PullCmd]; a push has no reply. M belongs to the pull until then.
+// which return no [PullCmd]; a push has no reply. The map that m points to must not be used until then.
 func WithReplyMeta(m *map[string]string) PacketSetting {
 	return PacketSetting{kind: settingReplyMeta, meta: m}
 }

@@ -65,8 +65,8 @@ func (p *Peer) Shutdown(ctx context.Context) error {
 	return err
 }
 
-// awaitHandshakes waits for connections that were accepted before the listeners were
-// closed to be sessions, but no longer than for other sides to read.
+// awaitHandshakes waits until the connections that were accepted before the listeners were closed are
+// sessions, for drainLinger at most.
 func (p *Peer) awaitHandshakes(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, drainLinger)
 	defer cancel()
@@ -97,7 +97,8 @@ func (p *Peer) awaitHandlers(ctx context.Context) {
 	}
 }
 
-// finishSessions flushes every connection and lets the other sides end them.
+// finishSessions writes out what waits on each connection, and waits until the other sides have closed
+// theirs.
 func (p *Peer) finishSessions(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, drainLinger)
 	defer cancel()
@@ -117,7 +118,7 @@ func (p *Peer) finishSessions(ctx context.Context) {
 	wg.Wait()
 }
 
-// shutdownAll shuts peers down at once, each with all of the time.
+// shutdownAll shuts the peers down at the same time, each within the whole timeout.
 func shutdownAll(peers []*Peer, timeout time.Duration) error {
 	ctx := context.Background()
 	if timeout >= 0 {
@@ -149,7 +150,7 @@ func (p *Peer) Close() error {
 	p.handshakes.Close()
 	sessions := p.sessions.close()
 	errs := make(chan error, len(sessions))
-	for _, s := range sessions { // each may take a second
+	for _, s := range sessions { // at the same time, since each may take a second
 		go func() { errs <- s.Close() }()
 	}
 	for range sessions {
@@ -203,7 +204,7 @@ func (p *Peer) setState(state peerState) {
 	}
 }
 
-// serving are the process's peers that have connections or listeners.
+// serving holds the peers of this process that have connections or listeners.
 var serving struct {
 	mu    sync.Mutex // guards peers
 	peers map[*Peer]struct{}
@@ -215,7 +216,7 @@ func servingPeers() []*Peer {
 	return slices.Collect(maps.Keys(serving.peers))
 }
 
-// register makes the peer one of those that serve, until Close.
+// register adds the peer to the serving peers, until Close.
 func (p *Peer) register() {
 	serving.mu.Lock()
 	defer serving.mu.Unlock()

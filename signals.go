@@ -24,9 +24,9 @@ func notifySignals() chan os.Signal {
 	return signals
 }
 
-// early keeps a signal to reboot from when others may know that this process is ready until
-// GraceSignal has begun, which has a goroutine of its own that the system may start late: the
-// signal would end the process.
+// early keeps a signal to reboot that comes before GraceSignal has begun. As soon as a listener is served
+// others may take this process for ready and send the signal, but the goroutine of GraceSignal may start
+// late. Without early the signal would end the process.
 var early earlySignals
 
 type earlySignals struct {
@@ -45,7 +45,8 @@ func (e *earlySignals) keep() {
 	signal.Notify(e.kept, handover.Signals...)
 }
 
-// take hands what was kept to signals, which are notified already.
+// take sends the signal that was kept, if there is one, to signals. The caller has already called
+// signal.Notify with that channel.
 func (e *earlySignals) take(signals chan os.Signal) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -116,7 +116,7 @@ func Retryable(err error) (after time.Duration, ok bool) {
 	switch x.code {
 	case StatusConnClosed, StatusOverloaded, StatusServiceUnavailable, StatusBadGateway, StatusGatewayTimeout:
 		return 0, true
-	case StatusWriteFailed: // which also is what does not encode
+	case StatusWriteFailed: // also the code of a packet that does not encode
 		return 0, isWriteError(x.cause)
 	case StatusDeadlineExceeded: // without a connection; not that of the caller's context
 		return 0, x.cause == nil
@@ -145,7 +145,7 @@ func WithNotRun(x Xerror) Xerror {
 	return &xerror{code: x.Code(), text: x.Text(), cause: x, notRun: true, after: afterOf(x), forwarded: true}
 }
 
-// afterOf is the wait that an error of this side's own making names.
+// afterOf returns the wait that WithRetryAfter has given an error on this side.
 func afterOf(err error) time.Duration {
 	x := firstXerror(err, func(x *xerror) bool { return x.after > 0 || x.remote })
 	if x == nil || x.remote {
@@ -161,7 +161,7 @@ func Local(err error) bool {
 	return err != nil && firstXerror(err, func(x *xerror) bool { return x.remote }) == nil
 }
 
-// firstXerror returns the first Xerror of the chain of an error for which is is true.
+// firstXerror returns the first Xerror in the chain of err for which is returns true.
 func firstXerror(err error, is func(*xerror) bool) *xerror {
 	for err != nil {
 		var x *xerror
@@ -186,14 +186,14 @@ type xerror struct {
 	// nevertheless; after is that of WithRetryAfter.
 	forwarded bool
 	after     time.Duration
-	// ofReply marks what this side could not take of a reply. The text may say what was in
-	// it, and is for this side.
+	// ofReply says that this side could not decode a reply. The text may quote the reply, so it is not sent
+	// on to others.
 	ofReply bool
 	// The details are a value on the side that made them, and a body as it came, with
 	// its compression, on the other.
 	details interface{}
 	gzip    int32
-	limits  *packet.Limits // of the peer that they came to; nil if they have not travelled
+	limits  *packet.Limits // of the peer that received the details; nil if they were made on this side
 }
 
 // Is reports whether target stands for x: see [Xerror].
@@ -273,7 +273,7 @@ func Details(err error, v interface{}) (found bool, _ error) {
 		return false, nil
 	}
 	raw, ok := x.details.(packet.RawBody)
-	if !ok { // it has not travelled
+	if !ok { // the details were made on this side
 		name := codec.NameJSON
 		if _, is := x.details.(proto.Message); is {
 			name = codec.NameProtobuf
@@ -295,7 +295,7 @@ func Details(err error, v interface{}) (found bool, _ error) {
 	return true, err
 }
 
-// withDetails returns the error with details that err is, or wraps; nil if there is none.
+// withDetails returns the first error with details in the chain of err; nil if there is none.
 func withDetails(err error) *xerror {
 	return firstXerror(err, func(x *xerror) bool { return x.details != nil })
 }
@@ -305,7 +305,7 @@ func isForwarded(err error) bool {
 	return firstXerror(err, func(x *xerror) bool { return x.forwarded }) != nil
 }
 
-// detailsOf returns the body of a reply that is the error, and its compression.
+// detailsOf returns the details of x as the body of a reply, and the body's compression.
 func detailsOf(err error) (body interface{}, gzip int32) {
 	if x := withDetails(err); x != nil {
 		return x.details, x.gzip
@@ -330,7 +330,7 @@ func (e *hookError) Error() string { return e.text }
 
 func (e *hookError) Unwrap() error { return e.err }
 
-// orNil is e as an error, which is nil if e is.
+// orNil returns e as an error; a nil error if e is nil.
 func (e *hookError) orNil() error {
 	if e == nil {
 		return nil
@@ -338,7 +338,7 @@ func (e *hookError) orNil() error {
 	return e
 }
 
-// xerror is what the other side, or the caller, is told.
+// xerror returns the error that the other side, or the caller, gets.
 func (e *hookError) xerror() Xerror {
 	return &xerror{code: e.code, text: e.told, cause: e}
 }
