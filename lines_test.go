@@ -102,40 +102,44 @@ const forged = "\n2026-01-01 00:00:00.000 [CRITICAL] \x1b[31mthe disk is full\u2
 // Before anybody has authenticated, in a header, a name or an error: nothing ends the line
 // that it stands in.
 func TestLogLinesCannotBeForged(t *testing.T) {
-	lines := make(lineLog, 1000)
-	level := LogLevel()
-	SetLogger(lines)
-	SetLogLevel(LevelTrace)
-	t.Cleanup(func() { SetLogger(nil); SetLogLevel(level) })
-	refuse := hookPlugin("refuse"+forged, "PreReadBody", func(interface{}) error { return errors.New(forged) })
-	srv, cli := newTestPeer(t, nil, refuse), newTestPeer(t, nil)
-	pullFn(srv, echo)
-	for _, frame := range [][]byte{
-		rawFrame('j', `{"id":`+forged), rawFrame('j', `{"`+forged+`":1`), rawFrame('j', forged), rawFrame('p', forged), rawFrame('\n', forged),
-		rawFrame('j', `{"type":"`+strings.ReplaceAll(forged, "\n", `\n`)+`"}`),
-		[]byte("GET /" + forged),
-	} {
-		conn, far := pipe.New(pipe.Options{})
-		sess, err := newTestPeer(t, nil).ServeConn(conn) // each its own line
-		require.NoError(t, err)
-		_, err = far.Write(frame)
-		require.NoError(t, err)
-		<-sess.Done()
-		_ = far.Close()
-	}
-	sess, _ := connect(t, cli, srv, pipe.Options{})
-	require.NotNil(t, sess.Pull("/fn/call", 1, nil).Xerror)
-	require.Nil(t, sess.Push("/fn/"+forged, 1))
-	require.NoError(t, sess.ChangeId("id"+forged))
-	require.NoError(t, sess.Close())
-	require.NoError(t, srv.Shutdown(t.Context()))
-	n := 0
-	for ; len(lines) > 0; n++ {
-		for _, r := range <-lines {
-			require.True(t, unicode.IsPrint(r), "%q", r)
+	// In a bubble, so that all lines have come before the next test has the log.
+	synctest.Test(t, func(t *testing.T) {
+		lines := make(lineLog, 1000)
+		level := LogLevel()
+		SetLogger(lines)
+		SetLogLevel(LevelTrace)
+		t.Cleanup(func() { SetLogger(nil); SetLogLevel(level) })
+		refuse := hookPlugin("refuse"+forged, "PreReadBody", func(interface{}) error { return errors.New(forged) })
+		srv, cli := newTestPeer(t, nil, refuse), newTestPeer(t, nil)
+		pullFn(srv, echo)
+		for _, frame := range [][]byte{
+			rawFrame('j', `{"id":`+forged), rawFrame('j', `{"`+forged+`":1`), rawFrame('j', forged), rawFrame('p', forged), rawFrame('\n', forged),
+			rawFrame('j', `{"type":"`+strings.ReplaceAll(forged, "\n", `\n`)+`"}`),
+			[]byte("GET /" + forged),
+		} {
+			conn, far := pipe.New(pipe.Options{})
+			sess, err := newTestPeer(t, nil).ServeConn(conn) // each its own line
+			require.NoError(t, err)
+			_, err = far.Write(frame)
+			require.NoError(t, err)
+			<-sess.Done()
+			_ = far.Close()
 		}
-	}
-	require.GreaterOrEqual(t, n, 8)
+		sess, _ := connect(t, cli, srv, pipe.Options{})
+		require.NotNil(t, sess.Pull("/fn/call", 1, nil).Xerror)
+		require.Nil(t, sess.Push("/fn/"+forged, 1))
+		require.NoError(t, sess.ChangeId("id"+forged))
+		require.NoError(t, sess.Close())
+		require.NoError(t, srv.Shutdown(t.Context()))
+		synctest.Wait()
+		n := 0
+		for ; len(lines) > 0; n++ {
+			for _, r := range <-lines {
+				require.True(t, unicode.IsPrint(r), "%q", r)
+			}
+		}
+		require.GreaterOrEqual(t, n, 8)
+	})
 }
 
 // What the program itself logs it logs as it likes.

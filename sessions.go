@@ -223,7 +223,7 @@ func (t *sessions) close() []*Session {
 }
 
 // waiting returns the connections on which replies are waited for, or which linger.
-func (t *sessions) waiting() (list []keepalive.Link) {
+func (t *sessions) waiting() (list []keepalive.Conn) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	for cn := range t.conns {

@@ -1,9 +1,10 @@
-// Package bufpool lends byte buffers that no user of the framework ever holds.
+// Package bufpool lends byte buffers for use inside the framework. No program that uses the framework ever
+// holds one.
 package bufpool
 
 import "sync"
 
-// Sizes that buffers are lent in, in bytes. From Full on each is twice the one
+// Sizes of the buffers that are lent, in bytes. From Full on each is twice the one
 // before, with room for what goes with a body of 64 KiB, 128 KiB and so on.
 const (
 	First = 512 // what Get lends
@@ -19,8 +20,8 @@ const MaxKept = Full << 7
 var sizes = [...]int{First, Small, Full, Full << 1, Full << 2, Full << 3, Full << 4, Full << 5, Full << 6,
 	MaxKept}
 
-// Buffer is a borrowed byte slice. Whoever holds the pointer owns B; nobody
-// else may read or write it until Put.
+// Buffer is a borrowed byte slice. The holder of the pointer owns B until Put; nobody else may read or write
+// it.
 type Buffer struct {
 	B []byte
 }

@@ -1,22 +1,21 @@
-// Package calltable holds the calls of one connection, each under a number: those of this side that
-// wait for a reply, whose numbers count up, and those of the other side that run or wait, whose numbers
-// are hashes of ids that strangers choose.
+// Package calltable holds the calls of one connection by number. There is a table for the pulls of this side
+// that wait for a reply, whose numbers count up, and one for the calls of the other side that run or wait,
+// whose numbers are hashes of the ids that the other side has chosen.
 //
-// The table is generic over the struct that a call is, and only ever holds a pointer to it: it calls no
-// method of the struct and makes no interface of it, so that nothing goes through a dictionary of the
-// compiler's.
+// The table is generic over the struct of a call, and only holds pointers to it. It calls no method of the
+// struct and makes no interface of it, so that no operation goes through a dictionary of the compiler.
 package calltable
 
 import "sync"
 
 const (
 	minBuckets = 8
-	// maxIdleBuckets is the most that is kept while the table is empty.
+	// maxIdleBuckets is how many buckets are kept at most while the table is empty.
 	maxIdleBuckets = 1 << 10
 )
 
-// Entry is what a table keeps of a call. It is a field of the call, and belongs to the table while it is
-// in one. The zero value is ready.
+// Entry links a call into a table. It is a field of the call, and only the table uses it while the call is in
+// the table. The zero value is ready to use.
 type Entry[T any] struct {
 	number uint64
 	of     *T
@@ -67,8 +66,8 @@ func (t *Table[T]) growLocked() {
 	}
 }
 
-// Take takes out a call with the number and returns it, or nil if there is none. Whoever takes a call
-// out owns it.
+// Take takes out a call with the number and returns it, or nil if there is none. The caller then owns
+// the call.
 func (t *Table[T]) Take(number uint64) *T {
 	t.mu.Lock()
 	if t.n > 0 {
@@ -97,8 +96,8 @@ func (t *Table[T]) takeLocked(at **Entry[T]) *T {
 	return of
 }
 
-// Remove takes out the entry, and reports whether it was there: whoever has taken the call out before,
-// or Close, owns that.
+// Remove takes out the entry, and reports whether it was in the table. If it was not, the caller of Take or
+// Close that has taken the call out owns it.
 func (t *Table[T]) Remove(e *Entry[T]) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -144,7 +143,7 @@ func (t *Table[T]) Find(number uint64) (found []*T) {
 	return found
 }
 
-// Close takes out all calls and returns them. No other is entered from now on.
+// Close takes out all calls and returns them. From now on Add adds none.
 func (t *Table[T]) Close() []*T {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -170,7 +169,7 @@ func (t *Table[T]) Len() int {
 	return t.n
 }
 
-// Taken returns how many calls have been in the table and are not any more.
+// Taken returns how many calls have been taken out of the table so far.
 func (t *Table[T]) Taken() uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()

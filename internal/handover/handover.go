@@ -1,11 +1,10 @@
-// Package handover lets listening sockets outlive a process. A process that hands over starts a
-// successor, the same program with the same arguments, with its listening sockets. The successor says on
-// a pipe that it serves all of them; then the old process is not needed any more. Until then, and if the
-// successor fails, the old one goes on serving. As the sockets are the same, no connection that the
-// kernel has taken is lost. The package also takes sockets of systemd's, and tells that when the process
-// is ready.
+// Package handover lets listening sockets outlive a process. A process that hands over starts a successor,
+// the same program with the same arguments, with its listening sockets. The successor says on a pipe that it
+// serves all of them; then the old process is not needed any more. Until then, and if the successor fails,
+// the old one goes on serving. As the sockets are the same, no connection that the kernel has accepted is
+// lost. The package also takes sockets that systemd hands over, and tells systemd when the process is ready.
 //
-// The state is the process's: every function is safe for concurrent use.
+// There is one state for the process. All functions are safe for concurrent use.
 package handover
 
 import (
@@ -34,11 +33,11 @@ const (
 	firstFile = 3
 )
 
-// ErrUnsupported is what errors.Is finds in the error of Start where listening sockets cannot be handed
-// over.
+// ErrUnsupported is the error of Start on systems where listening sockets cannot be handed over.
 var ErrUnsupported = errors.New("tp: reboot: not supported on this system")
 
-// Told is what a program is told of, in functions that may log. It is set before anything listens.
+// Told has functions that are called when something happens that the program may want to know or log. They
+// are set before anything listens.
 var Told struct {
 	// Serves is called when a listener is about to be served for the first time, before others may
 	// know that the process is ready.
@@ -49,11 +48,10 @@ var Told struct {
 	NotNotified func(state string, err error)
 }
 
-// state is the process's part, as successor and as predecessor.
+// state is the state of this process, as a successor and as a predecessor.
 var state = struct {
-	// making has one place, for who makes a listener, and inherited and read are theirs.
-	// inherited are the listeners that this process was handed over and has not asked for
-	// yet.
+	// making is a lock: a goroutine that makes a listener sends to it. It guards the two fields below.
+	// inherited has the listeners that were handed over to this process and not yet asked for.
 	making    chan struct{}
 	inherited []*sharedListener
 	read      bool
@@ -61,13 +59,13 @@ var state = struct {
 	mu      sync.Mutex // guards the fields below
 	timeout time.Duration
 	under   bool // a reboot is under way
-	// own are the listeners of NewListener, to be handed over.
+	// own has the listeners that are to be handed over to a successor.
 	own []*sharedListener
-	// ready is where to say that all that this process was handed over is served; nil if
-	// nobody waits for that.
+	// ready is the pipe on which to say that all listeners that were handed over are served; nil if no
+	// predecessor waits.
 	ready   *os.File
-	waiting int         // inherited ones that nobody serves yet
-	told    bool        // systemd, that this process serves
+	waiting int         // how many inherited listeners are not served yet
+	told    bool        // systemd has been told that this process serves
 	child   *os.Process // the successor, until it serves
 	ending  bool        // Shutdown has begun
 }{timeout: defaultTimeout, making: make(chan struct{}, 1)}

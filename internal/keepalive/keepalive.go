@@ -1,10 +1,10 @@
 // Package keepalive notices connections whose other sides do not answer any more.
 //
-// The kernel answers for a process that is stopped, or that waits for itself for ever, so the kernel's own
-// keepalive does not notice those. While replies are waited for on a connection by which nothing comes, the
-// Keeper has the other side asked after one period, with a packet that every peer answers, whatever its
-// handlers do. If nothing comes for another period the connection is given up. It is also a sign of life
-// when output that waits grows less: what is asked stands behind that.
+// TCP's own keepalive does not notice a process that is stopped or deadlocked, because the kernel answers for
+// it. So while a pull waits for its reply and nothing comes, the Keeper sends a ping after one period. Every
+// peer answers a ping, whatever its handlers do. If nothing comes for another period the Keeper gives the
+// connection up. Progress of the output counts as a sign of life too, because the ping waits behind the
+// output that was there before.
 package keepalive
 
 import (
@@ -16,41 +16,41 @@ import (
 // looksOfPeriod is how often the Keeper looks in a period.
 const looksOfPeriod = 4
 
-// Link is a connection on which something is waited for. Links are compared: they are pointers.
-type Link interface {
-	// Signs returns the signs of life of now.
+// Conn is a connection on which a pull waits for its reply, or which lingers. It is a pointer, and compared.
+type Conn interface {
+	// Signs returns how much has been read, written and acknowledged so far.
 	Signs() Signs
 	// Lingers reports whether the connection has ended and only its output is still to be sent. Such a
 	// connection is asked once a period and never given up: the kernel of a side that has gone refuses the
 	// packet, which ends the connection.
 	Lingers() bool
-	// Ask asks the other side, and does not wait; with answer the other side is to answer.
+	// Ask sends a ping, without waiting. The other side answers it only if answer is true.
 	Ask(answer bool)
-	// GiveUp ends the connection, on which nothing has come for so long. It does not wait.
+	// GiveUp ends the connection because nothing has come for the time given. It does not wait.
 	GiveUp(after time.Duration)
 }
 
-// Signs are numbers that change with whatever the other side, or its kernel, does.
+// Signs are numbers that change when the other side, or its kernel, does anything.
 type Signs struct {
-	Reads, Writes  uint32 // that have brought something, or ended well
-	Acked, Unacked uint64 // bytes that the other side's kernel has taken, and that it has not
-	Waits          bool   // output, because this side's kernel takes no more
+	Reads, Writes  uint32 // how many reads have brought data, and how many writes have succeeded
+	Acked, Unacked uint64 // bytes sent that the other side's kernel has acknowledged, and that it has not
+	Waits          bool   // output waits because this side's kernel takes no more
 }
 
-// life reports whether there was any since before. The kernel of a process that is stopped
-// goes on taking, until it is full: so that counts only while output waits for it, or what
-// it has not taken yet grows less.
+// life reports whether there was a sign of life since before. The kernel of a stopped process goes on to
+// acknowledge data until its buffer is full, so acknowledgements count only while output waits, or when the
+// data that is not acknowledged grows less.
 func (s Signs) life(before Signs) bool {
 	return s.Reads != before.Reads ||
 		s.Waits && (s.Writes != before.Writes || s.Acked != before.Acked) ||
 		s.Unacked < before.Unacked
 }
 
-// Keeper looks at links from time to time, as long as anything is waited for on one of them. All methods
+// Keeper looks at connections from time to time, as long as a pull waits on one of them. All methods
 // are safe for concurrent use. Init makes it ready.
 type Keeper struct {
 	period  time.Duration
-	waiting func() []Link
+	waiting func() []Conn
 	on      atomic.Bool
 	over    atomic.Bool
 
@@ -58,7 +58,7 @@ type Keeper struct {
 	timer *time.Timer
 	// silent are the links that wait, as they were last seen. Only the timer's goroutine
 	// uses it.
-	silent map[Link]*silence
+	silent map[Conn]*silence
 }
 
 // silence is how long there has been no sign of life from a link.
@@ -69,7 +69,7 @@ type silence struct {
 
 // Init makes the Keeper ready. Waiting returns the links on which something is waited for; a period that
 // is not positive turns the Keeper off.
-func (k *Keeper) Init(period time.Duration, waiting func() []Link) {
+func (k *Keeper) Init(period time.Duration, waiting func() []Conn) {
 	k.period, k.waiting = period, waiting
 }
 
@@ -120,7 +120,7 @@ func (k *Keeper) look() {
 		}
 	}
 	before := k.silent
-	k.silent = make(map[Link]*silence, len(waiting))
+	k.silent = make(map[Conn]*silence, len(waiting))
 	for _, l := range waiting {
 		s, now := before[l], l.Signs()
 		if s == nil || now.life(s.last) {
@@ -134,7 +134,7 @@ func (k *Keeper) look() {
 }
 
 // ask does what is to be done about a link that has been silent for so long.
-func (k *Keeper) ask(l Link, s *silence) {
+func (k *Keeper) ask(l Conn, s *silence) {
 	switch s.looks++; {
 	case l.Lingers():
 		if s.looks%looksOfPeriod == 0 {

@@ -67,11 +67,11 @@ func (l *link) is(change func(s *keepalive.Signs)) {
 func keeperOf(l *link) (k *keepalive.Keeper, end func()) {
 	var over atomic.Bool
 	k = new(keepalive.Keeper)
-	k.Init(period, func() []keepalive.Link {
+	k.Init(period, func() []keepalive.Conn {
 		if over.Load() {
 			return nil
 		}
-		return []keepalive.Link{l}
+		return []keepalive.Conn{l}
 	})
 	return k, func() { over.Store(true) }
 }
@@ -159,11 +159,11 @@ func TestExpectIsNotLost(t *testing.T) {
 		l := new(link)
 		k := new(keepalive.Keeper)
 		var looks atomic.Int32
-		k.Init(period, func() []keepalive.Link {
+		k.Init(period, func() []keepalive.Conn {
 			if looks.Add(1) == 1 { // between the two looks of a Keeper that is about to stop
 				return nil
 			}
-			return []keepalive.Link{l}
+			return []keepalive.Conn{l}
 		})
 		k.Expect()
 		look(1)
@@ -178,7 +178,7 @@ func TestExpectIsNotLost(t *testing.T) {
 // A period that is none turns the Keeper off.
 func TestOff(t *testing.T) {
 	k := new(keepalive.Keeper)
-	k.Init(-1, func() []keepalive.Link { panic("nobody looks") })
+	k.Init(-1, func() []keepalive.Conn { panic("nobody looks") })
 	k.Expect()
 	require.False(t, k.Running())
 	k.Stop()

@@ -1,10 +1,10 @@
-// Package places gives connections that were accepted places until they are sessions, and decides who
-// makes room for whom.
+// Package places bounds how many accepted connections are in their handshake, and decides which one ends when
+// another comes and no place is left.
 //
-// Strangers can take places as fast as they can connect, and say nothing; so who comes is let in, and
-// when there is no place left for it, who has waited longest goes. An honest client needs its place for
-// a few round trips: it loses it only if as many others as there are places come within that time. One
-// address cannot make them come, for it has a bound of its own.
+// Strangers can connect as fast as they like and then say nothing. So a new connection is always let in, and
+// when no place is left the connection that has had its place longest is closed. An honest client needs its
+// place for a few round trips. It loses the place only if as many others as there are places come within that
+// time, and one address cannot make so many, because each address has a bound of its own.
 package places
 
 import (
@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// Places are those of one server. All methods are safe for concurrent use. Init makes them ready.
+// Places has the places of one peer. All methods are safe for concurrent use. Init makes it ready.
 //
 // A handshake is pending until it has passed, has failed or was told to end, whichever
 // comes first, and counted until whatever runs for it has ended.
@@ -29,7 +29,7 @@ type Places struct {
 	mu      sync.Mutex                  // guards the fields below, and those of every Place
 	pending list.List                   // of *Place, the oldest first
 	byAddr  map[netip.Prefix]*list.List // the same of each address
-	leaving int                         // counted and not pending
+	leaving int                         // how many are counted and not pending
 	closed  bool
 }
 
@@ -39,17 +39,17 @@ func (ps *Places) Init(most, mostOfOne int, errClosed error) {
 	ps.most, ps.mostOfOne, ps.errClosed = most, mostOfOne, errClosed
 }
 
-// Place is that of one connection, from when it was accepted until Done.
+// Place is the place of one connection, from when it was accepted until Done.
 type Place struct {
 	Conn net.Conn // as it was accepted
-	// Ctx ends when the handshake is told to end, with why that is as its cause.
+	// Ctx ends when the handshake has to end. Its cause says why.
 	Ctx    context.Context
 	all    *Places
 	cancel context.CancelCauseFunc
 	since  time.Time
-	// patience is how long it may take; a negative value is no bound.
+	// patience is how long the handshake may take; a negative value is no bound.
 	patience time.Duration
-	addr     netip.Prefix // zero if it has none that counts
+	addr     netip.Prefix // see addrPrefix; zero if the connection has no IP address
 
 	place, ofAddr *list.Element // in pending and in byAddr; nil if it is in neither
 	passed        bool
@@ -72,8 +72,8 @@ var (
 	errTooSlow = errors.New("its handshake took too long for the number of others")
 )
 
-// Enter gives a connection a place. Those that go for it are returned, and are to be
-// told by [Displaced.End]. An error is why nobody is let in.
+// Enter gives a connection a place. It returns the handshakes that have to end for that; the caller calls
+// [Displaced.End] of each. An error says why the connection is not let in.
 func (ps *Places) Enter(conn net.Conn, patience time.Duration) (h *Place, gone []Displaced, err error) {
 	h = &Place{all: ps, Conn: conn, since: time.Now(), patience: patience,
 		addr: addrPrefix(conn.RemoteAddr())}
@@ -87,7 +87,7 @@ func (ps *Places) Enter(conn net.Conn, patience time.Duration) (h *Place, gone [
 		return nil, nil, fmt.Errorf("%d handshakes were told to end and go on: hooks of PostAccept that "+
 			"wait for something else than their connection", ps.leaving)
 	}
-	if patience == 0 { // nothing of it waits for the other side
+	if patience == 0 { // no part of the handshake waits for the other side
 		h.passed = true
 		ps.leaving++
 		return h, nil, nil
@@ -106,7 +106,7 @@ func (ps *Places) Enter(conn net.Conn, patience time.Duration) (h *Place, gone [
 	return h, gone, nil
 }
 
-// Displaced is a handshake that is to end, and why.
+// Displaced is a handshake that has to end, and why.
 type Displaced struct {
 	*Place
 	why error
@@ -140,7 +140,7 @@ func (ps *Places) lateLocked(h *Place, now time.Time) bool {
 	return h.patience > 0 && now.Sub(h.since) > hurried(h.patience, ps.pending.Len(), ps.most)
 }
 
-// hurried is what is left of patience when n of the places are in use.
+// hurried returns how much of patience is left when n of the places are in use.
 func hurried(patience time.Duration, n, places int) time.Duration {
 	from := places / hurryFrom
 	if places <= 0 || n <= from {
@@ -150,7 +150,7 @@ func hurried(patience time.Duration, n, places int) time.Duration {
 	return least + time.Duration(float64(patience-least)*float64(max(places-n, 0))/float64(places-from))
 }
 
-// leaveLocked ends h's being pending.
+// leaveLocked makes h not pending any more.
 func (ps *Places) leaveLocked(h *Place) {
 	ps.pending.Remove(h.place)
 	h.place = nil
@@ -168,7 +168,7 @@ func (ps *Places) leaveLocked(h *Place) {
 // End tells the handshake to end, and does not wait.
 func (d Displaced) End() {
 	d.cancel(d.why)
-	go d.Conn.Close() // which ends what does not know of Ctx
+	go d.Conn.Close() // ends reads and writes that do not look at Ctx
 }
 
 // Pass reports whether the connection may become a session. Afterwards it is not told
@@ -183,14 +183,14 @@ func (h *Place) Pass() bool {
 	return h.passed
 }
 
-// Done is the last that is heard of a handshake.
+// Done says that the handshake is over, and gives back its place.
 func (h *Place) Done() {
 	h.Pass()
 	h.cancel(nil)
 	h.all.Count(-1)
 }
 
-// Count counts what goes on after its handshake was told to end: n more.
+// Count counts goroutines that go on after their handshake was told to end: n more.
 func (ps *Places) Count(n int) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
@@ -215,7 +215,7 @@ func (ps *Places) Len() int {
 	return ps.pending.Len() + ps.leaving
 }
 
-// Close ends all, and refuses newcomers from now on.
+// Close ends all handshakes, and makes Enter refuse all connections from now on.
 func (ps *Places) Close() {
 	ps.mu.Lock()
 	ps.closed = true

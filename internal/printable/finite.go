@@ -27,7 +27,7 @@ const maxWalkDepth = 1000
 
 type walk struct{ left int }
 
-// step counts a value.
+// step counts a value, and reports whether there may be more.
 func (w *walk) step(depth int) bool {
 	w.left--
 	return w.left >= 0 && depth <= maxWalkDepth
@@ -116,8 +116,8 @@ func (w *walk) value(v reflect.Value, depth int) bool {
 	return true
 }
 
-// leaf reports whether there is nothing in a value of the type, or what there is its own
-// method writes.
+// leaf reports whether values of the type have no other values in them, or write themselves by a method of
+// their own.
 func leaf(t reflect.Type) bool {
 	switch t.Kind() {
 	case reflect.Interface:

@@ -1,5 +1,5 @@
-// Package printable makes text, and values of any kind, fit for a line of a log: one line,
-// of a bounded length, with nothing in it that speaks to a terminal.
+// Package printable makes texts and values of any kind fit for a log: one line of a bounded length, without
+// control characters that a terminal would obey.
 package printable
 
 import (
@@ -9,12 +9,12 @@ import (
 	"unicode/utf8"
 )
 
-// more marks what was cut off.
+// more stands at the end of a text that was cut off.
 const more = "..."
 
 // Text writes control characters, other unprintable ones and invalid UTF-8 as Go escapes,
-// and cuts the result off at max bytes, marked by an ellipsis. What it has returned it
-// leaves as it is.
+// and cuts the result off at max bytes, marked by an ellipsis. A text that Text has
+// returned stays the same if it is given to Text again.
 func Text(s string, max int) string {
 	plain := len(s) <= max
 	for i := 0; plain && i < len(s); i++ {
@@ -62,7 +62,7 @@ func Bytes(b []byte, max int) string {
 	return Text(string(b[:min(len(b), max+utf8.UTFMax)]), max)
 }
 
-// Lines is Text of several lines, which stay apart, and the tabs that they begin with.
+// Lines is Text for a text of several lines. Line ends, and the tabs at the beginning of lines, stay.
 func Lines(s string, max int) string {
 	lines := strings.Split(strings.TrimRight(s, "\n"), "\n")
 	for i, line := range lines {

@@ -12,13 +12,12 @@ import (
 	"google.golang.org/protobuf/protoadapt"
 )
 
-// Value returns what is to be read of any value, as [Text] of at most max bytes. It is
-// what fmt's %+v prints, but for a value that contains itself, which ends the process
-// there, and for what is deep or large, of which it looks at no more than is printed. An
-// error and a fmt.Stringer say themselves what they are; a panic of theirs is a part of
-// the text.
+// Value returns any value as [Text] of at most max bytes. The text is what fmt prints for %+v, with two
+// differences: a value that contains itself does not end the process, and of deep or large values Value looks
+// only at as much as it prints. An error and a fmt.Stringer print themselves, and if their method panics the
+// text says so.
 func Value(v interface{}, max int) (s string) {
-	s = "(printing panicked)" // with nil, should recover return that
+	s = "(printing panicked)" // the result if recover returns nil, as after panic(nil)
 	defer func() {
 		if p := recover(); p != nil {
 			s = Text("(printing panicked: "+plain(p, max)+")", max)
@@ -39,7 +38,7 @@ func Value(v interface{}, max int) (s string) {
 	return plain(v, max)
 }
 
-// plain is Value without a call of v's methods.
+// plain is Value without calling methods of v.
 func plain(v interface{}, max int) string {
 	if err, ok := v.(runtime.Error); ok {
 		return Text(err.Error(), max)
@@ -52,8 +51,8 @@ func plain(v interface{}, max int) string {
 // maxDepth bounds how deep a printer follows pointers and the like.
 const maxDepth = 32
 
-// printer prints values. Each writes something, so that there are no more of them than
-// max bytes and the levels above.
+// printer prints values. Each value writes at least a byte, so it prints no more values than max and the
+// levels above them.
 type printer struct {
 	b   strings.Builder
 	max int

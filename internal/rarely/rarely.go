@@ -1,5 +1,5 @@
-// Package rarely says when something that may happen as often as others like is worth
-// another line of a log.
+// Package rarely bounds how many lines of a log there are about events that others can cause as often as they
+// like.
 package rarely
 
 import (
@@ -17,12 +17,12 @@ type Limiter[K comparable] struct {
 }
 
 type kind struct {
-	last time.Time // when one passed,
-	left int       // and how many have not since then
+	last time.Time // when an event last passed
+	left int       // how many have not passed since then
 }
 
-// Allow reports whether this one passes, and how many of the kind have not since the last
-// one that did.
+// Allow reports whether this event passes, and how many of its kind have not passed since the last one that
+// did.
 func (l *Limiter[K]) Allow(of K) (left int, ok bool) {
 	now := time.Now()
 	l.mu.Lock()
@@ -42,7 +42,7 @@ func (l *Limiter[K]) Allow(of K) (left int, ok bool) {
 	return left, true
 }
 
-// More is what a line says about those that were left out; "" if there were none.
+// More is the end of a line that says how many lines were left out; "" if none were.
 func More(left int) string {
 	if left == 0 {
 		return ""

@@ -10,8 +10,8 @@ import (
 const (
 	// quickTime is how long, on average, the handlers of a quick route take.
 	quickTime = 20 * time.Microsecond
-	// longTime is the most that one of them counts for: now and then the system
-	// takes the processor away.
+	// longTime is the most that one handler's time counts for: now and then the system takes the processor
+	// away.
 	longTime = 5 * quickTime
 	// One handler in sampleSlow is timed, of a quick route one in sampleQuick: to
 	// read the clock twice costs about as much as to hand over a call. Chance
@@ -78,9 +78,8 @@ func (p *Pace) Sample(took time.Duration) {
 	}
 }
 
-// HeldUp says that a handler has held up a reader. On a busy machine that may be
-// because the system has taken the processor from it, which happens to every
-// route now and then; what blocks does it more often.
+// HeldUp says that a handler has held up a reader. On a busy machine that happens to every route now and
+// then, because the system takes the processor away; to a handler that blocks it happens more often.
 func (p *Pace) HeldUp() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -1,15 +1,14 @@
-// Package role is what makes it safe to run handlers on the goroutine that reads their session,
-// which saves a call most of what it costs to hand it to another goroutine: a reader that is held up
-// is replaced by another one, and routes that hold readers up, or take long, are given goroutines.
+// Package role makes it safe to run handlers on the goroutine that reads their connection, which saves most
+// calls the cost of handing them to another goroutine. A reader that is held up by a handler is replaced by
+// another goroutine, and a route that holds readers up, or takes long, gets goroutines of its own.
 //
 // # Invariants
 //
-//   - A turn is odd while the reader is in code that may block, the handler's or a write, and even
-//     while it reads. Nothing of the reader's is touched in odd turns.
-//   - Whoever makes an odd turn even goes on reading: the reader itself when it comes back, or the
-//     watch, which has the owner start another reader. Both use compare-and-swap on the turn that
-//     they have seen, so exactly one succeeds. A reader that comes back too late finishes what it
-//     was about and ends.
+//   - A turn is a number. It is odd while the reader is in code that may block, a handler or a write, and
+//     even while it reads. In odd turns nothing that belongs to the reader is touched.
+//   - An odd turn is made even by the reader itself when it comes back, or by the watch, which then has the
+//     owner start another reader. Both use compare-and-swap on the turn that they have seen, so exactly one
+//     succeeds and there is one reader. A reader that comes back too late finishes its call and ends.
 //   - The reader is in a slot of the watch before its turn becomes odd.
 package role
 
@@ -19,8 +18,8 @@ import (
 )
 
 const (
-	// Tick is how long a reader may be held up before the watch takes note, and IdleTicks how many
-	// ticks in which nobody was seen the watch goes on for.
+	// Tick is how long a reader may be held up before the watch takes note. The watch ends after IdleTicks
+	// ticks in which it has seen no reader.
 	Tick      = 500 * time.Microsecond
 	IdleTicks = 20
 	// slots bounds how many readers can be watched at once, and thereby what a tick costs. A slot is
@@ -28,45 +27,45 @@ const (
 	// are in use at a time. Readers that find none hand their calls to goroutines.
 	slots = 64
 	tries = 4
-	// slotStep takes one session's first slot to the next one's, on another cache line, through all
-	// of them.
+	// slotStep is the distance between the first slots of two connections: on another cache line, and so that
+	// all slots are used.
 	slotStep = 9
 )
 
-// Owner is what has readers, one at a time: a connection.
+// Owner has readers, one at a time. It is a connection.
 type Owner interface {
-	// ReplaceReader is called by the watch when it has ended the reader's turn: the owner has another
-	// goroutine read.
+	// ReplaceReader is called by the watch when it has ended the reader's turn. The owner starts another
+	// goroutine that reads.
 	ReplaceReader()
 }
 
-// Role is the reading of one owner, which one goroutine has at a time. Init makes it ready.
+// Role is the role of the reader of one owner, which one goroutine has at a time. Init makes it ready.
 type Role struct {
 	turn  atomic.Uint64
 	owner Owner
 	first uint32 // where the reader begins to look for a slot
 }
 
-// Init makes the Role ready; serial is another one for each owner.
+// Init makes the Role ready. The serial must be different for each owner.
 func (r *Role) Init(owner Owner, serial uint32) {
 	r.owner, r.first = owner, serial*slotStep
 }
 
-// Watch has readers replaced that are held up. Its goroutine runs while there is somebody to watch,
-// and ends when Closed is closed. Init makes it ready.
+// Watch replaces readers that are held up. Its goroutine runs while there are readers to watch, and ends when
+// the channel given to Init is closed.
 type Watch struct {
 	slots   [slots]atomic.Pointer[Role]
 	running atomic.Bool
 	closed  <-chan struct{}
 }
 
-// Init makes the Watch ready. When closed is closed there is nothing to read any more.
+// Init makes the Watch ready. Closing the channel says that nothing is read any more.
 func (w *Watch) Init(closed <-chan struct{}) { w.closed = closed }
 
 // Running reports whether the watch's goroutine runs.
 func (w *Watch) Running() bool { return w.running.Load() }
 
-// claim puts the role in a slot and returns that, or -1.
+// claim puts the role in a free slot and returns the slot's index; -1 if there is none.
 func (w *Watch) claim(r *Role) int {
 	for try := range uint32(tries) {
 		i := int((r.first + try) % slots)
@@ -81,7 +80,7 @@ func (w *Watch) claim(r *Role) int {
 	return -1
 }
 
-// run is the goroutine's. It ends when nobody has been seen for some time.
+// run is the watch's goroutine. It ends when it has seen no reader for IdleTicks.
 func (w *Watch) run() {
 	ticker := time.NewTicker(Tick)
 	defer ticker.Stop()
@@ -131,13 +130,13 @@ func (w *Watch) empty() bool {
 	return true
 }
 
-// Turn is one reader's part, from when it has begun to read to when it ends or is replaced. Only the
-// reader's goroutine uses it.
+// Turn is the time of one reader, from when it begins to read until it ends or is replaced. Only the reader's
+// goroutine uses it.
 type Turn struct {
 	role  *Role
 	watch *Watch
 	n     uint64 // the role's turn as the reader knows it
-	slot  int    // of the watch; -1 none
+	slot  int    // its index in the watch's slots; -1 if it has none
 }
 
 // Begin makes the caller the role's reader.
@@ -145,8 +144,8 @@ func (r *Role) Begin(w *Watch) Turn {
 	return Turn{role: r, watch: w, n: r.turn.Load(), slot: -1}
 }
 
-// Watched reports whether the reader is watched, which must be so before Enter, and sees to it if it
-// can: there may be no slot left.
+// Watched puts the reader in a slot of the watch if it is in none, and reports whether it is in one, which it
+// must be before Enter. It reports false if no slot is free.
 func (t *Turn) Watched() bool {
 	if t.slot < 0 {
 		t.slot = t.watch.claim(t.role)
@@ -173,7 +172,7 @@ func (t *Turn) Leave() bool {
 // Away reports whether the reader is in an odd turn, or was when it was replaced.
 func (t *Turn) Away() bool { return t.n%2 == 1 }
 
-// Unwatch gives the slot back, before the reader waits.
+// Unwatch gives the slot back. The reader calls it before it waits for input.
 func (t *Turn) Unwatch() {
 	if t.slot >= 0 {
 		t.watch.slots[t.slot].Store(nil)

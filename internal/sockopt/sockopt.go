@@ -1,7 +1,7 @@
-// Package sockopt is what a program may ask and tell the kernel about a TCP connection, and what of
-// that package net does not know. Where a system has none of it the answers are zero.
+// Package sockopt gets and sets properties of TCP connections and of the process that package net does not
+// know. On systems that do not have them the results are zero.
 package sockopt
 
-// Sent is what the kernel knows of a connection's output, in bytes: what the other side has
-// acknowledged since the connection began, and what it has not.
+// Sent is what the kernel knows of a connection's output, in bytes: how much the other side has acknowledged
+// since the connection began, and how much it has not.
 type Sent struct{ Acked, Unacked uint64 }

@@ -16,7 +16,7 @@ func SetUserTimeout(c *net.TCPConn, d time.Duration) {
 	})
 }
 
-// SentOf asks the kernel; what the kernel does not know is 0.
+// SentOf asks the kernel. Numbers that the kernel does not know are 0.
 func SentOf(c *net.TCPConn) (s Sent) {
 	control(c, func(fd int) {
 		if info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {

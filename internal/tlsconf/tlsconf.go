@@ -1,5 +1,5 @@
-// Package tlsconf makes the two TLS configurations of a peer, which dials and is dialled, and knows
-// what of a handshake package crypto/tls does not tell.
+// Package tlsconf makes the two TLS configurations of a peer, one to accept connections with and one to dial
+// with. It also finds out about a handshake what package crypto/tls does not tell.
 package tlsconf
 
 import (
@@ -46,7 +46,7 @@ func Both(certFile, keyFile string, base *tls.Config) (server, client *tls.Confi
 			client.RootCAs.AddCert(pair.Leaf)
 		}
 	}
-	if client.ClientSessionCache == nil { // so that redialling need not begin anew
+	if client.ClientSessionCache == nil { // with one, a redial resumes the TLS session
 		client.ClientSessionCache = tls.NewLRUClientSessionCache(0)
 	}
 	if client.InsecureSkipVerify && client.VerifyConnection == nil {

@@ -1,6 +1,5 @@
-// Package uri knows the one form of a URI that routes are matched by, that hooks see and that is
-// logged. A path that could be written in two ways would be one that a hook lets pass and another
-// that is served.
+// Package uri brings URIs to the one form that is used to find routes, that hooks see and that is logged. If
+// a path could be written in two forms, a hook could check one of them and a handler of the other be called.
 package uri
 
 import (
@@ -71,8 +70,8 @@ func Split(uri string) (p, rawQuery string) {
 	return p, rawQuery
 }
 
-// WithoutQuery is what a log, or a status, may have of a URI: not its query, in which a token
-// may be, with an escaped question mark or a plain one.
+// WithoutQuery returns the part of a URI that may be in a log or a status text: not its query, which may have
+// a token in it. An escaped question mark begins a query too.
 func WithoutQuery(uri string) string {
 	for _, begins := range []string{"?", "%3f", "%3F"} {
 		uri, _, _ = strings.Cut(uri, begins)

@@ -1,4 +1,4 @@
-// Package waiter is a place where a goroutine waits for something that another one completes.
+// Package waiter lets a goroutine wait for an event that another goroutine completes.
 package waiter
 
 import (
@@ -47,7 +47,7 @@ type locker Waiter
 func (l *locker) Lock() {}
 
 func (l *locker) Unlock() {
-	if !l.state.CompareAndSwap(idle, waiting) { // Done was faster
+	if !l.state.CompareAndSwap(idle, waiting) { // Done has been called already
 		l.cond.Signal()
 	}
 }

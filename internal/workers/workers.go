@@ -1,6 +1,6 @@
-// Package workers runs the calls of connections, each on a goroutine of its own, and no more of them than
-// are allowed. What may not run yet waits or is refused: pushes wait for other calls to end, within a bound
-// of memory, and pulls are refused then; pulls wait while their replies could not be sent.
+// Package workers runs the calls of connections, each on a goroutine of its own, and bounds how many run at a
+// time. At the bound a push waits until another call ends, within a bound of memory, and a pull is refused. A
+// pull also waits while there is no room in the output for its reply.
 package workers
 
 import (
@@ -14,15 +14,15 @@ import (
 type Job interface {
 	// Run handles the call. It may end its goroutine.
 	Run()
-	// Drop gives the call up, which will not run.
+	// Drop gives the call up. It will not run.
 	Drop()
-	// Waits says that the call is a push and could not run at once.
+	// Waits is called for a push that cannot run at once and will wait.
 	Waits()
 	// Kind says what kind of call it is.
 	Kind() Kind
-	// Cost is how many bytes the call keeps alive, the same all the time that it waits.
+	// Cost is how many bytes the call keeps alive. It does not change while the call waits.
 	Cost() int64
-	// Queue is that of the call's connection.
+	// Queue returns the queue of the call's connection.
 	Queue() *Queue
 }
 
@@ -35,17 +35,17 @@ const (
 	Refusal             // the answer to a pull that will not run, which waits for neither
 )
 
-// Owner is what a Queue is for: a connection.
+// Owner is what a Queue belongs to: a connection.
 type Owner interface {
-	// OutputBusy reports whether another reply could not be sent now. The end of that is told to the
-	// Pool by Resume. It is called under a lock, and must not block.
+	// OutputBusy reports whether there is no room for another reply. When there is room again the owner calls
+	// Pool.Resume. OutputBusy is called under a lock and must not block.
 	OutputBusy() bool
 	// QueueChanged is called, without a lock, when less runs or waits.
 	QueueChanged()
 }
 
-// Pool has the goroutines. A goroutine is used again: its stack has grown to what calls need. All methods
-// are safe for concurrent use. Init makes the Pool ready.
+// Pool has the goroutines. A goroutine runs many calls one after the other, because its stack has grown to
+// what calls need. All methods are safe for concurrent use. Init makes the Pool ready.
 type Pool struct {
 	// The most calls that run at once, in all and for one connection, and the most
 	// memory of one connection's pushes that wait; negative numbers are no bounds.
@@ -53,15 +53,14 @@ type Pool struct {
 	mostWaiting     int64
 
 	mu sync.Mutex // guards the fields below, and every Queue
-	// idle is a stack: the one that was used last is the next.
+	// idle is a stack: the goroutine that was used last is used next.
 	idle     []*worker
-	spare    int  // the fewest that were idle since the last sweep
+	spare    int  // the least length of idle since the last sweep
 	sweeping bool // a goroutine runs sweep
 	closed   bool
 	running  int // calls, and readers that were replaced while they ran one
-	// blocked are the connections with pushes that wait only because too many calls
-	// run in all, each of which has its turn. Others wait for the end of a call of
-	// their own.
+	// blocked has the connections whose pushes wait only because too many calls run in all; they have turns.
+	// The pushes of other connections wait until a call of their own connection ends.
 	blocked []*Queue
 }
 
@@ -71,7 +70,7 @@ func (w *Pool) Init(most, mostOfOne int, mostWaiting int64) {
 	w.most, w.mostOfOne, w.mostWaiting = most, mostOfOne, mostWaiting
 }
 
-// Queue is what the Pool knows of one connection's calls. Init makes it ready.
+// Queue holds what the Pool knows of one connection's calls. Init makes it ready.
 type Queue struct {
 	owner   Owner
 	running int
@@ -87,7 +86,7 @@ type Queue struct {
 // Init makes the Queue ready.
 func (q *Queue) Init(owner Owner) { q.owner = owner }
 
-// PullBytes returns what the pulls keep alive that wait for room in the output.
+// PullBytes returns how many bytes the pulls keep alive that wait for room in the output.
 func (q *Queue) PullBytes() int64 { return q.pullBytes.Load() }
 
 type worker struct{ next chan Job } // with room for one; nil ends it
@@ -99,7 +98,7 @@ const (
 	blockedTries = 16
 )
 
-// Verdict is what becomes of a call.
+// Verdict says what becomes of a call.
 type Verdict uint8
 
 const (
@@ -145,9 +144,9 @@ func (w *Pool) roomLocked(own *Queue) bool {
 	}
 }
 
-// hold keeps a pull until there is room in the output, if there is none: its handler would
-// run for nothing, and what it takes in memory would wait with the reply. It reports
-// whether it does. Too many of them are not kept, but refused when they are to be run.
+// hold keeps a pull that finds no room in the output, until there is room: if its handler ran now its reply,
+// and all memory that belongs to it, would have to wait. It reports whether it keeps the pull. When too many
+// wait already it does not.
 func (w *Pool) hold(c Job) bool {
 	own := c.Queue()
 	if c.Kind() != Pull || !own.owner.OutputBusy() {
@@ -156,7 +155,7 @@ func (w *Pool) hold(c Job) bool {
 	cost := c.Cost()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	// Who makes room says so before Resume looks for those that wait.
+	// The connection has room before it calls Resume, so no pull is left behind.
 	if !own.owner.OutputBusy() {
 		return false
 	}
@@ -224,7 +223,7 @@ func (w *Pool) waitLocked(c Job) Verdict {
 	return Accepted
 }
 
-// blockLocked enters the connection among the blocked ones if it is one.
+// blockLocked puts the connection into blocked if it belongs there.
 func (w *Pool) blockLocked(own *Queue) {
 	if len(own.pushes) > 0 && !own.blocked && within(own.running+1, w.mostOfOne) {
 		own.blocked = true
@@ -244,7 +243,7 @@ func (w *Pool) countLocked(own *Queue, n int) {
 	own.running += n
 }
 
-// Ended counts a call of the connection's out, and starts one that has waited.
+// Ended says that a call of the connection has ended, and starts one that has waited.
 func (w *Pool) Ended(own *Queue) {
 	defer own.owner.QueueChanged()
 	w.mu.Lock()
@@ -255,8 +254,8 @@ func (w *Pool) Ended(own *Queue) {
 	w.mu.Unlock()
 }
 
-// nextLocked counts a call of the connection's out and returns one that has waited
-// and may run now, if there is one.
+// nextLocked counts that a call of the connection has ended, and returns a call that has waited and may run
+// now; nil if there is none.
 func (w *Pool) nextLocked(own *Queue) Job {
 	w.countLocked(own, -1)
 	if len(own.pulls) > 0 && !own.owner.OutputBusy() && w.roomLocked(own) {
@@ -342,8 +341,8 @@ func (w *Pool) work(c Job) {
 	}
 }
 
-// rest counts the connection's call out and returns the next one for the worker, or
-// whether it may wait for one.
+// rest counts that a call of the connection has ended. It returns the worker's next call, or whether the
+// worker may wait for one.
 func (w *Pool) rest(k *worker, own *Queue) (c Job, wait bool) {
 	defer own.owner.QueueChanged()
 	w.mu.Lock()
