@@ -17,7 +17,7 @@ type jsonShape struct {
 	deep           bool // there is no bound to how deep a value of it may be nested
 }
 
-// jsonWay says who encodes, or decodes, a type.
+// jsonWay says which package encodes, or decodes, a type.
 type jsonWay bool
 
 const (
@@ -61,7 +61,7 @@ type shapeFinder struct {
 	open  map[reflect.Type]bool // true while the type is being visited, false after it
 }
 
-// notPlain says that jsoniter differs from encoding/json, or that nobody has looked.
+// notPlain says that jsoniter differs from encoding/json for the type, or that this was not checked.
 func (f *shapeFinder) notPlain() { f.shape.encode, f.shape.decode = standard, standard }
 
 func (f *shapeFinder) visit(t reflect.Type) {
@@ -77,7 +77,7 @@ func (f *shapeFinder) visit(t reflect.Type) {
 	if t == numberType || hasJSONMethods(t) {
 		f.notPlain()
 	}
-	if encodesItself(t) { // and nobody looks into it
+	if encodesItself(t) { // its fields do not matter
 		return
 	}
 	switch t.Kind() {

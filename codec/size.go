@@ -24,7 +24,7 @@ type Sizer interface {
 	DecodedSize(data []byte, v interface{}, most int64) int64
 }
 
-// DecodedBound is c's, see [Sizer].
+// DecodedBound calls that method of c, see [Sizer].
 func DecodedBound(c Codec, data []byte, v interface{}) int64 {
 	if s, ok := c.(Sizer); ok {
 		return s.DecodedBound(data, v)
@@ -32,7 +32,7 @@ func DecodedBound(c Codec, data []byte, v interface{}) int64 {
 	return int64(len(data))
 }
 
-// DecodedSize is c's, see [Sizer]. If that panics the size is beyond any limit.
+// DecodedSize calls that method of c, see [Sizer]. If it panics the size is beyond any limit.
 func DecodedSize(c Codec, data []byte, v interface{}, most int64) (size int64) {
 	s, ok := c.(Sizer)
 	if !ok {

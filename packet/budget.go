@@ -14,20 +14,20 @@ import (
 // stands alone. Nil is without a bound. All methods are safe for concurrent use.
 type Budget struct {
 	pool  *Pool
-	owner Owner // nil where nobody can be told
+	owner Owner // nil if there is none
 
 	mu    sync.Mutex // guards used and ended
 	used  int64
 	ended bool
-	// borrowed is what of used comes from the pool, in steps, and since when the owner
-	// has been waiting for the other side, as nanoseconds from the start of the process,
-	// 0 if it is not. They are written under mu and by Waits, and read without.
+	// borrowed is how much of used comes from the pool, in steps. Since is when the owner began to wait for
+	// the other side, in nanoseconds from the start of the process; 0 if it does not wait. They are written
+	// under mu and by Waits, and read without.
 	borrowed, since atomic.Int64
-	asked           int64 // how much it was asked for, which it has not given back; guarded by the pool's mu
+	asked           int64 // bytes that the owner was asked for and has not given back; guarded by the pool's mu
 }
 
-// An Owner of a [Budget] is told when it is to give all of that back, because others
-// need it and the owner has waited longest with most of it. The call must not block.
+// An Owner of a [Budget] is asked to give back all that its budget has taken, because others need the memory
+// and this owner has waited longest with most of it. The call must not block.
 type Owner interface {
 	Reclaim(b *Budget, held int64)
 }
@@ -38,35 +38,34 @@ type Owner interface {
 // and there is always something left for a newcomer. The rule is that of "Dynamic Queue
 // Length Thresholds for Shared-Memory Packet Switches" by Choudhury and Hahne, 1998.
 //
-// When a budget asks for more, those owners that have waited for their other sides for
-// [Patience] or more are asked to give back what they hold, those first with the largest
-// product of bytes and time.
+// When a budget needs more than that, owners that have waited for their other sides for [Patience] or longer
+// are asked to give back what they hold: first those with the largest product of bytes and time.
 type Pool struct {
 	most    int64 // all that may be taken
 	share   int64 // of each budget
 	sharing int64
 	used    atomic.Int64
-	orphans atomic.Int64 // used by budgets that have ended
+	orphans atomic.Int64 // bytes that budgets which have ended still use
 
 	mu      sync.Mutex // guards the fields below
 	members map[*Budget]struct{}
-	// again is when overdue looks again for more than it has found, which was scarce, as
-	// nanoseconds from the start.
+	// again is when overdue looks again for more bytes than scarce, in nanoseconds from the start of the
+	// process.
 	again, scarce int64
-	// coming is what owners were asked for that end now, and give it back in a moment; it
-	// counts until comingBy.
+	// coming is how many bytes owners were asked for and will give back in a moment. It counts until
+	// comingBy.
 	coming, comingBy int64
 }
 
 const (
 	// sharing lets a budget that is alone take four fifths of its pool.
 	sharing = 4
-	// loan is what a budget takes from its pool at a time, if there is so much.
+	// loan is how many bytes a budget takes from its pool at a time, if the pool has so many.
 	loan = 32 << 10
 )
 
-// Patience is for how long an owner may wait for its other side before what it holds may
-// be wanted back.
+// Patience is for how long an owner may wait for its other side before it may be asked to give its memory
+// back.
 const Patience = time.Second
 
 // NewPool returns a pool of most bytes; nil, which is without a bound, for a negative
@@ -122,7 +121,7 @@ func (b *Budget) Take(n int64) bool {
 	return false
 }
 
-// missing is how much others would have to give back for n more bytes to be lent.
+// missing returns how many bytes others would have to give back before n more can be lent.
 func (b *Budget) missing(n int64) int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -134,7 +133,7 @@ func (b *Budget) missing(n int64) int64 {
 	return p.used.Load() - p.promised() + need + (held+need)/p.sharing - p.most
 }
 
-// promised is how much is about to be given back.
+// promised returns how many bytes are about to be given back.
 func (p *Pool) promised() int64 {
 	now := sinceStart()
 	p.mu.Lock()
@@ -145,7 +144,7 @@ func (p *Pool) promised() int64 {
 	return p.coming
 }
 
-// try is Take that asks nobody to give anything back.
+// try is Take without asking others to give memory back.
 func (b *Budget) try(n int64) bool {
 	if b == nil || b.pool == nil || n <= 0 {
 		return true
@@ -172,8 +171,8 @@ func (b *Budget) takeLocked(n int64) bool {
 	return true
 }
 
-// TakeAlone takes n bytes that are more than the pool ever lends to one budget, if nobody
-// else has borrowed from it: so what is larger than the pool gets its turn too.
+// TakeAlone takes n bytes, more than the pool ever lends to one budget, if no other budget has borrowed from
+// the pool. So a packet that is larger than the pool gets its turn too.
 func (b *Budget) TakeAlone(n int64) bool {
 	if b == nil || b.pool == nil {
 		return true
@@ -227,7 +226,7 @@ func (b *Budget) Give(n int64) {
 		return
 	}
 	back := held - max(b.used-b.pool.share, 0)
-	if back < held { // some of it is still in use: more may be wanted in a moment
+	if back < held { // a part is still in use, so more may be needed in a moment
 		if back -= loan; back < loan {
 			return
 		}
@@ -248,8 +247,8 @@ func (b *Budget) Used() int64 {
 	return b.used
 }
 
-// End says that the owner is over. What it holds is then counted as the pool's, until it
-// is given back.
+// End says that the owner has ended. What its budget still holds counts against the pool until it is given
+// back.
 func (b *Budget) End() {
 	if b == nil || b.pool == nil {
 		return
@@ -262,8 +261,8 @@ func (b *Budget) End() {
 	}
 }
 
-// Waits says that from now on the owner waits for its other side, and does so anew if it
-// has waited already; with false that it does not any more.
+// Waits says that from now on the owner waits for its other side, even if it has waited before; with false,
+// that it does not wait any more.
 func (b *Budget) Waits(waits bool) {
 	if b == nil || b.pool == nil {
 		return
@@ -277,10 +276,10 @@ func (b *Budget) Waits(waits bool) {
 
 var start = time.Now()
 
-// sinceStart is never 0.
+// sinceStart returns the time in nanoseconds from the start of the process. It is never 0.
 func sinceStart() int64 { return int64(time.Since(start)) | 1 }
 
-// lend takes n bytes for a budget that has borrowed held before.
+// lend takes n bytes for a budget that has already borrowed held bytes.
 func (p *Pool) lend(held, n int64) bool {
 	for {
 		used := p.used.Load()
@@ -306,17 +305,17 @@ func (p *Pool) enter(b *Budget) {
 func (p *Pool) leave(b *Budget) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if b.borrowed.Load() == 0 { // it may have borrowed again
+	if b.borrowed.Load() == 0 { // otherwise it has borrowed again
 		delete(p.members, b)
 		p.coming = max(p.coming-b.asked, 0)
 		b.asked = 0
 	}
 }
 
-// reclaim asks owners for n bytes and reports whether those hold so many. They will give
-// them back in a moment, and each is asked once.
+// reclaim asks owners for n bytes and reports whether they hold so many. They will give them back in a
+// moment. Each owner is asked once.
 func (p *Pool) reclaim(b *Budget, n int64) bool {
-	if n <= 0 { // what is coming is enough
+	if n <= 0 { // what will be given back is enough
 		return true
 	}
 	victims := p.overdue(b, n)
@@ -333,11 +332,11 @@ type overdue struct {
 	score  float64
 }
 
-// rescan is how long nobody looks again after too little was found.
+// rescan is how long overdue does not look again after it has found too little.
 const rescan = 10 * time.Millisecond
 
-// overdue takes out of the members, and returns, those other than b that have waited with
-// most for longest, until they hold n bytes; none if all of them do not.
+// overdue returns the members other than b that have waited longest with most, as many as together hold n
+// bytes, and takes them out of the members. It returns none if all together do not hold so many.
 func (p *Pool) overdue(b *Budget, n int64) []overdue {
 	now := sinceStart()
 	p.mu.Lock()

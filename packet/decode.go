@@ -19,10 +19,10 @@ func DecodeBody(raw []byte, gzip int32, v interface{}, lim Limits) (string, erro
 	return name, err
 }
 
-// DecodeCharged is DecodeBody for who keeps v: what v may take in memory, cost, has been
-// taken from the limits' budget, and it is for the caller to give that back. It is
-// never less than what v takes, and 0 after an error. How much a value takes is known
-// for codecs that are a [codec.Sizer]; for others it is the length of the body.
+// DecodeCharged is DecodeBody for callers that keep v for some time. It takes the memory that v may need from
+// the limits' budget, and returns as cost how many bytes that are. The caller gives them back when v is not
+// used any more. Cost is never less than what v takes, and 0 after an error. How much a value takes is known
+// for codecs that implement [codec.Sizer]; for others it is the length of the body.
 func DecodeCharged(raw []byte, gzip int32, v interface{}, lim Limits) (name string, cost int64, err error) {
 	if r, ok := v.(*RawBody); ok && r != nil {
 		if !lim.Budget.Take(int64(len(raw))) {
@@ -69,13 +69,12 @@ func DecodeCharged(raw []byte, gzip int32, v interface{}, lim Limits) (name stri
 	return c.Name(), cost, err
 }
 
-// notCounted is what a body may become at most that is not looked at before it is decoded:
-// to look at it takes a third of the time that decoding does.
+// notCounted is how many bytes a body may become at most without being looked at before it is decoded.
+// Looking at it takes a third of the time of decoding.
 const notCounted = 1 << 20
 
-// charge takes from the budget what data may become when it is decoded into v. Nearly
-// always the most that a body of that length can become is little enough; only otherwise
-// the body is looked at.
+// charge takes from the budget what data may become when it is decoded into v. It looks at the body only if
+// the most that a body of this length can become is too much.
 func (l Limits) charge(c codec.Codec, data []byte, v interface{}) (int64, error) {
 	most := l.decoded()
 	if l.Budget == nil && l.Decoded < 0 {

@@ -21,8 +21,8 @@ func CheckGzip(level int32) error {
 	return nil
 }
 
-// gzipWriters keeps one writer for each level, and no more: each has some
-// 800 KB. Whoever finds it taken makes another one for itself.
+// gzipWriters keeps one writer for each level, and no more: each takes some
+// 800 KB. A goroutine that finds it in use makes another.
 var gzipWriters [gzip.BestCompression - gzip.HuffmanOnly + 1]atomic.Pointer[gzip.Writer]
 
 var gzipReaders sync.Pool
@@ -58,7 +58,7 @@ func appendGzip(dst, src []byte, level int32) ([]byte, error) {
 	if err := zw.Close(); err != nil {
 		return dst, err
 	}
-	zw.Reset(io.Discard) // what is kept must not hold on to dst
+	zw.Reset(io.Discard) // the writer that is kept must not hold on to dst
 	return out.b, nil
 }
 
@@ -149,7 +149,7 @@ func appendGunzip(dst, src []byte, most int64, budget *Budget) (out []byte, cost
 	out = append(make([]byte, 0, at+int(all)), dst...)[:at+int(all)]
 	r.rewind(src)
 	if _, err := io.ReadFull(&r, out[at:]); err != nil {
-		return dst, all, err // which it was not the first time
+		return dst, all, err // cannot happen: the first pass has found no error
 	}
 	return out, all, nil
 }

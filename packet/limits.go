@@ -25,7 +25,7 @@ var (
 	ErrHeader = errors.New("bad header")
 	// ErrTooLarge: a header or body exceeds its limit.
 	ErrTooLarge = errors.New("too large")
-	// ErrGzip: the level is none, or the stream is broken.
+	// ErrGzip: the level is not a valid one, or the stream is broken.
 	ErrGzip = errors.New("bad gzip")
 	// ErrBudget: the memory that a [Budget] allows is in use.
 	ErrBudget = errors.New("the memory budget is used up")

@@ -31,7 +31,7 @@ const (
 	TypePing int32 = 6
 )
 
-// Packet is one message. Its fields may be read and set freely by whoever owns
+// Packet is one message. Its fields may be read and set freely by the goroutine that owns
 // it; it is not safe for concurrent use.
 type Packet struct {
 	// HeaderCodec is the name of the header's codec; empty stands for protobuf.

@@ -7,14 +7,13 @@ import (
 	"github.com/henrylee2cn/teleport/packet"
 )
 
-// A Body is the body of a packet that was received, as it stands on the wire: its codec
-// id first, nothing for none. It belongs to whoever has it, with the memory that it is in
-// and what was taken from the budget for that, until Release. It is not safe for
-// concurrent use, and not to be copied but by who does not use the original any more. The
-// zero value is no body.
+// A Body is the body of a received packet as it stands on the wire, with its codec id first; it is empty if
+// the packet has none. The Body owns its memory, and what was taken from the budget for it, until Release. It
+// is not safe for concurrent use. A copy takes the place of the original, which must not be used any more.
+// The zero value is no body.
 type Body struct {
 	B      []byte
-	buf    *bufpool.Buffer // that B is the content of; nil where B is other memory
+	buf    *bufpool.Buffer // the buffer that holds B; nil if B is in other memory
 	cost   int64           // taken from budget
 	budget *packet.Budget
 }
@@ -33,15 +32,15 @@ func (b *Body) giveBack() {
 	*b = Body{}
 }
 
-// Detach gives B to whoever holds it, for good: Release then only gives back what was
+// Detach makes B ordinary memory that the garbage collector frees. Release then only gives back what was
 // taken from the budget.
 func (b *Body) Detach() { b.buf = nil }
 
 // Cost returns how many bytes are taken from the budget for the body.
 func (b *Body) Cost() int64 { return b.cost }
 
-// room makes space for n more bytes, of which so many have come, or are about to: it
-// takes memory from the pools, or new, and pays for it.
+// room makes space for n more bytes, in a buffer of the pools or in new memory, and takes that from the
+// budget.
 func (b *Body) room(n int, announced int64) error {
 	if cap(b.B)-len(b.B) >= n {
 		return nil
@@ -49,8 +48,8 @@ func (b *Body) room(n int, announced int64) error {
 	return b.move(bufpool.GetSize(len(b.B)+n), len(b.B)+n, announced)
 }
 
-// move goes on in another buffer, of which need bytes are needed. If the budget has not as
-// much as the buffer is large, that may be much larger than it need be: then another is made.
+// move copies the body into another buffer, of which need bytes are needed. A buffer of the pools may be much
+// larger than that; if the budget has not enough for it, move makes one of the size that is needed.
 func (b *Body) move(to *bufpool.Buffer, need int, announced int64) error {
 	cost := int64(cap(to.B))
 	ok := b.budget.Take(cost - b.cost)
@@ -80,7 +79,7 @@ func (r *reader) copyBody(b *Body) bool {
 	if r.body > int64(n) || r.body > int64(cap(b.B)) {
 		return false
 	}
-	if n = int(r.body); n > 0 { // otherwise there may be no buffer
+	if n = int(r.body); n > 0 { // the reader may have no buffer if n is 0
 		b.B = append(b.B, r.buf.B[r.r:r.r+n]...)
 		r.r += n
 		r.body = 0

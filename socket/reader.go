@@ -40,29 +40,29 @@ type reader struct {
 	limits  packet.Limits // of what is read
 	budget  *packet.Budget
 	timeout atomic.Int64  // time.Duration; 0 none
-	frame   time.Duration // for a packet as a whole; 0 none
-	// frameBy is when the packet that has begun must be complete, zero if none has,
-	// and frameFor how long it was given.
+	frame   time.Duration // the time for a whole packet; 0 none
+	// frameBy is when the packet that has begun must be complete, and frameFor how long it was given. frameBy
+	// is zero between packets.
 	frameBy  time.Time
 	frameFor time.Duration
 	armed    bool       // a read deadline is set on conn
 	setting  sync.Mutex // makes one step of changing timeout and due and deciding on conn's deadline
-	// decided counts the decisions and applied is the last one that conn has been told,
-	// which is being told another while applying is true.
+	// decided is the number of decisions about conn's deadline, and applied that of the last one that was set
+	// on conn. While applying is true a goroutine sets one.
 	decided, applied uint32
 	applying         bool
 	due              time.Time // when timeout is over, if it was set during a read
-	set              time.Time // what conn's deadline is to be; zero if none is known
-	quiet            bool      // it is that of await
-	heard            bool      // something was read since
+	set              time.Time // the deadline that was decided on for conn; zero for none
+	quiet            bool      // await has set the deadline
+	heard            bool      // data was read since await has set the deadline
 
 	buf   *bufpool.Buffer // nil, or its whole capacity is in use
 	r, w  int             // buf.B[r:w] has been read and not consumed
 	full  bool            // the last read filled buf: a larger one saves system calls
 	large bool            // the next buffer is a full one
-	spare int             // reads in a row that did not need it
+	spare int             // reads in a row that did not need a large buffer
 
-	reads atomic.Uint32 // how often something has come
+	reads atomic.Uint32 // how many reads have brought data
 
 	body    int64 // bytes of the current packet's body still to be consumed
 	refused error // why the current body must not be read
@@ -97,7 +97,7 @@ func deadline(d time.Duration) time.Time {
 	return time.Now().Add(d)
 }
 
-// earlier returns the earlier of two deadlines, of which zero is none.
+// earlier returns the earlier of two deadlines; a zero time is no deadline.
 func earlier(a, b time.Time) time.Time {
 	if a.IsZero() || !b.IsZero() && b.Before(a) {
 		return b
@@ -105,9 +105,9 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
-// arm sets the deadline of the read that follows. Without a read timeout it leaves
-// one in place that is early enough: to set one takes longer than to read, and may
-// wake a thread. If that is too early, see again.
+// arm sets the deadline of the next read. Without a read timeout arm leaves an earlier deadline in place,
+// because to set one takes longer than to read and may wake a thread. If a read fails at such a deadline,
+// again says so.
 func (r *reader) arm() {
 	begun := r.frame > 0 && (r.w > r.r || r.body > 0)
 	if !r.armed && !begun && r.timeout.Load() == 0 {
@@ -141,9 +141,8 @@ func (r *reader) decideLocked(by time.Time) {
 	r.decided++
 }
 
-// apply unlocks setting, and sets conn's deadline if another one has been decided on. Of
-// several goroutines one does it, for the last decision: it is a call of the connection's,
-// which may call back.
+// apply unlocks setting, and sets conn's deadline if there is a new decision. Only one goroutine at a time
+// does so, for the newest decision, without the lock, because a connection of the program's may call back.
 func (r *reader) apply() {
 	for !r.applying && r.applied != r.decided {
 		by, n := r.set, r.decided
@@ -186,7 +185,7 @@ func (r *reader) next() {
 	}
 }
 
-// explain says so if a read failed because the packet took too long.
+// explain returns the error of a read that failed; if the packet took too long the error says so.
 func (r *reader) explain(err error) error {
 	if errors.Is(err, os.ErrDeadlineExceeded) && r.overdue() {
 		return fmt.Errorf("a packet was not complete after %v: %w", r.frameFor, err)
@@ -211,9 +210,9 @@ func (r *reader) fill(p []byte) (int, error) {
 // errQuiet is what await returns when nothing has come.
 var errQuiet = errors.New("socket: quiet")
 
-// await waits until there is something in the buffer, or nothing has come for
-// quiet, which it notices between one and two times quiet after the last read.
-// Zero is for ever. Where it would cost something it does not wait.
+// await waits until there is data in the buffer, and returns errQuiet if none comes for the time quiet; it
+// notices that between one and two times quiet after the last read. Zero is for ever. On connections where a
+// wait would cost more than a read, await does not wait.
 func (r *reader) await(quiet time.Duration) error {
 	if r.lazy == nil || r.r < r.w || r.body > 0 || r.timeout.Load() > 0 {
 		return nil
@@ -309,7 +308,7 @@ func (r *reader) more(n int) error {
 	return err
 }
 
-// size is that of the next buffer.
+// size returns the size of the next buffer.
 func (r *reader) size() int {
 	if r.large {
 		return fullBuffer
@@ -317,7 +316,7 @@ func (r *reader) size() int {
 	return smallBuffer
 }
 
-// take lends the reader, which has none, a buffer.
+// take gets a buffer for the reader, which has none.
 func (r *reader) take(size int) {
 	r.buf = bufpool.GetSize(size)
 	r.buf.B = r.buf.B[:min(cap(r.buf.B), size)]

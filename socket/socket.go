@@ -8,12 +8,12 @@
 //
 // # Invariants
 //
-//   - A packet is encoded before any of it is queued; what fails to encode costs
-//     the connection nothing.
+//   - A packet is encoded before any of it is queued, so a packet that does not encode does not harm the
+//     connection.
 //   - Packets leave in the order in which WritePacket was called.
-//   - The first failed write, which may have sent a part of a packet, is the last:
-//     every later one fails, and the connection is closed, unless the other side has
-//     done that, whose last packets may still be there to read.
+//   - After a write has failed, which may have sent a part of a packet, every later one fails and the
+//     connection is closed. If it failed because the other side has closed the connection, this side does
+//     not close it yet: the last packets of the other side may still be there to read.
 package socket
 
 import (
@@ -39,11 +39,11 @@ const flushOnClose = time.Second
 
 // Options configures a Socket. The zero value is ready to use.
 type Options struct {
-	// Limits bounds packets in both directions; its zero value is safe. Its budget is
-	// asked for what is received.
+	// Limits bounds packets in both directions; its zero value is safe. Memory for what is received is taken
+	// from its budget.
 	Limits packet.Limits
-	// Output is asked for memory for what waits to be written; nil is without a bound
-	// but MaxOutput.
+	// Output is the budget that memory is taken from for packets that wait to be written. Nil has no bound
+	// besides MaxOutput.
 	Output *packet.Budget
 	// ReadTimeout is the longest silence while a packet is awaited or read; zero
 	// means none.
@@ -54,14 +54,14 @@ type Options struct {
 	// FrameTimeout is the longest that a packet may take from its first byte to its
 	// last, or ReadTimeout if that is shorter; zero means no bound.
 	FrameTimeout time.Duration
-	// Room is told, if it is not nil, whenever there is room in the output again.
+	// Room, if it is not nil, is called whenever there is room in the output again.
 	Room Roomer
 	// MaxOutput is how many bytes may wait to be written before writers wait too;
 	// zero means 8 MiB, a negative number no bound.
 	MaxOutput int64
 }
 
-// A Roomer is told that what waits to be written has become less. It must not block.
+// A Roomer is called when there is room in the output again. The call must not block.
 type Roomer interface{ OutputHasRoom() }
 
 // Socket is a connection that carries packets. One goroutine at a time may
@@ -98,10 +98,10 @@ func (s *Socket) WritePacket(p *packet.Packet) error {
 // A Frame is an encoded packet that waits to be written. It is used once: by Send or Drop.
 type Frame struct {
 	b      []byte
-	buf    *bufpool.Buffer // that b is the content of; nil if b is in the caller's memory
+	buf    *bufpool.Buffer // the buffer that holds b; nil if b is in the caller's memory
 	w      *writer
 	permit bool  // a permit to encode ends when the frame is queued
-	cost   int64 // taken from the budget: of a large frame that will be queued as it is
+	cost   int64 // bytes taken from the budget, for a large frame that will be queued without a copy
 }
 
 // Drop gives up a frame that will not be written.
@@ -138,9 +138,9 @@ func (s *Socket) Permit(ctx context.Context) (Permit, error) {
 	return Permit{ctx, &s.w}, nil
 }
 
-// Encode is the first half of WritePacket, for who has something to do between encoding, which may fail,
-// and sending. It sets p's lengths and does not touch the connection. The frame is made in mem if that has
-// room, which is faster for small packets; the caller must leave mem alone until the frame is used. A nil
+// Encode is the first half of WritePacket, for callers that have something to do between encoding, which may
+// fail, and sending. It sets p's lengths and does not touch the connection. The frame is made in mem if that
+// has room, which is faster for small packets; the caller must leave mem alone until the frame is used. A nil
 // mem is none.
 //
 // With a permit it waits for memory, where a large packet finds none in the budget, as long as the
@@ -170,7 +170,7 @@ func (s *Socket) Encode(permit Permit, mem []byte, p *packet.Packet) (Frame, err
 	return f, nil
 }
 
-// encode encodes without paying.
+// encode encodes the packet without taking memory from the budget.
 func (s *Socket) encode(mem []byte, p *packet.Packet) (Frame, error) {
 	f := Frame{w: &s.w}
 	if mem == nil {
@@ -195,8 +195,9 @@ func (s *Socket) encode(mem []byte, p *packet.Packet) (Frame, error) {
 	return f, nil
 }
 
-// encodeAndPay waits for memory, as long as ctx lasts and for the write timeout at most. What waits is not
-// held encoded: it would be the memory that is waited for.
+// encodeAndPay encodes a packet and waits for memory for it, for the write timeout at most and no longer than
+// ctx lasts. While it waits it does not hold the encoded packet, which would take the memory that it waits
+// for.
 func (s *Socket) encodeAndPay(ctx context.Context, mem []byte, p *packet.Packet) (Frame, error) {
 	for {
 		f, err := s.encode(mem, p)
@@ -230,23 +231,23 @@ func (s *Socket) Posted() uint64 {
 	return s.w.posted
 }
 
-// manyAwaiting is how many packets may wait to be encoded before more of them are of no use.
+// manyAwaiting is how many packets wait to be encoded when the output counts as busy.
 const manyAwaiting = 64
 
-// OutputFull reports whether so much waits to be written that whoever writes more waits. The
-// end of that is told to [Options.Room]. It is safe for concurrent use.
+// OutputFull reports whether so much waits to be written that the next Send waits. When there is room again
+// [Options.Room] is called. It is safe for concurrent use.
 func (s *Socket) OutputFull() bool { return s.w.full.Load() }
 
-// OutputBusy reports whether the output is full, or so many packets wait to be encoded that
-// making more of them is of no use. It is safe for concurrent use.
+// OutputBusy reports whether the output is full, or many packets wait to be encoded already, so that there is
+// no use in making more. It is safe for concurrent use.
 func (s *Socket) OutputBusy() bool { return s.OutputFull() || s.w.awaiting.Load() >= manyAwaiting }
 
-// Reads returns how many reads of the connection have brought something, so far and counted
-// in 32 bits. It is safe for concurrent use.
+// Reads returns how many reads of the connection have brought data so far, counted in 32 bits. It is safe for
+// concurrent use.
 func (s *Socket) Reads() uint32 { return s.r.reads.Load() }
 
-// Writes returns how many writes to the connection have ended well, so far and counted in
-// 32 bits. What is long is written in pieces. It is safe for concurrent use.
+// Writes returns how many writes to the connection have succeeded so far, counted in 32 bits. A long packet
+// is written in pieces, each of which counts. It is safe for concurrent use.
 func (s *Socket) Writes() uint32 { return s.w.written.Load() }
 
 // TCP returns the TCP connection below, also below TLS, or nil if there is none.
@@ -259,7 +260,7 @@ func (s *Socket) Backlog() int64 { return s.w.backlog() }
 // Unsent reports whether anything that was accepted waits to be written.
 func (s *Socket) Unsent() bool { return s.w.unsent() }
 
-// Flush writes what was only queued, unless somebody else is already at it.
+// Flush writes the frames that were only queued, unless another goroutine is writing already.
 // Its error is a [*WriteError].
 func (s *Socket) Flush() error { return s.w.flushQueued() }
 
@@ -309,11 +310,9 @@ func (s *Socket) ReadPacket(p *packet.Packet, newBody func(*packet.Header) inter
 // ErrQuiet is what Await returns when nothing has come.
 var ErrQuiet = errQuiet
 
-// Await waits until something of the next packet has come, or for about the given
-// time without anything, and then returns [ErrQuiet]; zero is for ever, and takes
-// little stack. It is for a reader that wants to do something else when there is
-// a lull. It is up to the connection whether Await waits at all: without an error
-// a read may still have to wait.
+// Await waits until a part of the next packet has come. If nothing comes for about the given time it returns
+// [ErrQuiet]; zero is for ever. It is for a reader that wants to do something else while nothing comes. On
+// some connections Await does not wait: after a nil error a read may still have to.
 func (s *Socket) Await(quiet time.Duration) error {
 	err := s.r.await(quiet)
 	if err != nil && err != errQuiet {
@@ -394,8 +393,8 @@ func (s *Socket) ReadBody(mem []byte) (Body, error) {
 	return b, nil
 }
 
-// readFailure says why a read failed: where this side has closed the connection,
-// the reason for that.
+// readFailure returns why a read failed. If this side has closed the connection that is the reason for
+// closing it.
 func (s *Socket) readFailure(err error) error {
 	if errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) {
 		if reason := s.w.failure(); reason != nil {
@@ -492,7 +491,7 @@ func (s *Socket) String() string {
 	return fmt.Sprintf("%v<->%v", s.LocalAddr(), s.RemoteAddr())
 }
 
-// asWriteError is the failure of a write as one.
+// asWriteError returns err as a *WriteError.
 func asWriteError(err error) error {
 	var we *WriteError
 	if errors.As(err, &we) || errors.Is(err, ErrClosed) {

@@ -9,12 +9,12 @@ import (
 	"time"
 )
 
-// A View is what a program may know of a connection that carries packets for somebody else: addresses, TLS
-// and counters. It cannot be read from, written to or closed by a View. All methods are safe for concurrent
-// use, also when the connection has ended.
+// A View is what a program may know of a connection that the framework uses: addresses, TLS state and
+// counters. The connection cannot be read, written or closed through a View. All methods are safe for
+// concurrent use, also when the connection has ended.
 type View struct{ s *Socket }
 
-// View returns the socket's.
+// View returns a View of the socket.
 func (s *Socket) View() View { return View{s} }
 
 // LocalAddr returns the address of this end.
@@ -42,10 +42,10 @@ func (v View) WriteTimeout() time.Duration { return v.s.WriteTimeout() }
 // Backlog returns how many bytes were accepted and wait to be written.
 func (v View) Backlog() int64 { return v.s.Backlog() }
 
-// Reads returns how many reads of the connection have brought something, counted in 32 bits.
+// Reads returns how many reads of the connection have brought data, counted in 32 bits.
 func (v View) Reads() uint32 { return v.s.Reads() }
 
-// Writes returns how many writes to the connection have ended well, counted in 32 bits.
+// Writes returns how many writes to the connection have succeeded, counted in 32 bits.
 func (v View) Writes() uint32 { return v.s.Writes() }
 
 // Control calls f with the descriptor of the connection below, also below TLS, to get and set options that

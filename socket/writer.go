@@ -24,8 +24,7 @@ const (
 	ownFrame = 16 << 10
 	// maxQueued is how many bytes may wait before writers have to wait too.
 	maxQueued = 8 << 20
-	// unpaid is how many bytes may wait that are not taken from the budget: what a
-	// connection has little of is not worth counting.
+	// unpaid is how many bytes may wait without being taken from the budget. So little is not worth counting.
 	unpaid = 4 << 10
 	// From minTaken to maxTaken bytes are taken from the budget at a time.
 	minTaken = 4 << 10
@@ -35,21 +34,21 @@ const (
 // maxPermits is how many packets are encoded with a permit at a time for one connection.
 var maxPermits = int32(max(2, runtime.GOMAXPROCS(0)))
 
-// writer gathers frames. There is at most one flusher, who writes until nothing
-// is queued; everyone else queues and goes on. How a frame gets its flusher is
-// up to who sends it, see Mode. A flusher who is also somebody's caller
-// leaves what is still queued after a few rounds to a goroutine.
+// writer gathers frames. At most one goroutine at a time is the flusher, which writes until nothing is
+// queued. Other senders put their frames into the queue and go on. The Mode of a frame says how it gets a
+// flusher. A flusher that came from a call of Send leaves what is still queued after a few rounds to another
+// goroutine.
 type writer struct {
 	conn    net.Conn
 	budget  *packet.Budget
 	room    Roomer
 	most    int64        // bytes that may wait before writers have to
 	timeout atomic.Int64 // time.Duration; 0 none
-	armed   bool         // a write deadline is set on conn; the flusher's
-	try     *tryWriter   // made when first used; the flusher's
+	armed   bool         // a write deadline is set on conn; only the flusher uses it
+	try     *tryWriter   // made when first used; only the flusher uses it
 
 	full              atomic.Bool  // queued >= fullAt
-	permits, awaiting atomic.Int32 // to encode: taken, and waited for
+	permits, awaiting atomic.Int32 // permits to encode that are taken, and senders that wait for one
 
 	mu       sync.Mutex // guards the fields below
 	cond     *sync.Cond // made when first waited on; see waitLocked
@@ -57,12 +56,12 @@ type writer struct {
 	spare    []*bufpool.Buffer // the queue's other half, while it is not in use
 	posted   uint64            // frames sent with the mode Later
 	queued   int64             // bytes in queue and under way
-	taken    int64             // bytes from the budget, given back when nothing is queued
+	taken    int64             // bytes taken from the budget, given back when nothing is queued
 	fullAt   int64             // most, or less where the budget has refused more
-	waits    bool              // the budget has been told that the other side is waited for
+	waits    bool              // the budget has been told that the output waits for the other side
 	drained  int64             // bytes written since then
-	step     int               // the most that is written at once of what is much longer
-	written  atomic.Uint32     // how many writes have ended well
+	step     int               // how many bytes of a long buffer are written at once
+	written  atomic.Uint32     // how many writes have succeeded
 	flushing bool
 	freed    *sync.Cond // made when first waited on; signalled when a permit ends
 	refuse   error      // what new frames are refused with; queued ones are still written
@@ -102,11 +101,11 @@ const (
 	// Queue leaves the frame to the next packet that is written, or to Flush, which must follow. The sender
 	// does not wait: where there is no room the error wraps [ErrOutputFull], and the socket can be used on.
 	Queue
-	// Refusal is Queue for a small frame that says why there will not be another: an eighth more of such
-	// may wait than of others, but 256 KiB at most.
+	// Refusal is Queue for a small reply that says why a call is not handled. When the output is full for
+	// other frames, an eighth more of these may be queued, but 256 KiB at most.
 	Refusal
-	// Control is Queue for one of the few small packets that keep the connection in order: it finds room in
-	// any case.
+	// Control is Queue for one of the few small packets that keep the connection in order. There is always
+	// room for them.
 	Control
 )
 
@@ -162,8 +161,7 @@ func (w *writer) write(ctx context.Context, f Frame, mode Mode) (waiting int, er
 	return waiting, err
 }
 
-// offerReserve is how much of what need not wait for room may be queued beyond the rest:
-// refusals, which are small and tell the other side why it gets no more.
+// offerReserve is how many bytes of refusals may be queued when the output is full for other frames.
 const offerReserve = 256 << 10
 
 func (w *writer) reserve(mode Mode) int64 {
@@ -173,9 +171,9 @@ func (w *writer) reserve(mode Mode) int64 {
 	return 0
 }
 
-// roomLocked reports whether n more bytes may wait, in a frame that is paid for or not, and
-// takes them from the budget if not. When nothing waits they may, whatever the budget says:
-// so every connection goes on.
+// roomLocked reports whether n more bytes may be queued, and takes them from the budget unless the frame has
+// paid for them already. When nothing is queued they may be, whatever the budget says, so that every
+// connection makes progress.
 func (w *writer) roomLocked(n int64, paid bool, reserve int64) bool {
 	more := w.queued + n - w.taken - unpaid
 	if paid {
@@ -206,8 +204,8 @@ func (w *writer) roomLocked(n int64, paid bool, reserve int64) bool {
 	return true
 }
 
-// pay takes from the budget what a large frame takes in memory. A small one is copied
-// when it is queued, and paid for then.
+// pay takes the memory of a large frame from the budget. A small frame is copied when it is queued, and paid
+// for then.
 func (w *writer) pay(f *Frame) bool {
 	n := int64(cap(f.b))
 	if w.budget == nil || f.buf == nil || len(f.b) < ownFrame {
@@ -221,21 +219,20 @@ func (w *writer) pay(f *Frame) bool {
 }
 
 const (
-	// memoryPoll is how often those who wait for memory of the budget look for it: it
-	// comes from other connections.
+	// memoryPoll is how often senders that wait for memory ask the budget again. Other connections give the
+	// memory back, and do not tell this one.
 	memoryPoll = 50 * time.Millisecond
-	// drainStep is how many bytes must be written before the other side has done
-	// something, as far as the budget is concerned.
+	// drainStep is how many bytes must be written for the budget to see that the other side reads.
 	drainStep = 256 << 10
-	// writeStep is the most that is written at once of what is much longer: so that one
-	// sees whether it goes on. It is smaller where the kernel does not tell that.
+	// writeStep is how many bytes of a long buffer are written at once, so that progress can be seen. It is
+	// smaller for connections whose kernel does not tell how much the other side has taken.
 	writeStep, blindStep = 1 << 20, 64 << 10
 )
 
 var errNoMemory = fmt.Errorf("%w: there is no memory for a large packet", ErrOutputFull)
 
-// awaitMemory waits until the budget may have n bytes, for the write timeout and no longer
-// than ctx lasts.
+// awaitMemory waits until the budget has n bytes to give, for the write timeout at most and no longer than
+// ctx lasts.
 func (w *writer) awaitMemory(ctx context.Context, n int64) error {
 	timeout := time.Duration(w.timeout.Load())
 	began := time.Now()
@@ -243,7 +240,7 @@ func (w *writer) awaitMemory(ctx context.Context, n int64) error {
 	defer tick.Stop()
 	for {
 		if w.budget.Take(n) || w.budget.TakeAlone(n) {
-			w.budget.Give(n) // and take it again at once, which nearly always succeeds
+			w.budget.Give(n) // the caller takes it again at once, which nearly always succeeds
 			return nil
 		}
 		if err := w.refusal(); err != nil {
@@ -266,7 +263,7 @@ func (w *writer) backlog() int64 {
 	return w.queued
 }
 
-// tcpOf returns the TCP connection that conn is, perhaps with TLS on it, or nil.
+// tcpOf returns the TCP connection below conn, which may be TLS; nil if there is none.
 func tcpOf(conn net.Conn) *net.TCPConn {
 	if over, ok := conn.(interface{ NetConn() net.Conn }); ok {
 		conn = over.NetConn()
@@ -287,8 +284,8 @@ func (w *writer) refusal() error {
 	return w.refuse
 }
 
-// watchLocked tells the budget since when the other side is waited for, while much is
-// queued; n bytes have just been written.
+// watchLocked tells the budget since when the output waits for the other side, while much is queued. It is
+// called when n bytes have been written.
 func (w *writer) watchLocked(n int) {
 	if w.queued < drainStep && !w.waits {
 		return
@@ -322,7 +319,7 @@ func (w *writer) waitForRoomLocked(wait *wait, n int64, paid bool) error {
 		})
 		defer timer.Stop()
 	}
-	var poll *time.Timer // others may give memory back
+	var poll *time.Timer // other connections may give memory back
 	defer func() {
 		if poll != nil {
 			poll.Stop()
@@ -347,7 +344,7 @@ func (w *writer) waitForRoomLocked(wait *wait, n int64, paid bool) error {
 			continue
 		}
 		w.flushing = true
-		if wait.ends { // who may give up must not be held up by the connection
+		if wait.ends { // this sender may give up, so a write of its own must not hold it up
 			go w.flushRest()
 			continue
 		}
@@ -358,15 +355,16 @@ func (w *writer) waitForRoomLocked(wait *wait, n int64, paid bool) error {
 	return nil
 }
 
-// wait is that of one who may give up. The context is another's: it is asked without mu.
+// wait is the wait of a sender that may give up. Its context comes from the program, so it is asked without
+// mu.
 type wait struct {
-	ends bool // it may be over before its time
-	over bool // guarded by writer.mu, as is err
+	ends bool // the context may end
+	over bool // the context has ended; guarded by writer.mu, as is err
 	err  error
 	stop func() bool
 }
 
-// waitFor begins the wait for as long as ctx lasts; end ends it, without mu.
+// waitFor begins a wait that ends with ctx. The caller calls end afterwards, without mu.
 func (w *writer) waitFor(ctx context.Context) *wait {
 	if ctx.Done() == nil {
 		return &forEver
@@ -382,7 +380,7 @@ func (w *writer) waitFor(ctx context.Context) *wait {
 			w.freed.Broadcast()
 		}
 	})
-	if err := ctx.Err(); err != nil { // nobody has it yet
+	if err := ctx.Err(); err != nil { // no other goroutine has the wait yet, so it needs no lock
 		x.stop()
 		return &wait{ends: true, over: true, err: err}
 	}
@@ -406,13 +404,13 @@ func (w *writer) takePermit(ctx context.Context) error {
 	defer wait.end()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	// Who ends a permit looks for those who wait after that, and they look for one
-	// after they have said so.
+	// No wake-up is lost: the end of a permit is counted before awaiting is read, and this sender counts
+	// itself in awaiting before it looks for a permit.
 	w.awaiting.Add(1)
 	for w.refuse == nil && !w.tryPermit() {
 		if wait.over {
 			w.awaiting.Add(-1)
-			w.permitLocked() // which may have been signalled to this one
+			w.permitLocked() // the signal may have come to this sender, so it is passed on
 			return &WriteError{Err: wait.err, Unsent: true}
 		}
 		if w.freed == nil {
@@ -439,7 +437,7 @@ func (w *writer) takePermit(ctx context.Context) error {
 	return nil
 }
 
-// pollMemory lets those who wait ask the budget again.
+// pollMemory has the senders that wait ask the budget again.
 func (w *writer) pollMemory() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -468,14 +466,14 @@ func (w *writer) endPermitLocked() {
 	w.permitLocked()
 }
 
-// permitLocked lets another try for a permit.
+// permitLocked wakes a sender that waits for a permit.
 func (w *writer) permitLocked() {
 	if w.awaiting.Load() > 0 && w.freed != nil {
 		w.freed.Signal()
 	}
 }
 
-// giveLocked returns what was taken from the budget if nothing is queued.
+// giveLocked gives all that was taken back to the budget if nothing is queued.
 func (w *writer) giveLocked() {
 	if w.taken > 0 && w.queued == 0 {
 		w.budget.Give(w.taken)
@@ -483,7 +481,7 @@ func (w *writer) giveLocked() {
 	}
 }
 
-// trimLocked returns what was taken for much more than is queued.
+// trimLocked gives back to the budget what is much more than the queue takes.
 func (w *writer) trimLocked() {
 	if surplus := w.taken - max(w.queued, minTaken); surplus > 2*maxTaken {
 		w.budget.Give(surplus)
@@ -502,7 +500,7 @@ func (w *writer) enqueueLocked(f Frame) {
 	last := len(w.queue) - 1
 	switch {
 	case last < 0 || len(w.queue[last].B)+len(f.b) > gather:
-		// A lone frame needs little room, one behind others is one of many.
+		// A lone frame needs little room. A frame behind others is one of many, and more will come.
 		size := bufpool.Small
 		if last >= 0 || len(f.b) > size {
 			size = gather
@@ -520,7 +518,7 @@ func (w *writer) enqueueLocked(f Frame) {
 	bufpool.Put(f.buf)
 }
 
-// flushQueued writes what was only queued, if nobody else does.
+// flushQueued writes what is queued, if there is no flusher.
 func (w *writer) flushQueued() error {
 	w.mu.Lock()
 	if w.flushing || len(w.queue) == 0 || w.err != nil {
@@ -532,14 +530,13 @@ func (w *writer) flushQueued() error {
 	return w.flush()
 }
 
-// ownRounds is how many rounds a flusher writes before it leaves the rest to a
-// goroutine of its own: the flusher is somebody who called Write and has other
-// things to do.
+// ownRounds is how many rounds a sender writes as the flusher before it leaves the rest to a new goroutine,
+// because the program waits for it.
 const ownRounds = 8
 
-// flush, for who has become the flusher, writes what is queued. The error it
-// returns is that of the first round, which holds the caller's own frame. One of
-// a later round ends the socket too, but the caller's frame was written by then.
+// flush writes what is queued. The caller has become the flusher. The error is that of the first round, in
+// which the caller's own frame is. An error of a later round ends the socket too, but the caller's frame was
+// written before.
 func (w *writer) flush() error {
 	done, own := w.round()
 	for n := 1; !done; n++ {
@@ -556,8 +553,8 @@ func (w *writer) flush() error {
 	return nil
 }
 
-// tryFlush, for who has become the flusher, writes what the connection takes at once,
-// if it is a single buffer, and leaves the rest to a goroutine.
+// tryFlush writes as much as the connection takes without waiting, if a single buffer is queued, and leaves
+// the rest to a new goroutine. The caller has become the flusher.
 func (w *writer) tryFlush() {
 	w.mu.Lock()
 	if len(w.queue) != 1 || w.err != nil {
@@ -595,8 +592,8 @@ func (w *writer) tryFlush() {
 	w.hasRoom(again)
 }
 
-// wroteLocked counts bytes out. It reports whether there is room again: then hasRoom is to
-// be called, without mu.
+// wroteLocked says that n bytes have been written. It reports whether there is room again; the caller then
+// calls hasRoom, without mu.
 func (w *writer) wroteLocked(n int) bool {
 	w.queued -= int64(n)
 	w.watchLocked(n)
@@ -622,8 +619,8 @@ func (w *writer) flushRest() {
 	}
 }
 
-// round writes what is queued now. It reports true when there is nothing left to
-// write; then the caller is the flusher no longer.
+// round writes what is queued now. It reports true if nothing is left to write. Then the caller is no longer
+// the flusher.
 func (w *writer) round() (done bool, err error) {
 	w.mu.Lock()
 	if len(w.queue) == 0 || w.err != nil {
@@ -659,7 +656,7 @@ func (w *writer) round() (done bool, err error) {
 		w.hasRoom(again)
 	}
 	if err != nil && !Gone(err) {
-		_ = w.conn.Close() // a part may have been sent
+		_ = w.conn.Close() // a part of a frame may have been sent
 	}
 	return done, err
 }
@@ -701,8 +698,8 @@ func (w *writer) arm() {
 	}
 }
 
-// drain refuses new frames with the error refuse and waits until nothing is
-// queued or under way, for at most d. It reports whether that came true.
+// drain refuses new frames with the error given, and waits until all others are written, for d at most. It
+// reports whether they are.
 func (w *writer) drain(d time.Duration, refuse error) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
