@@ -60,32 +60,45 @@ func TestTLSRefusals(t *testing.T) {
 
 	own := pair(ca, nil)
 	one := &tls.Config{Certificates: own, RootCAs: pool(ca)}
-	both := &tls.Config{Certificates: own, RootCAs: pool(ca), ClientCAs: pool(ca)} // ClientAuth is what follows from it
+	// ClientAuth is what follows from it
+	both := &tls.Config{Certificates: own, RootCAs: pool(ca), ClientCAs: pool(ca)}
 	for name, c := range map[string]struct {
 		server, client *tls.Config // nil is plaintext
 		ok             bool
 	}{
-		"good":                            {server: one, client: one, ok: true},
-		"good, no client certificate":     {server: one, client: &tls.Config{RootCAs: pool(ca)}, ok: true},
-		"good, both certificates":         {server: both, client: both, ok: true},
-		"plaintext client":                {server: one},
-		"plaintext client, both":          {server: both},
-		"plaintext server":                {client: one},
-		"expired server":                  {server: &tls.Config{Certificates: pair(ca, expired)}, client: one},
-		"server not valid yet":            {server: &tls.Config{Certificates: pair(ca, early)}, client: one},
-		"server of a wrong CA":            {server: &tls.Config{Certificates: pair(stranger, nil)}, client: one},
-		"server that signs itself":        {server: &tls.Config{Certificates: pair(new(authority), nil)}, client: one},
-		"server of a wrong name":          {server: &tls.Config{Certificates: pair(ca, otherName)}, client: one},
-		"client wants another name":       {server: one, client: &tls.Config{RootCAs: pool(ca), ServerName: "example.com"}},
-		"client's certificate as server":  {server: &tls.Config{Certificates: pair(ca, forClients)}, client: one},
-		"server without any certificate":  {server: &tls.Config{}, client: one},
-		"no client certificate":           {server: both, client: &tls.Config{RootCAs: pool(ca)}},
-		"no client certificate, TLS 1.2":  {server: both, client: &tls.Config{RootCAs: pool(ca), MaxVersion: tls.VersionTLS12}},
-		"expired client":                  {server: both, client: &tls.Config{RootCAs: pool(ca), Certificates: pair(ca, expired)}},
-		"client of a wrong CA":            {server: both, client: &tls.Config{RootCAs: pool(ca), Certificates: pair(stranger, nil)}},
-		"client that signs itself":        {server: both, client: &tls.Config{RootCAs: pool(ca), Certificates: pair(new(authority), nil)}},
-		"server's certificate as client":  {server: both, client: &tls.Config{RootCAs: pool(ca), Certificates: pair(ca, forServers)}},
-		"certificates of clients allowed": {server: &tls.Config{Certificates: own, ClientCAs: pool(ca), ClientAuth: tls.VerifyClientCertIfGiven}, client: &tls.Config{RootCAs: pool(ca)}, ok: true},
+		"good":                        {server: one, client: one, ok: true},
+		"good, no client certificate": {server: one, client: &tls.Config{RootCAs: pool(ca)}, ok: true},
+		"good, both certificates":     {server: both, client: both, ok: true},
+		"plaintext client":            {server: one},
+		"plaintext client, both":      {server: both},
+		"plaintext server":            {client: one},
+		"expired server": {server: &tls.Config{Certificates: pair(ca, expired)},
+			client: one},
+		"server not valid yet": {server: &tls.Config{Certificates: pair(ca, early)}, client: one},
+		"server of a wrong CA": {server: &tls.Config{Certificates: pair(stranger, nil)},
+			client: one},
+		"server that signs itself": {server: &tls.Config{Certificates: pair(new(authority), nil)},
+			client: one},
+		"server of a wrong name": {server: &tls.Config{Certificates: pair(ca, otherName)},
+			client: one},
+		"client wants another name": {server: one, client: &tls.Config{RootCAs: pool(ca),
+			ServerName: "example.com"}},
+		"client's certificate as server": {server: &tls.Config{Certificates: pair(ca, forClients)},
+			client: one},
+		"server without any certificate": {server: &tls.Config{}, client: one},
+		"no client certificate":          {server: both, client: &tls.Config{RootCAs: pool(ca)}},
+		"no client certificate, TLS 1.2": {server: both, client: &tls.Config{RootCAs: pool(ca),
+			MaxVersion: tls.VersionTLS12}},
+		"expired client": {server: both, client: &tls.Config{RootCAs: pool(ca),
+			Certificates: pair(ca, expired)}},
+		"client of a wrong CA": {server: both, client: &tls.Config{RootCAs: pool(ca),
+			Certificates: pair(stranger, nil)}},
+		"client that signs itself": {server: both, client: &tls.Config{RootCAs: pool(ca),
+			Certificates: pair(new(authority), nil)}},
+		"server's certificate as client": {server: both, client: &tls.Config{RootCAs: pool(ca),
+			Certificates: pair(ca, forServers)}},
+		"certificates of clients allowed": {server: &tls.Config{Certificates: own, ClientCAs: pool(ca),
+			ClientAuth: tls.VerifyClientCertIfGiven}, client: &tls.Config{RootCAs: pool(ca)}, ok: true},
 	} {
 		for _, inFiles := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, files=%v", name, inFiles), func(t *testing.T) {
@@ -100,7 +113,8 @@ func TestTLSRefusals(t *testing.T) {
 				}
 				srv, handled := countedServer(t, cfg)
 				addr := serve(t, srv)
-				cli, handledBack := countedServer(t, &PeerConfig{TLSConfig: c.client, DefaultDialTimeout: time.Minute})
+				cli, handledBack := countedServer(t, &PeerConfig{TLSConfig: c.client,
+					DefaultDialTimeout: time.Minute})
 				sess, err := cli.Dial(addr)
 				if c.ok {
 					require.NoError(t, err)
@@ -143,13 +157,15 @@ func TestOldTLS(t *testing.T) {
 	srv, handled := countedServer(t, &PeerConfig{TLSConfig: &tls.Config{Certificates: own}})
 	addr := serve(t, srv)
 	for _, version := range []uint16{tls.VersionTLS10, tls.VersionTLS11} {
-		conn, err := tls.Dial("tcp", addr, &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS10, MaxVersion: version})
+		conn, err := tls.Dial("tcp", addr, &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS10,
+			MaxVersion: version})
 		if err == nil {
 			_ = conn.Close()
 		}
 		require.ErrorContains(t, err, "version")
 
-		ln, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: own, MinVersion: tls.VersionTLS10, MaxVersion: version})
+		ln, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: own,
+			MinVersion: tls.VersionTLS10, MaxVersion: version})
 		require.NoError(t, err)
 		served := make(chan struct{})
 		go func() {
@@ -165,7 +181,8 @@ func TestOldTLS(t *testing.T) {
 		require.NoError(t, ln.Close())
 		<-served
 
-		for _, cfg := range []*tls.Config{{Certificates: own, MinVersion: version}, {Certificates: own, MaxVersion: version}} {
+		for _, cfg := range []*tls.Config{{Certificates: own, MinVersion: version}, {Certificates: own,
+			MaxVersion: version}} {
 			requireRefused(t, PeerConfig{TLSConfig: cfg}, "TLS 1.2")
 		}
 	}
@@ -186,7 +203,8 @@ func TestHalfATLSConfiguration(t *testing.T) {
 	requireRefused(t, PeerConfig{TlsCertFile: certFile, TLSConfig: more}, "TlsKeyFile is not")
 	requireRefused(t, PeerConfig{TlsKeyFile: keyFile, TLSConfig: more}, "TlsCertFile is not")
 	requireRefused(t, PeerConfig{TLSConfig: &tls.Config{InsecureSkipVerify: true}}, "InsecureSkipVerify")
-	requireRefused(t, PeerConfig{TlsCertFile: certFile, TlsKeyFile: keyFile, TLSConfig: &tls.Config{InsecureSkipVerify: true}}, "InsecureSkipVerify")
+	requireRefused(t, PeerConfig{TlsCertFile: certFile, TlsKeyFile: keyFile,
+		TLSConfig: &tls.Config{InsecureSkipVerify: true}}, "InsecureSkipVerify")
 }
 
 // requireRefused shows that a peer so configured neither listens, serves nor dials.
@@ -239,7 +257,8 @@ func strangersFrames(t *testing.T) map[string][]byte {
 		"/auth as a query":    header(packet.TypePull, "/fn/call?/auth"),
 	} {
 		for _, codec := range []string{"json", "protobuf"} {
-			frame, err := packet.Append(nil, &packet.Packet{Header: &h, HeaderCodec: codec, Body: "x"}, packet.Limits{})
+			frame, err := packet.Append(nil, &packet.Packet{Header: &h, HeaderCodec: codec, Body: "x"},
+				packet.Limits{})
 			require.NoError(t, err)
 			all[name+" "+codec] = frame
 		}
@@ -270,15 +289,17 @@ func TestNothingIsHandledBeforePostAcceptPasses(t *testing.T) {
 	good, err := authClient(t, "let me in").Dial(addr)
 	require.NoError(t, err)
 	token := func(text string) []byte {
-		frame, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Uri: "/auth"}, Body: text}, packet.Limits{})
+		frame, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Uri: "/auth"}, Body: text},
+			packet.Limits{})
 		require.NoError(t, err)
 		return frame
 	}
 	served := int32(0)
 	for name, frame := range strangersFrames(t) {
 		handled.Store(0)
-		sendAll(t, addr, frame)                                       // instead
-		sendAll(t, addr, frame, token("let me in"), frame)            // before: the hook has read the wrong packet
+		sendAll(t, addr, frame) // instead
+		// before: the hook has read the wrong packet
+		sendAll(t, addr, frame, token("let me in"), frame)
 		sendAll(t, addr, token("guess"), frame)                       // together with
 		sendAll(t, addr, token("guess"), token("let me in"), frame)   // and again
 		sendAll(t, addr, token("")[:5], frame)                        // within
@@ -320,7 +341,8 @@ func TestNothingIsHandledUnlessEveryHookPasses(t *testing.T) {
 		"index":        func() error { var s []string; return errors.New(s[len(os.Args)]) },
 		"Goexit":       func() error { runtime.Goexit(); return nil },
 	}
-	for _, point := range []string{"PostAccept", "PreReadHeader", "PostReadHeader", "PreReadBody", "PostReadBody"} {
+	for _, point := range []string{"PostAccept", "PreReadHeader", "PostReadHeader", "PreReadBody",
+		"PostReadBody"} {
 		for _, where := range []string{"peer", "route", "group"} {
 			if where != "peer" && (point == "PostAccept" || point == "PreReadHeader") {
 				continue
@@ -343,7 +365,10 @@ func TestNothingIsHandledUnlessEveryHookPasses(t *testing.T) {
 							asked.Add(1)
 							return fail()
 						})
-						pull := &Fn{F: func(_ PullCtx, args interface{}) (interface{}, Xerror) { handled.Add(1); return args, nil }}
+						pull := &Fn{F: func(_ PullCtx, args interface{}) (interface{}, Xerror) {
+							handled.Add(1)
+							return args, nil
+						}}
 						push := &FnPush{F: func(PushCtx, interface{}) { handled.Add(1) }}
 						var srv *Peer
 						switch where {
@@ -416,7 +441,10 @@ func TestAHookThatGuardsAPathCannotBePassedBy(t *testing.T) {
 			}
 			return nil
 		}))
-		pullFn(srv, func(_ PullCtx, args interface{}) (interface{}, Xerror) { handled.Add(1); return args, nil })
+		pullFn(srv, func(_ PullCtx, args interface{}) (interface{}, Xerror) {
+			handled.Add(1)
+			return args, nil
+		})
 		pushFn(srv, func(PushCtx, interface{}) { handled.Add(1) })
 		HandlePull(srv.PullRouter, "/open", func(PullCtx, *string) (string, Xerror) { return "", nil })
 		sess, _ := connect(t, newTestPeer(t, nil), srv, pipe.Options{})

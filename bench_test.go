@@ -61,9 +61,14 @@ func BenchmarkPull(b *testing.B) {
 func BenchmarkRoute(b *testing.B) {
 	p := newTestPeer(b, nil)
 	for i := range 1000 {
-		HandlePull(p.PullRouter.Group("group"), fmt.Sprintf("/route%d", i), func(PullCtx, *int) (int, Xerror) { return 0, nil })
+		HandlePull(p.PullRouter.Group("group"), fmt.Sprintf("/route%d", i), func(PullCtx, *int) (int,
+			Xerror) {
+			return 0, nil
+		})
 	}
-	p.PullRouter.Group("open").SetUnknown(func(UnknownPullCtx, *[]byte) (interface{}, Xerror) { return nil, nil })
+	p.PullRouter.Group("open").SetUnknown(func(UnknownPullCtx, *[]byte) (interface{}, Xerror) {
+		return nil, nil
+	})
 	table := p.PullRouter.routes.table.Load()
 	for _, tc := range []struct {
 		name, uri string
@@ -130,9 +135,10 @@ func (f *feed) SetWriteDeadline(time.Time) error { return nil }
 func serveFeed(t testing.TB, typ int32, uri string, body *wrapperspb.StringValue) (run func(n int)) {
 	srv := newTestPeer(t, nil)
 	srv.PullRouter.Reg(new(Bench))
-	HandlePull(srv.PullRouter, "/echo", func(_ PullCtx, args *wrapperspb.StringValue) (*wrapperspb.StringValue, Xerror) {
-		return args, nil
-	})
+	HandlePull(srv.PullRouter, "/echo",
+		func(_ PullCtx, args *wrapperspb.StringValue) (*wrapperspb.StringValue, Xerror) {
+			return args, nil
+		})
 	HandlePush(srv.PushRouter, "/note", func(PushCtx, *wrapperspb.StringValue) {})
 	frame, err := packet.Append(nil, &packet.Packet{
 		BodyCodec: "protobuf",
@@ -176,9 +182,10 @@ func BenchmarkServe(b *testing.B) {
 // BenchmarkPullContext is one call with and without an end of its time.
 func BenchmarkPullContext(b *testing.B) {
 	srv := newTestPeer(b, nil)
-	HandlePull(srv.PullRouter, "/bench/func", func(_ PullCtx, args *wrapperspb.StringValue) (*wrapperspb.StringValue, Xerror) {
-		return args, nil
-	})
+	HandlePull(srv.PullRouter, "/bench/func",
+		func(_ PullCtx, args *wrapperspb.StringValue) (*wrapperspb.StringValue, Xerror) {
+			return args, nil
+		})
 	sess := dial(b, newTestPeer(b, &PeerConfig{DefaultBodyCodec: "protobuf"}), srv)
 	args := wrapperspb.String("a message of about sixty bytes, as small calls have them...")
 	hour, cancel := context.WithTimeout(context.Background(), time.Hour)
@@ -224,7 +231,8 @@ func BenchmarkManyPullContexts(b *testing.B) {
 			b.SetParallelism(64)
 			b.RunParallel(func(pb *testing.PB) {
 				for pb.Next() {
-					if x := sess.PullContext(ctx, "/bench/echo", args, new(wrapperspb.StringValue)).Xerror; x != nil {
+					if x := sess.PullContext(ctx, "/bench/echo", args,
+						new(wrapperspb.StringValue)).Xerror; x != nil {
 						b.Error(x)
 					}
 				}
@@ -240,8 +248,13 @@ func (*Bench) Value(args *wrapperspb.StringValue) (int, Xerror) { return len(arg
 func BenchmarkHandler(b *testing.B) {
 	p := newTestPeer(b, nil)
 	p.PullRouter.Reg(new(Bench))
-	HandlePull(p.PullRouter, "/func/echo", func(_ PullCtx, args *wrapperspb.StringValue) (*wrapperspb.StringValue, Xerror) { return args, nil })
-	HandlePull(p.PullRouter, "/func/value", func(_ PullCtx, args *wrapperspb.StringValue) (int, Xerror) { return len(args.Value), nil })
+	HandlePull(p.PullRouter, "/func/echo",
+		func(_ PullCtx, args *wrapperspb.StringValue) (*wrapperspb.StringValue, Xerror) {
+			return args, nil
+		})
+	HandlePull(p.PullRouter, "/func/value", func(_ PullCtx, args *wrapperspb.StringValue) (int, Xerror) {
+		return len(args.Value), nil
+	})
 	for _, path := range []string{"/bench/echo", "/func/echo", "/bench/value", "/func/value"} {
 		h := p.PullRouter.routes.table.Load().handlers[path]
 		b.Run(path[1:], func(b *testing.B) {

@@ -216,7 +216,10 @@ func TestContextAskedForLate(t *testing.T) {
 			got <- ctx.Context().Err()
 			return "", nil
 		})
-		HandlePull(srv.PullRouter, "/never", func(PullCtx, *string) (string, Xerror) { <-ask; return "", nil })
+		HandlePull(srv.PullRouter, "/never", func(PullCtx, *string) (string, Xerror) {
+			<-ask
+			return "", nil
+		})
 		sess, far := connect(t, newTestPeer(t, nil), srv, pipe.Options{})
 		ctx, cancel := context.WithCancel(t.Context())
 		a := sess.GoPullContext(ctx, "/late", "", nil, nil)
@@ -234,7 +237,8 @@ func TestContextAskedForLate(t *testing.T) {
 
 		// Cancels of what is not there leave nothing.
 		for _, id := range []string{"", "1", "99", "text"} {
-			require.NoError(t, sess.conn.Load().sock.WritePacket(&packet.Packet{Header: &packet.Header{Id: id, Type: packet.TypeCancel, Uri: "/x"}, Body: 1}))
+			require.NoError(t, sess.conn.Load().sock.WritePacket(&packet.Packet{Header: &packet.Header{Id: id,
+				Type: packet.TypeCancel, Uri: "/x"}, Body: 1}))
 		}
 		synctest.Wait()
 		require.Zero(t, far.conn.Load().calls.Len())
@@ -286,7 +290,8 @@ func TestCancelToASideThatDoesNotRead(t *testing.T) {
 		}
 		time.AfterFunc(time.Second, cancel)
 		began := time.Now()
-		require.ErrorIs(t, sess.PullContext(ctx, "/x", strings.Repeat("x", 900), nil).Xerror, context.Canceled)
+		require.ErrorIs(t, sess.PullContext(ctx, "/x", strings.Repeat("x", 900), nil).Xerror,
+			context.Canceled)
 		for _, cmd := range cmds {
 			require.ErrorIs(t, (<-cmd.Done()).Xerror, context.Canceled)
 		}
@@ -324,7 +329,8 @@ func TestContextsAskedForAnywhere(t *testing.T) {
 			return "", nil
 		})
 		HandlePush(srv.PushRouter, "/push", func(ctx PushCtx, _ *string) {})
-		sess, far := connect(t, newTestPeer(t, &PeerConfig{DefaultPullTimeout: time.Minute}), srv, pipe.Options{})
+		sess, far := connect(t, newTestPeer(t, &PeerConfig{DefaultPullTimeout: time.Minute}), srv,
+			pipe.Options{})
 		for range 3 {
 			require.Nil(t, sess.Pull("/pull", "", nil).Xerror)
 			for _, uri := range []string{"/refused", "/nowhere", "/%2e"} {
@@ -341,10 +347,15 @@ func TestContextsAskedForAnywhere(t *testing.T) {
 		require.Zero(t, far.conn.Load().calls.Len())
 		for i := range 3 * defaultMaxSessionHandlers { // of no pulls that run, while one does
 			if i == 0 {
-				HandlePull(srv.PullRouter, "/wait", func(ctx PullCtx, _ *string) (string, Xerror) { time.Sleep(30 * time.Second); return "", nil })
+				HandlePull(srv.PullRouter, "/wait", func(ctx PullCtx, _ *string) (string, Xerror) {
+					time.Sleep(30 * time.Second)
+					return "", nil
+				})
 				sess.GoPull("/wait", "", nil, nil)
 			}
-			require.NoError(t, sess.conn.Load().sock.WritePacket(&packet.Packet{Header: &packet.Header{Id: fmt.Sprint("x", i, strings.Repeat("i", i%2*100)), Type: packet.TypeCancel}}))
+			require.NoError(t,
+				sess.conn.Load().sock.WritePacket(&packet.Packet{Header: &packet.Header{Id: fmt.Sprint("x", i,
+					strings.Repeat("i", i%2*100)), Type: packet.TypeCancel}}))
 		}
 		synctest.Wait()
 		require.Equal(t, 1, far.conn.Load().calls.Len(), "nothing is kept of them")
@@ -398,9 +409,11 @@ func TestContextInHooks(t *testing.T) {
 		}
 		return p
 	}
-	srv := newTestPeer(t, nil, hooks("server", "PostReadHeader", "PreReadBody", "PostReadBody", "PreWriteReply", "PostWriteReply"))
+	srv := newTestPeer(t, nil, hooks("server", "PostReadHeader", "PreReadBody", "PostReadBody",
+		"PreWriteReply", "PostWriteReply"))
 	pullFn(srv, echo)
-	cli := newTestPeer(t, nil, hooks("client", "PreWritePull", "PostWritePull", "PostReadHeader", "PreReadBody", "PostReadBody", "PreWritePush", "PostWritePush"))
+	cli := newTestPeer(t, nil, hooks("client", "PreWritePull", "PostWritePull", "PostReadHeader",
+		"PreReadBody", "PostReadBody", "PreWritePush", "PostWritePush"))
 	sess, _ := connect(t, cli, srv, pipe.Options{})
 	ctx, cancel := context.WithTimeout(context.WithValue(t.Context(), key{}, 1), time.Minute)
 	defer cancel()
@@ -409,8 +422,10 @@ func TestContextInHooks(t *testing.T) {
 	require.NoError(t, sess.Close())
 	require.NoError(t, srv.Shutdown(t.Context()))
 	for _, want := range []string{
-		"server PostReadHeader", "server PreReadBody", "server PostReadBody", "server PreWriteReply", "server PostWriteReply",
-		"client PreWritePull", "client PostWritePull", "client PostReadHeader", "client PreReadBody", "client PostReadBody",
+		"server PostReadHeader", "server PreReadBody", "server PostReadBody", "server PreWriteReply",
+		"server PostWriteReply",
+		"client PreWritePull", "client PostWritePull", "client PostReadHeader", "client PreReadBody",
+		"client PostReadBody",
 		"client PreWritePush", "client PostWritePush",
 	} {
 		require.Equal(t, 1, seen[want], "%s: %v", want, seen)
@@ -451,11 +466,13 @@ func TestManyCancelledPulls(t *testing.T) {
 	}
 	wg.Wait()
 	requireAlive(t, sess)
-	require.Eventually(t, func() bool { return running.Load() == 0 }, time.Minute, time.Millisecond, "every handler is told")
+	require.Eventually(t, func() bool { return running.Load() == 0 }, time.Minute, time.Millisecond,
+		"every handler is told")
 	require.Zero(t, sess.conn.Load().pulls.Len())
 	var far *conn
 	srv.RangeSession(func(s *Session) bool { far = s.conn.Load(); return true })
-	require.Eventually(t, func() bool { return far.handlers.Load() == 0 && far.calls.Len() == 0 }, time.Minute, time.Millisecond)
+	require.Eventually(t, func() bool { return far.handlers.Load() == 0 && far.calls.Len() == 0 },
+		time.Minute, time.Millisecond)
 	t.Logf("%d of %d had begun", told.Load(), pulls)
 }
 
@@ -502,7 +519,8 @@ func TestCancelOfAPullThatWaitsForALink(t *testing.T) {
 		refusing = true
 		answer(second, []string{""}, away)
 		synctest.Wait()
-		answer(first, ids, packet.Header{Type: packet.TypeReply, StatusCode: StatusServiceUnavailable, NotRun: true})
+		answer(first, ids, packet.Header{Type: packet.TypeReply, StatusCode: StatusServiceUnavailable,
+			NotRun: true})
 		synctest.Wait()
 		cancel()
 		for range n {
@@ -551,9 +569,15 @@ func TestCancelOfAnIdThatIsUsedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv := newTestPeer(t, nil)
 		busy := make(chan struct{})
-		HandlePull(srv.PullRouter, "/busy", func(PullCtx, *string) (string, Xerror) { <-busy; return "", nil })
+		HandlePull(srv.PullRouter, "/busy", func(PullCtx, *string) (string, Xerror) {
+			<-busy
+			return "", nil
+		})
 		errs := make(chan error, 1)
-		HandlePull(srv.PullRouter, "/ask", func(ctx PullCtx, _ *string) (string, Xerror) { errs <- ctx.Context().Err(); return "", nil })
+		HandlePull(srv.PullRouter, "/ask", func(ctx PullCtx, _ *string) (string, Xerror) {
+			errs <- ctx.Context().Err()
+			return "", nil
+		})
 		near, end := pipe.New(pipe.Options{})
 		_, err := srv.ServeConn(near)
 		require.NoError(t, err)
@@ -585,7 +609,8 @@ func TestPullContextWithAPartOfAReply(t *testing.T) {
 				cmd := sess.GoPullContext(ctx, "/x", "", &got, nil)
 				began := time.Now()
 				text := strings.Repeat("x", size)
-				b, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: "1", Type: packet.TypeReply, StatusCode: StatusOK}, Body: text}, packet.Limits{})
+				b, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: "1",
+					Type: packet.TypeReply, StatusCode: StatusOK}, Body: text}, packet.Limits{})
 				require.NoError(t, err)
 				n := len(b) - 3
 				go func() {

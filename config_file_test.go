@@ -16,7 +16,8 @@ import (
 
 // allSet has another value than zero in each field that can be in a file.
 func allSet(t *testing.T) PeerConfig {
-	c := PeerConfig{DefaultHeaderCodec: "json", DefaultBodyCodec: "protobuf", DefaultBodyGzipLevel: -2, UnixMode: 0o600, Redial: new(Redial)}
+	c := PeerConfig{DefaultHeaderCodec: "json", DefaultBodyCodec: "protobuf", DefaultBodyGzipLevel: -2,
+		UnixMode: 0o600, Redial: new(Redial)}
 	n := int64(1)
 	for _, v := range []reflect.Value{reflect.ValueOf(&c).Elem(), reflect.ValueOf(c.Redial).Elem()} {
 		fields, _ := fileFields(v.Type())
@@ -71,10 +72,15 @@ func TestConfigInAFile(t *testing.T) {
 	text, err = json.Marshal(PeerConfig{})
 	require.NoError(t, err)
 	require.Equal(t, "{}", string(text))
-	text, err = json.Marshal(&PeerConfig{DefaultReadTimeout: 3 * time.Minute, ListenAddrs: []string{":1"}, MaxBodyBytes: 16 << 20, MaxHeaderBytes: 1000, Redial: &Redial{MaxWait: time.Second}})
+	text, err = json.Marshal(&PeerConfig{DefaultReadTimeout: 3 * time.Minute, ListenAddrs: []string{":1"},
+		MaxBodyBytes: 16 << 20, MaxHeaderBytes: 1000, Redial: &Redial{MaxWait: time.Second}})
 	require.NoError(t, err)
-	require.Equal(t, `{"listen_addrs":[":1"],"redial":{"max_wait":"1s"},"default_read_timeout":"3m0s","max_header_bytes":1000,"max_body_bytes":"16MiB"}`, string(text))
-	for _, c := range []PeerConfig{{TLSConfig: new(tls.Config)}, {DialContext: func(context.Context, string, string) (net.Conn, error) { return nil, nil }}} {
+	require.Equal(t,
+		`{"listen_addrs":[":1"],"redial":{"max_wait":"1s"},"default_read_timeout":"3m0s","max_header_bytes":1000,"max_body_bytes":"16MiB"}`, string(text))
+	for _, c := range []PeerConfig{{TLSConfig: new(tls.Config)}, {DialContext: func(context.Context, string,
+		string) (net.Conn, error) {
+		return nil, nil
+	}}} {
 		_, err := json.Marshal(c)
 		require.ErrorContains(t, err, "which a file cannot hold")
 		_, err = c.MarshalYAML()
@@ -99,8 +105,10 @@ max_handlers: 7
 slow_comet_duration: 0
 `), &c))
 	require.Equal(t, PeerConfig{
-		ListenAddrs: []string{":1"}, DefaultReadTimeout: 3 * time.Minute, PrintBody: true, UnixMode: os.FileMode(0o640),
-		Redial: &Redial{Attempts: 3, MaxWait: -1}, MaxBodyBytes: 64 << 10, MaxInflatedBytes: 1000, MaxDecodedBytes: 2e6, MaxHandlers: 7,
+		ListenAddrs: []string{":1"}, DefaultReadTimeout: 3 * time.Minute, PrintBody: true,
+		UnixMode: os.FileMode(0o640),
+		Redial:   &Redial{Attempts: 3, MaxWait: -1}, MaxBodyBytes: 64 << 10, MaxInflatedBytes: 1000,
+		MaxDecodedBytes: 2e6, MaxHandlers: 7,
 	}, c)
 	require.Equal(t, Redial{Attempts: 3}, *r, "the program's own")
 	require.NoError(t, json.Unmarshal([]byte(`{"redial": null, "listen_addrs": null, "keep_alive": -1}`), &c))
@@ -111,12 +119,18 @@ slow_comet_duration: 0
 
 func TestConfigFileMistakes(t *testing.T) {
 	for text, want := range map[string]string{
-		`{"ListenAddrs": []}`:                     "tp: PeerConfig: there is no ListenAddrs; it is called listen_addrs",
-		`{"listenaddrs": []}`:                     "tp: PeerConfig: there is no listenaddrs; it is called listen_addrs",
-		`{"redial": {"maxWait": "1s"}}`:           "tp: PeerConfig: there is no redial.maxWait; it is called redial.max_wait",
-		`{"redial": {"speed": 1}}`:                "tp: PeerConfig: there is no redial.speed; there are attempts, min_backoff, max_backoff, max_wait, fail_fast, first",
-		`{"redial": true}`:                        "tp: PeerConfig: redial: true is not what is expected, an object with the fields of Redial, which may be empty",
-		`{"tls_config": {}}`:                      "tp: PeerConfig: tls_config cannot be set in a file, only in a program",
+		`{"ListenAddrs": []}`: "tp: PeerConfig: there is no ListenAddrs; it is called " +
+			"listen_addrs",
+		`{"listenaddrs": []}`: "tp: PeerConfig: there is no listenaddrs; it is called " +
+			"listen_addrs",
+		`{"redial": {"maxWait": "1s"}}`: "tp: PeerConfig: there is no redial.maxWait; it is " +
+			"called redial.max_wait",
+		`{"redial": {"speed": 1}}`: "tp: PeerConfig: there is no redial.speed; there are " +
+			"attempts, min_backoff, max_backoff, max_wait, fail_fast, first",
+		`{"redial": true}`: "tp: PeerConfig: redial: true is not what is expected, " +
+			"an object with the fields of Redial, which may be empty",
+		`{"tls_config": {}}`: "tp: PeerConfig: tls_config cannot be set in a file, " +
+			"only in a program",
 		`{"default_read_timeout": 180000000000}`:  `tp: PeerConfig: default_read_timeout: 180000000000 is not what is expected, a duration such as "1m30s" or "500ms", or "none"`,
 		`{"default_read_timeout": "3 minutes"}`:   `tp: PeerConfig: default_read_timeout: "3 minutes" is not what is expected, a duration such as "1m30s" or "500ms", or "none"`,
 		`{"max_body_bytes": "16 megabytes"}`:      `tp: PeerConfig: max_body_bytes: "16 megabytes" is not what is expected, a size such as "16MiB" or "64KiB", a number of bytes, or "none"`,

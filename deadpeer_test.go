@@ -74,7 +74,9 @@ func TestServerDiesAtEveryByteOfAReply(t *testing.T) {
 			t.Run(header+" "+name, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					srv, release, _ := blockedPeer(t, PeerConfig{DefaultHeaderCodec: header})
-					HandlePull(srv.PullRouter, "/echo", func(_ PullCtx, text *string) (string, Xerror) { return *text, nil })
+					HandlePull(srv.PullRouter, "/echo", func(_ PullCtx, text *string) (string, Xerror) {
+						return *text, nil
+					})
 					cli := newTestPeer(t, &PeerConfig{DefaultHeaderCodec: header})
 					good, _ := connect(t, cli, srv, pipe.Options{})
 					text := strings.Repeat("0123456789", c.size/10)
@@ -104,7 +106,8 @@ func TestServerDiesAtEveryByteOfAReply(t *testing.T) {
 								continue // the next reply is cut
 							}
 							require.NotNil(t, cmd.Xerror, "%d of %d bytes", at, whole)
-							require.Equal(t, StatusConnClosed, cmd.Xerror.Code(), "%d of %d bytes: %v", at, whole, cmd.Xerror)
+							require.Equal(t, StatusConnClosed, cmd.Xerror.Code(), "%d of %d bytes: %v", at,
+								whole, cmd.Xerror)
 							require.Empty(t, got)
 							require.Equal(t, StatusConnClosed, (<-waits.Done()).Xerror.Code())
 							<-sess.Done()
@@ -326,7 +329,8 @@ func TestPushesOfAPeerThatHasGone(t *testing.T) {
 	for _, write := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			reading := make(chan struct{})
-			srv := newTestPeer(t, nil, hookPlugin("slow", "PreReadHeader", func(interface{}) error { <-reading; return nil }))
+			srv := newTestPeer(t, nil, hookPlugin("slow", "PreReadHeader",
+				func(interface{}) error { <-reading; return nil }))
 			var handled atomic.Int32
 			pushFn(srv, func(PushCtx, interface{}) { handled.Add(1) })
 			sess, far := connect(t, srv, newTestPeer(t, nil), pipe.Options{})
@@ -351,7 +355,8 @@ func TestPushesOfAPeerThatHasGone(t *testing.T) {
 func TestSessionThatCannotWriteEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		reading := make(chan struct{})
-		srv := newTestPeer(t, nil, hookPlugin("stuck", "PreReadHeader", func(interface{}) error { <-reading; return nil }))
+		srv := newTestPeer(t, nil, hookPlugin("stuck", "PreReadHeader",
+			func(interface{}) error { <-reading; return nil }))
 		sess, far := connect(t, srv, newTestPeer(t, nil), pipe.Options{})
 		synctest.Wait()
 		require.NoError(t, far.Close())

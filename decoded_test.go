@@ -34,9 +34,13 @@ func gzipped(t testing.TB, text string) packet.RawBody {
 func TestDecodedBytes(t *testing.T) {
 	srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
 	many := "[{}" + strings.Repeat(",{}", 4_000_000) + "]" // a gigabyte
-	HandlePull(srv.PullRouter, "/json", func(_ PullCtx, args *[]wide) (int, Xerror) { return len(*args), nil })
+	HandlePull(srv.PullRouter, "/json", func(_ PullCtx, args *[]wide) (int, Xerror) {
+		return len(*args), nil
+	})
 	HandlePull(srv.PullRouter, "/any", func(_ PullCtx, args *interface{}) (int, Xerror) { return 1, nil })
-	HandlePull(srv.PullRouter, "/protobuf", func(_ PullCtx, args *structpb.ListValue) (int, Xerror) { return len(args.Values), nil })
+	HandlePull(srv.PullRouter, "/protobuf", func(_ PullCtx, args *structpb.ListValue) (int, Xerror) {
+		return len(args.Values), nil
+	})
 	srv.PullRouter.SetUnknown(func(ctx UnknownPullCtx, raw *[]byte) (interface{}, Xerror) {
 		var list []wide
 		if _, err := ctx.Unmarshal(*raw, &list); err != nil {
@@ -76,7 +80,8 @@ func TestDecodedBytes(t *testing.T) {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			if x := sess.Pull("/json", gzipped(t, many), nil, WithGzip(9)).Xerror; x.Code() != StatusTooLarge && x.Code() != StatusOverloaded {
+			if x := sess.Pull("/json", gzipped(t, many), nil,
+				WithGzip(9)).Xerror; x.Code() != StatusTooLarge && x.Code() != StatusOverloaded {
 				t.Error(x)
 			}
 		}()

@@ -109,8 +109,13 @@ func (*BesideItself) Own(*int) (int, Xerror) { return 0, nil }
 
 func TestContextBehindAPointerIsRefused(t *testing.T) {
 	p := newTestPeer(t, nil)
-	const why = "the context in *tp.SharedBase is behind a pointer, so that all calls would share it; embed tp.SharedBase."
-	require.PanicsWithValue(t, "tp: Reg(*tp.OnlyByPointer): "+why, func() { p.PullRouter.Reg(new(OnlyByPointer)) })
-	require.PanicsWithValue(t, "tp: Reg(*tp.AlsoByPointer): "+why, func() { p.PullRouter.Reg(new(AlsoByPointer)) })
+	const why = "the context in *tp.SharedBase is behind a pointer, so that all calls would share it; " +
+		"embed tp.SharedBase."
+	require.PanicsWithValue(t, "tp: Reg(*tp.OnlyByPointer): "+why, func() {
+		p.PullRouter.Reg(new(OnlyByPointer))
+	})
+	require.PanicsWithValue(t, "tp: Reg(*tp.AlsoByPointer): "+why, func() {
+		p.PullRouter.Reg(new(AlsoByPointer))
+	})
 	p.PullRouter.Reg(new(BesideItself))
 }

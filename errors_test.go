@@ -31,7 +31,9 @@ type SecretArgs struct {
 func TestWhoseErrorAndWhetherAgain(t *testing.T) {
 	srv, cli := newTestPeer(t, &PeerConfig{MaxBodyBytes: 1 << 20}), newTestPeer(t, nil)
 	HandlePull(srv.PullRouter, "/echo", func(_ PullCtx, args *string) (string, Xerror) { return *args, nil })
-	HandlePull(srv.PullRouter, "/huge", func(PullCtx, *int) (string, Xerror) { return strings.Repeat("x", 2<<20), nil })
+	HandlePull(srv.PullRouter, "/huge", func(PullCtx, *int) (string, Xerror) {
+		return strings.Repeat("x", 2<<20), nil
+	})
 	HandlePull(srv.PullRouter, "/args", func(PullCtx, *SecretArgs) (string, Xerror) { return "", nil })
 	HandlePush(srv.PushRouter, "/said", func(PushCtx, *int) {})
 	fails := func(path string, x Xerror) {
@@ -41,7 +43,8 @@ func TestWhoseErrorAndWhetherAgain(t *testing.T) {
 	fails("/later", WithRetryAfter(NewXerror(StatusOverloaded, "later"), 1500*time.Microsecond))
 	fails("/overloaded", NewXerror(StatusOverloaded, "ran"))
 	fails("/forwarded", WithNotRun(NewXerror(StatusServiceUnavailable, "not run there")))
-	fails("/forwarded-later", WithDetails(WithRetryAfter(WithNotRun(NewXerror(StatusServiceUnavailable, "not run there")), time.Second), "details"))
+	fails("/forwarded-later", WithDetails(WithRetryAfter(WithNotRun(NewXerror(StatusServiceUnavailable,
+		"not run there")), time.Second), "details"))
 	fails("/forwarded-401", WithNotRun(NewXerror(StatusUnauthorized, "not run there")))
 	_, sess := connect(t, srv, cli, pipe.Options{})
 	canceled, cancel := context.WithCancel(t.Context())
@@ -57,27 +60,50 @@ func TestWhoseErrorAndWhetherAgain(t *testing.T) {
 		again        bool
 		after        time.Duration
 	}{
-		"no route":           {uri: "/nope?secret", code: 404, text: `not found: nothing here takes pulls to "/nope"`, unrun: true},
-		"a push's route":     {uri: "/said", code: 404, text: `not found: nothing here takes pulls to "/said", it is a route for pushes`, unrun: true},
-		"wrong argument":     {uri: "/echo", args: 1, code: 400, text: "the body does not decode: json: the number at byte 1 is not a string", unrun: true},
-		"wrong field":        {uri: "/args", args: map[string]interface{}{"count": "1"}, code: 400, text: "the body does not decode: json: the string at byte 12 is not a whole number of 64 bits of field count", unrun: true},
-		"does not encode":    {uri: "/echo", args: func() {}, code: 100, text: "nothing was sent: codec json: encoding func(): json: unsupported type: func()", local: true, unrun: true},
-		"too large here":     {uri: "/echo", args: strings.Repeat("x", 17<<20), code: 413, text: "nothing was sent: packet: too large: body length 17825795 exceeds limit 16777216", local: true, unrun: true},
-		"too large there":    {uri: "/echo", args: strings.Repeat("x", 2<<20), code: 413, text: "packet: too large: body length 2097155 exceeds limit 1048576", unrun: true},
-		"header too large":   {uri: "/" + strings.Repeat("x", 70000), code: 413, text: "" /* its length depends on the id and the time left */, local: true, unrun: true},
-		"reply too large":    {uri: "/huge", code: 413, text: "the reply was not sent: packet: too large: body length 2097155 exceeds limit 1048576"},
-		"bad URI":            {uri: "echo", code: 400, text: `the URI "echo" does not begin with a slash`, unrun: true},
-		"no pointer":         {uri: "/echo", args: "x", reply: "", code: 400, text: "nothing was sent: the reply cannot be decoded into a string; expected a pointer, or nil", local: true, unrun: true},
-		"a nil pointer":      {uri: "/echo", args: "x", reply: (*string)(nil), code: 400, text: "nothing was sent: the reply cannot be decoded into a nil *string", local: true, unrun: true},
-		"wrong reply":        {uri: "/echo", args: "x", reply: new(int), code: 400, text: "this side cannot take the reply: codec json: decoding into *int: the string at byte 3 is no value for the Go type int", local: true},
-		"no codec here":      {uri: "/echo", args: "x", settings: []PacketSetting{WithBodyCodec("none")}, code: 100, local: true, unrun: true},
-		"canceled":           {ctx: canceled, uri: "/echo", args: "x", code: 103, text: "canceled, nothing was sent", local: true, unrun: true},
-		"the handler's":      {uri: "/mine", code: 1001, text: "mine"},
-		"with a wait":        {uri: "/later", code: 429, text: "later", again: true, after: 2 * time.Millisecond},
+		"no route": {uri: "/nope?secret", code: 404,
+			text: `not found: nothing here takes pulls to "/nope"`, unrun: true},
+		"a push's route": {uri: "/said", code: 404,
+			text: `not found: nothing here takes pulls to "/said", it is a route for pushes`, unrun: true},
+		"wrong argument": {uri: "/echo", args: 1, code: 400,
+			text: "the body does not decode: json: the number at byte 1 is not a string", unrun: true},
+		"wrong field": {uri: "/args", args: map[string]interface{}{"count": "1"}, code: 400,
+			text: "the body does not decode: json: the string at byte 12 is not a whole number of 64 bits " +
+				"of field count", unrun: true},
+		"does not encode": {uri: "/echo", args: func() {}, code: 100,
+			text:  "nothing was sent: codec json: encoding func(): json: unsupported type: func()",
+			local: true, unrun: true},
+		"too large here": {uri: "/echo", args: strings.Repeat("x", 17<<20), code: 413,
+			text:  "nothing was sent: packet: too large: body length 17825795 exceeds limit 16777216",
+			local: true, unrun: true},
+		"too large there": {uri: "/echo", args: strings.Repeat("x", 2<<20), code: 413,
+			text: "packet: too large: body length 2097155 exceeds limit 1048576", unrun: true},
+		"header too large": {uri: "/" + strings.Repeat("x", 70000), code: 413,
+			text: "" /* its length depends on the id and the time left */, local: true, unrun: true},
+		"reply too large": {uri: "/huge", code: 413,
+			text: "the reply was not sent: packet: too large: body length 2097155 exceeds limit 1048576"},
+		"bad URI": {uri: "echo", code: 400, text: `the URI "echo" does not begin with a slash`,
+			unrun: true},
+		"no pointer": {uri: "/echo", args: "x", reply: "", code: 400,
+			text:  "nothing was sent: the reply cannot be decoded into a string; expected a pointer, or nil",
+			local: true, unrun: true},
+		"a nil pointer": {uri: "/echo", args: "x", reply: (*string)(nil), code: 400,
+			text: "nothing was sent: the reply cannot be decoded into a nil *string", local: true,
+			unrun: true},
+		"wrong reply": {uri: "/echo", args: "x", reply: new(int), code: 400,
+			text: "this side cannot take the reply: codec json: decoding into *int: the string at byte 3 " +
+				"is no value for the Go type int", local: true},
+		"no codec here": {uri: "/echo", args: "x", settings: []PacketSetting{WithBodyCodec("none")},
+			code: 100, local: true, unrun: true},
+		"canceled": {ctx: canceled, uri: "/echo", args: "x", code: 103,
+			text: "canceled, nothing was sent", local: true, unrun: true},
+		"the handler's": {uri: "/mine", code: 1001, text: "mine"},
+		"with a wait": {uri: "/later", code: 429, text: "later", again: true,
+			after: 2 * time.Millisecond},
 		"overloaded and ran": {uri: "/overloaded", code: 429, text: "ran"},
 		"forwarded":          {uri: "/forwarded", code: 503, text: "not run there", unrun: true, again: true},
-		"forwarded, wait":    {uri: "/forwarded-later", code: 503, text: "not run there", unrun: true, again: true, after: time.Second},
-		"forwarded, 401":     {uri: "/forwarded-401", code: 401, text: "not run there", unrun: true},
+		"forwarded, wait": {uri: "/forwarded-later", code: 503, text: "not run there", unrun: true,
+			again: true, after: time.Second},
+		"forwarded, 401": {uri: "/forwarded-401", code: 401, text: "not run there", unrun: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if c.ctx == nil {
@@ -113,7 +139,9 @@ func TestWhoseErrorAndWhetherAgain(t *testing.T) {
 	require.True(t, Local(errors.New("x")))
 	_, again := Retryable(errors.New("x"))
 	require.False(t, again)
-	require.PanicsWithValue(t, "tp: WithRetryAfter: 0s is not positive.", func() { WithRetryAfter(NewXerror(1, ""), 0) })
+	require.PanicsWithValue(t, "tp: WithRetryAfter: 0s is not positive.", func() {
+		WithRetryAfter(NewXerror(1, ""), 0)
+	})
 	require.NoError(t, cli.Close())
 	x := sess.Pull("/echo", "x", nil).Xerror
 	after, again := Retryable(x)
@@ -127,8 +155,12 @@ func TestRetryAfterOfAnUpstream(t *testing.T) {
 		return 0, WithRetryAfter(NewXerror(StatusOverloaded, "later"), time.Second)
 	})
 	_, toUp := connect(t, up, mid, pipe.Options{})
-	HandlePull(mid.PullRouter, "/pass", func(PullCtx, *int) (int, Xerror) { return 0, toUp.Pull("/later", 1, nil).Xerror })
-	HandlePull(mid.PullRouter, "/nope", func(PullCtx, *int) (int, Xerror) { return 0, toUp.Pull("/nope", 1, nil).Xerror })
+	HandlePull(mid.PullRouter, "/pass", func(PullCtx, *int) (int, Xerror) {
+		return 0, toUp.Pull("/later", 1, nil).Xerror
+	})
+	HandlePull(mid.PullRouter, "/nope", func(PullCtx, *int) (int, Xerror) {
+		return 0, toUp.Pull("/nope", 1, nil).Xerror
+	})
 	_, sess := connect(t, mid, cli, pipe.Options{})
 	for _, uri := range []string{"/pass", "/nope"} {
 		x := sess.Pull(uri, 1, nil).Xerror
@@ -159,7 +191,10 @@ func TestRetryableRefusals(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			srv := newTestPeer(t, nil)
 			release := make(chan struct{})
-			HandlePull(srv.PullRouter, "/slow", func(PullCtx, *int) (int, Xerror) { <-release; return 0, nil })
+			HandlePull(srv.PullRouter, "/slow", func(PullCtx, *int) (int, Xerror) {
+				<-release
+				return 0, nil
+			})
 			sess, _ := connect(t, newTestPeer(t, nil), srv, pipe.Options{})
 			slow := sess.GoPull("/slow", 1, nil, nil)
 			synctest.Wait()
@@ -180,11 +215,15 @@ func TestRetryableRefusals(t *testing.T) {
 func TestErrorsForOthersNameNoTypes(t *testing.T) {
 	srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
 	HandlePull(srv.PullRouter, "/args", func(PullCtx, *SecretArgs) (string, Xerror) { return "", nil })
-	HandlePull(srv.PullRouter, "/list", func(PullCtx, *[]map[string]*SecretArgs) (string, Xerror) { return "", nil })
+	HandlePull(srv.PullRouter, "/list", func(PullCtx, *[]map[string]*SecretArgs) (string, Xerror) {
+		return "", nil
+	})
 	_, sess := connect(t, srv, cli, pipe.Options{})
 	for _, text := range []string{
-		`"x"`, `[]`, `{"count":1.5}`, `{"count":"a"}`, `{"when":"soon"}`, `{"when":1}`, `{"names":{}}`, `{"names":[1]}`, `{"inner":[]}`,
-		`{"inner":{"A":1}}`, `{"bytes":1}`, `{"bytes":"?"}`, `{"ratio":"1"}`, `{"small":256}`, `{"count":`, `{"count":1}}`, ``, `nul`,
+		`"x"`, `[]`, `{"count":1.5}`, `{"count":"a"}`, `{"when":"soon"}`, `{"when":1}`, `{"names":{}}`,
+		`{"names":[1]}`, `{"inner":[]}`,
+		`{"inner":{"A":1}}`, `{"bytes":1}`, `{"bytes":"?"}`, `{"ratio":"1"}`, `{"small":256}`, `{"count":`,
+		`{"count":1}}`, ``, `nul`,
 	} {
 		for _, uri := range []string{"/args", "/list"} {
 			for _, codecId := range []string{"j", "p", "s"} {
@@ -193,8 +232,10 @@ func TestErrorsForOthersNameNoTypes(t *testing.T) {
 					continue
 				}
 				require.Equal(t, StatusBadRequest, x.Code())
-				for _, no := range []string{"Secret", "tp.", "[]", "map", "*", "struct", "int", "time.", "interface", "uint8"} {
-					require.NotContains(t, strings.ReplaceAll(x.Text(), "pointer", ""), no, "%s %s", codecId, text)
+				for _, no := range []string{"Secret", "tp.", "[]", "map", "*", "struct", "int", "time.",
+					"interface", "uint8"} {
+					require.NotContains(t, strings.ReplaceAll(x.Text(), "pointer", ""), no, "%s %s", codecId,
+						text)
 				}
 			}
 		}

@@ -164,7 +164,9 @@ func ExampleRetryable() {
 // Call is for a method that is called in one place.
 func ExampleCall() {
 	srv := tp.NewPeer(nil)
-	tp.HandlePull(srv.PullRouter, "/length", func(_ tp.PullCtx, s *string) (int, tp.Xerror) { return len(*s), nil })
+	tp.HandlePull(srv.PullRouter, "/length", func(_ tp.PullCtx, s *string) (int, tp.Xerror) {
+		return len(*s), nil
+	})
 	sess, end := session(srv)
 	defer end()
 

@@ -110,7 +110,8 @@ func ExamplePullRouter_SetUnknown() {
 	server, client := tp.NewPeer(nil), tp.NewPeer(nil)
 	defer server.Close()
 	defer client.Close()
-	server.PullRouter.Group("files").SetUnknown(func(ctx tp.UnknownPullCtx, body *[]byte) (interface{}, tp.Xerror) {
+	server.PullRouter.Group("files").SetUnknown(func(ctx tp.UnknownPullCtx, body *[]byte) (interface{},
+		tp.Xerror) {
 		var v interface{}
 		codecName, err := ctx.Unmarshal(*body, &v)
 		if err != nil {

@@ -41,7 +41,8 @@ func TestReadTimeoutIsChangedInsideAPacket(t *testing.T) {
 	conn, err := net.Dial("tcp", serve(t, srv))
 	require.NoError(t, err)
 	defer conn.Close()
-	frame, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: "1", Type: packet.TypePull, Uri: "/fn/call"}, Body: "x"}, packet.Limits{})
+	frame, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: "1", Type: packet.TypePull,
+		Uri: "/fn/call"}, Body: "x"}, packet.Limits{})
 	require.NoError(t, err)
 	buf := make([]byte, 1000)
 	_, err = conn.Write(frame)

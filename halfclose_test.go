@@ -27,7 +27,8 @@ type halfCloser struct {
 func (h *halfCloser) ask(t *testing.T, typ int32, uri string, ids ...string) {
 	t.Helper()
 	for _, id := range ids {
-		require.NoError(t, h.WritePacket(&packet.Packet{Header: &packet.Header{Id: id, Type: typ, Uri: uri}, BodyCodec: "json", Body: id}))
+		require.NoError(t, h.WritePacket(&packet.Packet{Header: &packet.Header{Id: id, Type: typ, Uri: uri},
+			BodyCodec: "json", Body: id}))
 	}
 }
 
@@ -75,9 +76,10 @@ func TestRepliesAfterAHalfClose(t *testing.T) {
 		dial    func(addr string) (net.Conn, error)
 	}{
 		"tcp": {nil, "tcp", func(addr string) (net.Conn, error) { return net.Dial("tcp", addr) }},
-		"tls": {&PeerConfig{TLSConfig: &tls.Config{Certificates: []tls.Certificate{pair}}}, "tcp", func(addr string) (net.Conn, error) {
-			return tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true})
-		}},
+		"tls": {&PeerConfig{TLSConfig: &tls.Config{Certificates: []tls.Certificate{pair}}}, "tcp",
+			func(addr string) (net.Conn, error) {
+				return tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true})
+			}},
 		"unix": {nil, "unix", func(addr string) (net.Conn, error) { return net.Dial("unix", addr) }},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -181,10 +183,13 @@ func TestAHalfCloseThatIsAWholeOne(t *testing.T) {
 	for range 3 {
 		<-told
 	}
-	links := srv.sessions.lingering()
-	require.Len(t, links, 1)
+	conns := srv.sessions.lingering()
+	require.Len(t, conns, 1)
 	for range 3 { // the second write, at the latest, fails
 		release <- struct{}{}
 	}
-	require.Eventually(t, func() bool { return links[0].handlers.Load() == 0 && len(srv.sessions.lingering()) == 0 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return conns[0].handlers.Load() == 0 &&
+			len(srv.sessions.lingering()) == 0
+	}, 10*time.Second, time.Millisecond)
 }

@@ -71,16 +71,25 @@ func TestHandlePluginsRunInOrder(t *testing.T) {
 	}
 	srv, cli := newTestPeer(t, nil, note("peer")), newTestPeer(t, nil)
 	pulls := srv.PullRouter.Group("a", note("a")).Group("b", note("b"))
-	HandlePull(pulls, "/f", func(PullCtx, *int) (int, Xerror) { seen = append(seen, "pull"); return 1, nil }, note("own"), note("other"))
-	HandlePull(srv.PullRouter, "/f", func(PullCtx, *int) (int, Xerror) { seen = append(seen, "root"); return 1, nil })
+	HandlePull(pulls, "/f", func(PullCtx, *int) (int, Xerror) { seen = append(seen, "pull"); return 1, nil },
+		note("own"), note("other"))
+	HandlePull(srv.PullRouter, "/f", func(PullCtx, *int) (int, Xerror) {
+		seen = append(seen, "root")
+		return 1, nil
+	})
 	pushed := make(chan struct{})
-	HandlePush(srv.PushRouter.Group("a", note("a")), "/f", func(PushCtx, *int) { seen = append(seen, "push"); close(pushed) }, note("own"))
+	HandlePush(srv.PushRouter.Group("a", note("a")), "/f", func(PushCtx, *int) {
+		seen = append(seen,
+			"push")
+		close(pushed)
+	}, note("own"))
 	_, sess := connect(t, srv, cli, pipe.Options{})
 
 	require.Nil(t, sess.Pull("/a/b/f", 1, nil).Xerror)
 	require.Equal(t, []string{
 		"peer PreReadBody", "a PreReadBody", "b PreReadBody", "own PreReadBody", "other PreReadBody",
-		"peer PostReadBody", "a PostReadBody", "b PostReadBody", "own PostReadBody", "other PostReadBody", "pull",
+		"peer PostReadBody", "a PostReadBody", "b PostReadBody", "own PostReadBody", "other PostReadBody",
+		"pull",
 	}, seen)
 	seen = nil
 	require.Nil(t, sess.Pull("/f", 1, nil).Xerror)
@@ -104,7 +113,9 @@ func TestHandleReplyTypes(t *testing.T) {
 	HandlePull(r, "/value", func(_ PullCtx, a *point) (point, Xerror) { return point{a.Y, a.X}, nil })
 	HandlePull(r, "/string", func(_ PullCtx, a *point) (string, Xerror) { return fmt.Sprint(*a), nil })
 	HandlePull(r, "/slice", func(_ PullCtx, a *point) ([]int, Xerror) { return []int{a.X, a.Y}, nil })
-	HandlePull(r, "/map", func(_ PullCtx, a *point) (map[string]int, Xerror) { return map[string]int{"x": a.X}, nil })
+	HandlePull(r, "/map", func(_ PullCtx, a *point) (map[string]int, Xerror) {
+		return map[string]int{"x": a.X}, nil
+	})
 	HandlePull(r, "/nil-pointer", func(PullCtx, *point) (*point, Xerror) { return nil, nil })
 	HandlePull(r, "/nil-interface", func(PullCtx, *point) (interface{}, Xerror) { return nil, nil })
 	HandlePull(r, "/interface", func(_ PullCtx, a *interface{}) (interface{}, Xerror) { return *a, nil })
@@ -200,25 +211,36 @@ func TestHandlePanicsWithAWholeSentence(t *testing.T) {
 		reg  func()
 		want []string
 	}{
-		{"as a controller", func() { HandlePull(p.PullRouter, "/math/add", pull) }, []string{"/math/add", "twice"}},
-		{"as a controller in a group", func() { HandlePull(p.PullRouter.Group("math"), "add", pull) }, []string{"/math/add", "twice"}},
+		{"as a controller", func() { HandlePull(p.PullRouter, "/math/add", pull) }, []string{"/math/add",
+			"twice"}},
+		{"as a controller in a group", func() { HandlePull(p.PullRouter.Group("math"), "add", pull) },
+			[]string{"/math/add", "twice"}},
 		{"as a function", func() { HandlePull(p.PullRouter, "/f", pull) }, []string{"the route /f", "twice"}},
-		{"as a function's", func() { HandlePush(p.PushRouter, "f/", push) }, []string{"the route /f", "twice"}},
+		{"as a function's", func() { HandlePush(p.PushRouter, "f/", push) }, []string{"the route /f",
+			"twice"}},
 		{"controller after function", func() {
 			HandlePull(p.PullRouter, "/g/math/add", pull)
 			p.PullRouter.Group("g").Reg(new(Math))
 		}, []string{"/g/math/add", "twice"}},
 		{"empty", func() { HandlePull(p.PullRouter, "", pull) }, []string{`HandlePull("")`, "no name"}},
-		{"empty in a group", func() { HandlePull(p.PullRouter.Group("g"), "", pull) }, []string{`HandlePull("")`, "no name"}},
+		{"empty in a group", func() { HandlePull(p.PullRouter.Group("g"), "", pull) },
+			[]string{`HandlePull("")`, "no name"}},
 		{"slash", func() { HandlePush(p.PushRouter, "/", push) }, []string{`HandlePush("/")`, "no name"}},
-		{"slashes", func() { HandlePush(p.PushRouter.Group("g"), "//", push) }, []string{`HandlePush("//")`, "no name"}},
+		{"slashes", func() { HandlePush(p.PushRouter.Group("g"), "//", push) }, []string{`HandlePush("//")`,
+			"no name"}},
 		{"query", func() { HandlePull(p.PullRouter, "/a?b", pull) }, []string{`HandlePull("/a?b")`, "no ?"}},
-		{"escaped", func() { HandlePush(p.PushRouter, "/a%20b", push) }, []string{`HandlePush("/a%20b")`, "no %"}},
-		{"nil pull", func() { HandlePull[int, int](p.PullRouter, "/nil", nil) }, []string{`HandlePull("/nil")`, "function is nil"}},
-		{"nil push", func() { HandlePush[int](p.PushRouter, "/nil", nil) }, []string{`HandlePush("/nil")`, "function is nil"}},
-		{"refused", func() { HandlePull(p.PullRouter, "/refused", pull) }, []string{"the route /refused is refused", "not this one"}},
-		{"plugin twice", func() { HandlePull(p.PullRouter, "/twice", pull, twice, twice) }, []string{`"twice"`, "twice in one chain"}},
-		{"nil plugin", func() { HandlePull(p.PullRouter, "/nil-plugin", pull, nil) }, []string{"plugin is nil"}},
+		{"escaped", func() { HandlePush(p.PushRouter, "/a%20b", push) }, []string{`HandlePush("/a%20b")`,
+			"no %"}},
+		{"nil pull", func() { HandlePull[int, int](p.PullRouter, "/nil", nil) },
+			[]string{`HandlePull("/nil")`, "function is nil"}},
+		{"nil push", func() { HandlePush[int](p.PushRouter, "/nil", nil) }, []string{`HandlePush("/nil")`,
+			"function is nil"}},
+		{"refused", func() { HandlePull(p.PullRouter, "/refused", pull) },
+			[]string{"the route /refused is refused", "not this one"}},
+		{"plugin twice", func() { HandlePull(p.PullRouter, "/twice", pull, twice, twice) },
+			[]string{`"twice"`, "twice in one chain"}},
+		{"nil plugin", func() { HandlePull(p.PullRouter, "/nil-plugin", pull, nil) },
+			[]string{"plugin is nil"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			defer func() {
@@ -249,7 +271,10 @@ func TestHandlerAsPostRegSeesIt(t *testing.T) {
 		})
 	}
 	p := newTestPeer(t, nil, see("peer"))
-	HandlePull(p.PullRouter.Group("g"), "/pull", func(PullCtx, *point) (map[string]*point, Xerror) { return nil, nil }, see("own"))
+	HandlePull(p.PullRouter.Group("g"), "/pull", func(PullCtx, *point) (map[string]*point,
+		Xerror) {
+		return nil, nil
+	}, see("own"))
 	HandlePull(p.PullRouter, "/any", func(PullCtx, *interface{}) (fmt.Stringer, Xerror) { return nil, nil })
 	HandlePush(p.PushRouter.Group("g"), "push", func(PushCtx, *[]string) {})
 	require.Len(t, seen, 4)

@@ -83,7 +83,8 @@ func TestSilentClientsLockOutNobody(t *testing.T) {
 			require.LessOrEqual(t, srv.handshakes.Pending(), 32)
 			log.next(t, "refused", "make room for others")
 			require.NoError(t, srv.Close())
-			require.Eventually(t, func() bool { return srv.handshakes.Len() == 0 }, time.Minute, time.Millisecond)
+			require.Eventually(t, func() bool { return srv.handshakes.Len() == 0 }, time.Minute,
+				time.Millisecond)
 		})
 	}
 }
@@ -126,11 +127,15 @@ func TestOldestHandshakeMakesRoom(t *testing.T) {
 		closed []int
 	}{
 		{"room for all", []string{"10.0.0.1:1", "10.0.0.1:2", "10.0.0.2:1"}, nil},
-		{"too many of one", []string{"10.0.0.2:1", "10.0.0.1:1", "10.0.0.1:2", "10.0.0.1:3", "10.0.0.1:4"}, []int{1, 2}},
-		{"too many in all", []string{"10.0.0.2:1", "10.0.0.1:1", "10.0.0.1:2", "10.0.0.3:3", "10.0.0.4:4"}, []int{0}},
-		{"one network of IPv6", []string{"[2001:db8:0:1::1]:1", "[2001:db8:0:1:2::2]:1", "[2001:db8:0:1:ffff::]:1"}, []int{0}},
+		{"too many of one", []string{"10.0.0.2:1", "10.0.0.1:1", "10.0.0.1:2", "10.0.0.1:3", "10.0.0.1:4"},
+			[]int{1, 2}},
+		{"too many in all", []string{"10.0.0.2:1", "10.0.0.1:1", "10.0.0.1:2", "10.0.0.3:3", "10.0.0.4:4"},
+			[]int{0}},
+		{"one network of IPv6", []string{"[2001:db8:0:1::1]:1", "[2001:db8:0:1:2::2]:1",
+			"[2001:db8:0:1:ffff::]:1"}, []int{0}},
 		{"others", []string{"[2001:db8:0:1::1]:1", "[2001:db8:0:2::1]:1", "[2001:db8:0:3::]:1"}, nil},
-		{"IPv4 in IPv6", []string{"[::ffff:10.0.0.1]:1", "10.0.0.1:2", "[::ffff:10.0.0.1]:3", "[::ffff:10.0.0.2]:3"}, []int{0}},
+		{"IPv4 in IPv6", []string{"[::ffff:10.0.0.1]:1", "10.0.0.1:2", "[::ffff:10.0.0.1]:3",
+			"[::ffff:10.0.0.2]:3"}, []int{0}},
 		{"no address", []string{"", "", "", "", ""}, []int{0}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -195,7 +200,8 @@ func TestPatienceOfHandshakes(t *testing.T) {
 // makes room as others do.
 func TestRefusedHandshakeMakesRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := NewPeer(&PeerConfig{MaxHandshakes: 1}, hookPlugin("no", "PostAccept", func(interface{}) error { return errors.New("no") }))
+		p := NewPeer(&PeerConfig{MaxHandshakes: 1}, hookPlugin("no", "PostAccept",
+			func(interface{}) error { return errors.New("no") }))
 		first, far := pipe.New(pipe.Options{})
 		p.admit(first, nil)
 		synctest.Wait()
@@ -216,7 +222,8 @@ func TestRefusedHandshakeMakesRoom(t *testing.T) {
 func TestHandshakesThatDoNotEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hold := make(chan struct{})
-		p := NewPeer(&PeerConfig{MaxHandshakes: 2}, hookPlugin("hang", "PostAccept", func(interface{}) error { <-hold; return nil }))
+		p := NewPeer(&PeerConfig{MaxHandshakes: 2}, hookPlugin("hang", "PostAccept",
+			func(interface{}) error { <-hold; return nil }))
 		var far []net.Conn
 		for range places.MinLeaving + 100 {
 			here, there := pipe.New(pipe.Options{})

@@ -66,8 +66,9 @@ func TestKeepAliveGivesUp(t *testing.T) {
 // does not, and any other packet.
 func TestKeepAliveIsAnswered(t *testing.T) {
 	for name, answer := range map[string]*packet.Packet{
-		"ping":      {Header: &packet.Header{Id: pingId, Type: packet.TypeReply, StatusCode: StatusOK}},
-		"old peer":  {Header: &packet.Header{Id: pingId, Type: packet.TypeReply, StatusCode: StatusUnsupportedType}},
+		"ping": {Header: &packet.Header{Id: pingId, Type: packet.TypeReply, StatusCode: StatusOK}},
+		"old peer": {Header: &packet.Header{Id: pingId, Type: packet.TypeReply,
+			StatusCode: StatusUnsupportedType}},
 		"else":      {Header: &packet.Header{Type: packet.TypePush, Uri: "/x"}},
 		"no answer": nil,
 	} {
@@ -86,7 +87,8 @@ func TestKeepAliveIsAnswered(t *testing.T) {
 							return
 						}
 						if pings == 100 {
-							answer = &packet.Packet{Header: &packet.Header{Id: pull, Type: packet.TypeReply, StatusCode: StatusOK}}
+							answer = &packet.Packet{Header: &packet.Header{Id: pull, Type: packet.TypeReply,
+								StatusCode: StatusOK}}
 						}
 						require.NoError(t, sock.WritePacket(answer))
 					}
@@ -132,7 +134,9 @@ func TestKeepAliveOfSlowHandlers(t *testing.T) {
 func TestKeepAliveCanBeTurnedOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newTestPeer(t, &PeerConfig{KeepAlive: -1, DefaultPullTimeout: time.Hour})
-		sess := other(t, p, func(_ *socket.Socket, got *packet.Packet) { require.Equal(t, packet.TypePull, got.Header.Type) })
+		sess := other(t, p, func(_ *socket.Socket, got *packet.Packet) {
+			require.Equal(t, packet.TypePull, got.Header.Type)
+		})
 		require.Equal(t, StatusDeadlineExceeded, sess.Pull("/a", 1, nil).Xerror.Code())
 		requireOpen(t, sess)
 	})
@@ -152,7 +156,8 @@ func TestQuestionsThatNobodyReadsTheAnswersOf(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newTestPeer(t, &PeerConfig{MaxSessionOutput: 100_000, DefaultWriteTimeout: -1})
 		s := newStranger(t, p, 1000)
-		frame, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: "1", Type: packet.TypePing}}, packet.Limits{})
+		frame, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: "1",
+			Type: packet.TypePing}}, packet.Limits{})
 		require.NoError(t, err)
 		for range 100_000 {
 			if _, err = s.Write(frame); err != nil {
@@ -170,12 +175,14 @@ func TestKeepAliveAndRedial(t *testing.T) {
 	HandlePull(srv.PullRouter, "/a", func(_ PullCtx, n *int) (int, Xerror) { return *n, nil })
 	addr := serve(t, srv)
 	silent := newSilent(t)
-	cli := newTestPeer(t, &PeerConfig{KeepAlive: 40 * time.Millisecond, Redial: &Redial{MinBackoff: time.Millisecond}})
+	cli := newTestPeer(t, &PeerConfig{KeepAlive: 40 * time.Millisecond,
+		Redial: &Redial{MinBackoff: time.Millisecond}})
 	sess, err := cli.Dial(silent + "," + addr)
 	require.NoError(t, err)
 	require.Equal(t, StatusConnClosed, sess.Pull("/a", 1, nil).Xerror.Code())
 	var got int
-	require.Eventually(t, func() bool { return sess.Pull("/a", 7, &got).Xerror == nil }, 20*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return sess.Pull("/a", 7, &got).Xerror == nil }, 20*time.Second,
+		time.Millisecond)
 	require.Equal(t, 7, got)
 }
 

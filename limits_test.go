@@ -249,7 +249,8 @@ func TestRefusalsThatNobodyReads(t *testing.T) {
 				if hooked {
 					plugins = append(plugins, hookPlugin("nothing", "", nil))
 				}
-				srv := newTestPeer(t, &PeerConfig{MaxSessionOutput: 100_000, MaxSessionHandlers: 10}, plugins...)
+				srv := newTestPeer(t, &PeerConfig{MaxSessionOutput: 100_000, MaxSessionHandlers: 10},
+					plugins...)
 				conn, far := pipe.New(pipe.Options{Buffer: 1000})
 				defer far.Close()
 				sess, err := srv.ServeConn(conn)
@@ -280,7 +281,9 @@ func TestBudgetOfBodies(t *testing.T) {
 	large := strings.Repeat("x", 300<<10)
 	synctest.Test(t, func(t *testing.T) {
 		srv, release, ran := blockedPeer(t, PeerConfig{MaxBufferedBytes: budget, DefaultBodyCodec: "string"})
-		srv.PullRouter.SetUnknown(func(_ UnknownPullCtx, body *[]byte) (interface{}, Xerror) { return packet.RawBody(*body), nil })
+		srv.PullRouter.SetUnknown(func(_ UnknownPullCtx, body *[]byte) (interface{}, Xerror) {
+			return packet.RawBody(*body), nil
+		})
 		cli := newTestPeer(t, &PeerConfig{DefaultBodyCodec: "string"})
 		sess, _ := connect(t, cli, srv, pipe.Options{})
 
@@ -311,7 +314,8 @@ func TestBudgetOfBodies(t *testing.T) {
 			require.Nil(t, sess.Pull("/unknown", large, &got, WithGzip(1)).Xerror)
 			require.Equal(t, StatusBadRequest, sess.Pull("/a//b", large, &got).Xerror.Code())
 			require.Nil(t, sess.Push("/nowhere", large))
-			require.Equal(t, StatusBadRequest, sess.Pull("/fn/call", packet.RawBody("j{"+large), &got).Xerror.Code())
+			require.Equal(t, StatusBadRequest, sess.Pull("/fn/call", packet.RawBody("j{"+large),
+				&got).Xerror.Code())
 			require.Zero(t, used(srv))
 		}
 	})
@@ -339,14 +343,16 @@ func TestFrameTimeout(t *testing.T) {
 	log := captureLog(t, LevelInfo)
 	for _, readTimeout := range []time.Duration{0, time.Minute} {
 		synctest.Test(t, func(t *testing.T) {
-			srv := newTestPeer(t, &PeerConfig{FrameTimeout: 10 * time.Second, DefaultReadTimeout: readTimeout})
+			srv := newTestPeer(t, &PeerConfig{FrameTimeout: 10 * time.Second,
+				DefaultReadTimeout: readTimeout})
 			pullFn(srv, echo)
 			conn, far := pipe.New(pipe.Options{})
 			defer far.Close()
 			sess, err := srv.ServeConn(conn)
 			require.NoError(t, err)
 			frame, err := packet.Append(nil, &packet.Packet{
-				Header: &packet.Header{Id: "1", Type: packet.TypePull, Uri: "/fn/call"}, Body: strings.Repeat("x", 1000),
+				Header: &packet.Header{Id: "1", Type: packet.TypePull, Uri: "/fn/call"},
+				Body:   strings.Repeat("x", 1000),
 			}, packet.Limits{})
 			require.NoError(t, err)
 			go func() { _, _ = io.Copy(io.Discard, far) }()
@@ -501,7 +507,8 @@ func TestDefaultLimits(t *testing.T) {
 	require.Equal(t, 30*time.Second, p.cfg.UserTimeout)
 	require.EqualValues(t, 256<<20, p.cfg.MaxBufferedBytes)
 	require.Equal(t, []int64{8 << 20, 8 << 20}, []int64{p.cfg.MaxSessionInput, p.cfg.MaxSessionOutput})
-	require.Equal(t, []int{4096, 65536, 1024, 256}, []int{p.cfg.MaxSessionHandlers, p.cfg.MaxHandlers, p.cfg.MaxHandshakes, p.cfg.MaxHandshakesPerAddr})
+	require.Equal(t, []int{4096, 65536, 1024, 256}, []int{p.cfg.MaxSessionHandlers, p.cfg.MaxHandlers,
+		p.cfg.MaxHandshakes, p.cfg.MaxHandshakesPerAddr})
 	require.LessOrEqual(t, p.cfg.MaxSessions, 65536)
 	require.Positive(t, p.cfg.MaxSessions)
 }
@@ -512,8 +519,10 @@ func TestNoLimits(t *testing.T) {
 		cfg := PeerConfig{
 			DefaultReadTimeout: -1, DefaultWriteTimeout: -1, DefaultPullTimeout: -1, DefaultDialTimeout: -1,
 			HandshakeTimeout: -1, HookTimeout: -1, FrameTimeout: -1, KeepAlive: -1, UserTimeout: -1,
-			MaxHeaderBytes: -1, MaxBodyBytes: -1, MaxInflatedBytes: -1, MaxBodyDepth: -1, MaxBufferedBytes: -1,
-			MaxSessionInput: -1, MaxSessionOutput: -1, MaxSessionHandlers: -1, MaxHandlers: -1, MaxSessions: -1, MaxHandshakes: -1, MaxHandshakesPerAddr: -1,
+			MaxHeaderBytes: -1, MaxBodyBytes: -1, MaxInflatedBytes: -1, MaxBodyDepth: -1,
+			MaxBufferedBytes: -1,
+			MaxSessionInput:  -1, MaxSessionOutput: -1, MaxSessionHandlers: -1, MaxHandlers: -1,
+			MaxSessions: -1, MaxHandshakes: -1, MaxHandshakesPerAddr: -1,
 		}
 		a, b := newTestPeer(t, &cfg, hookPlugin("nothing", "", nil)), newTestPeer(t, &cfg)
 		pullFn(b, echo)
@@ -549,7 +558,8 @@ func TestDepthOfBodies(t *testing.T) {
 	}
 	var got interface{}
 	texts := `["[[[[[[[[[[[[[", "\"[[[[[[[[[[[[[[", {"a\\":"{{{{{{{{{{{{{{{"}]`
-	require.Nil(t, sess.Pull("/fn/call", packet.RawBody("j"+texts), &got).Xerror, "brackets in texts do not count")
+	require.Nil(t, sess.Pull("/fn/call", packet.RawBody("j"+texts), &got).Xerror,
+		"brackets in texts do not count")
 }
 
 // A header announces a body of 1 MiB and more, and nothing of it comes: that
@@ -561,7 +571,8 @@ func TestAnnouncedBodiesTakeNoMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv := newTestPeer(t, nil)
 		pullFn(srv, echo)
-		frame, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: "1", Type: packet.TypePull, Uri: "/fn/call"}}, packet.Limits{})
+		frame, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: "1", Type: packet.TypePull,
+			Uri: "/fn/call"}}, packet.Limits{})
 		require.NoError(t, err)
 		binary.BigEndian.PutUint32(frame[len(frame)-4:], 4<<20)
 		for range 100 {
@@ -600,8 +611,13 @@ func TestGoexitAndTheBudget(t *testing.T) {
 			return nil
 		}))
 		pullFn(srv, echo)
-		HandlePull(srv.PullRouter, "/exit", func(PullCtx, *string) (string, Xerror) { runtime.Goexit(); return "", nil })
-		HandlePull(srv.PullRouter, "/exit-later", func(PullCtx, *string) (exitJSON, Xerror) { return exitJSON{}, nil })
+		HandlePull(srv.PullRouter, "/exit", func(PullCtx, *string) (string, Xerror) {
+			runtime.Goexit()
+			return "", nil
+		})
+		HandlePull(srv.PullRouter, "/exit-later", func(PullCtx, *string) (exitJSON, Xerror) {
+			return exitJSON{}, nil
+		})
 		sess, _ := connect(t, cli, srv, pipe.Options{})
 		body := strings.Repeat("x", 5000)
 		for range 10 {
@@ -713,10 +729,11 @@ func TestHooksOfARouteSeeRefusals(t *testing.T) {
 func TestHooksThatHangAreLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hold := make(chan struct{})
-		srv := newTestPeer(t, &PeerConfig{HookTimeout: time.Second}, hookPlugin("hang", "PostAccept", func(interface{}) error {
-			<-hold
-			return nil
-		}))
+		srv := newTestPeer(t, &PeerConfig{HookTimeout: time.Second}, hookPlugin("hang", "PostAccept",
+			func(interface{}) error {
+				<-hold
+				return nil
+			}))
 		for range 3 {
 			conn, far := pipe.New(pipe.Options{})
 			_, err := srv.ServeConn(conn)
@@ -734,7 +751,8 @@ func TestHooksThatHangAreLimited(t *testing.T) {
 // room for them.
 func TestPushersOfOneThatNeverReads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		srv := newTestPeer(t, &PeerConfig{MaxSessionOutput: 2 << 20, DefaultBodyCodec: "string", DefaultWriteTimeout: -1})
+		srv := newTestPeer(t, &PeerConfig{MaxSessionOutput: 2 << 20, DefaultBodyCodec: "string",
+			DefaultWriteTimeout: -1})
 		conn, far := pipe.New(pipe.Options{})
 		sess, err := srv.ServeConn(conn)
 		require.NoError(t, err)

@@ -25,8 +25,10 @@ import (
 // Only lines.go hands the library's own lines on, escaped; what is the program's own,
 // Infof and its kin, the library does not use.
 func TestNoLineOfTheLibraryIsUnescaped(t *testing.T) {
-	raw := map[string][]string{"output": {"log.go", "lines.go", "printf.go"}, "userf": {"printf.go"}, "logTarget": {"log.go"}}
-	for _, name := range []string{"Tracef", "Debugf", "Infof", "Noticef", "Warnf", "Errorf", "Criticalf", "Printf", "Panicf", "Fatalf"} {
+	raw := map[string][]string{"output": {"log.go", "lines.go", "printf.go"}, "userf": {"printf.go"},
+		"logTarget": {"log.go"}}
+	for _, name := range []string{"Tracef", "Debugf", "Infof", "Noticef", "Warnf", "Errorf", "Criticalf",
+		"Printf", "Panicf", "Fatalf"} {
 		raw[name] = []string{"printf.go"}
 	}
 	files, err := filepath.Glob("*.go")
@@ -109,11 +111,14 @@ func TestLogLinesCannotBeForged(t *testing.T) {
 		SetLogger(lines)
 		SetLogLevel(LevelTrace)
 		t.Cleanup(func() { SetLogger(nil); SetLogLevel(level) })
-		refuse := hookPlugin("refuse"+forged, "PreReadBody", func(interface{}) error { return errors.New(forged) })
+		refuse := hookPlugin("refuse"+forged, "PreReadBody", func(interface{}) error {
+			return errors.New(forged)
+		})
 		srv, cli := newTestPeer(t, nil, refuse), newTestPeer(t, nil)
 		pullFn(srv, echo)
 		for _, frame := range [][]byte{
-			rawFrame('j', `{"id":`+forged), rawFrame('j', `{"`+forged+`":1`), rawFrame('j', forged), rawFrame('p', forged), rawFrame('\n', forged),
+			rawFrame('j', `{"id":`+forged), rawFrame('j', `{"`+forged+`":1`), rawFrame('j', forged),
+			rawFrame('p', forged), rawFrame('\n', forged),
 			rawFrame('j', `{"type":"`+strings.ReplaceAll(forged, "\n", `\n`)+`"}`),
 			[]byte("GET /" + forged),
 		} {
@@ -146,7 +151,8 @@ func TestLogLinesCannotBeForged(t *testing.T) {
 func TestLinesOfTheProgramStayAsTheyAre(t *testing.T) {
 	c := captureLog(t, LevelTrace)
 	long := strings.Repeat("x", 2*maxLine)
-	for _, f := range []func(string, ...interface{}){Tracef, Debugf, Infof, Noticef, Warnf, Errorf, Criticalf, Printf} {
+	for _, f := range []func(string, ...interface{}){Tracef, Debugf, Infof, Noticef, Warnf, Errorf, Criticalf,
+		Printf} {
 		f("a table:\n\t%s\n\t%s", "\x1b[31mred", long)
 		_, message, _ := strings.Cut(<-c.more, " ")
 		require.Equal(t, "a table:\n\t\x1b[31mred\n\t"+long, message)
@@ -161,7 +167,8 @@ func TestStackBehindAPanicsLine(t *testing.T) {
 	sess, _ := connect(t, cli, srv, pipe.Options{})
 	require.NotNil(t, sess.Pull("/fn/call", "value"+forged, nil).Xerror)
 	line, stack, _ := strings.Cut(c.next(t, "handler of /fn/call"), "\n")
-	require.Equal(t, `ERROR handler of /fn/call: panic: value\n2026-01-01 00:00:00.000 [CRITICAL] \x1b[31mthe disk is full\u2028`, line)
+	require.Equal(t,
+		`ERROR handler of /fn/call: panic: value\n2026-01-01 00:00:00.000 [CRITICAL] \x1b[31mthe disk is full\u2028`, line)
 	require.Contains(t, stack, "goroutine ")
 	require.Contains(t, stack, "\n\t")
 	require.Contains(t, stack, "lines_test.go")
@@ -192,19 +199,33 @@ func TestFloodsAreOneLineASecond(t *testing.T) {
 		cause   func(s *side)
 		lines   []string // one of each
 	}{
-		"push without a route": {nil, func(s *side) { s.sess.Push("/nowhere", 1) }, []string{"WARN push /nowhere"}},
-		"push with a bad URI":  {nil, func(s *side) { s.sess.Push("nowhere", 1) }, []string{"WARN push nowhere"}},
-		"push with a bad body": {nil, func(s *side) { s.sess.Push("/push", packet.RawBody(`j{`)) }, []string{"WARN push /push from"}},
-		"a hook's error":       {hook("PreReadBody", func() {}), func(s *side) { s.sess.Push("/push", 1) }, []string{"WARN push /push from"}},
-		"a hook's panic": {hook("PostReadHeader", func() { panic("no") }), func(s *side) { s.sess.Push("/push", 1) },
+		"push without a route": {nil, func(s *side) { s.sess.Push("/nowhere", 1) },
+			[]string{"WARN push /nowhere"}},
+		"push with a bad URI": {nil, func(s *side) { s.sess.Push("nowhere", 1) },
+			[]string{"WARN push nowhere"}},
+		"push with a bad body": {nil, func(s *side) { s.sess.Push("/push", packet.RawBody(`j{`)) },
+			[]string{"WARN push /push from"}},
+		"a hook's error": {hook("PreReadBody", func() {}), func(s *side) { s.sess.Push("/push", 1) },
+			[]string{"WARN push /push from"}},
+		"a hook's panic": {hook("PostReadHeader", func() { panic("no") }), func(s *side) {
+			s.sess.Push("/push", 1)
+		},
 			[]string{"ERROR plugin hook, PostReadHeader: panic: no", "WARN push /push from"}},
-		"a hook of replies": {hook("PreWriteReply", func() {}), func(s *side) { s.sess.Pull("/pull", 1, nil) }, []string{"WARN reply to /pull"}},
-		"a hook after replies": {hook("PostWriteReply", func() {}), func(s *side) { s.sess.Pull("/pull", 1, nil) },
+		"a hook of replies": {hook("PreWriteReply", func() {}), func(s *side) {
+			s.sess.Pull("/pull", 1,
+				nil)
+		}, []string{"WARN reply to /pull"}},
+		"a hook after replies": {hook("PostWriteReply", func() {}), func(s *side) {
+			s.sess.Pull("/pull", 1, nil)
+		},
 			[]string{"WARN reply to /pull"}},
-		"a handler's panic":            {nil, func(s *side) { s.sess.Pull("/panic", 1, nil) }, []string{"ERROR handler of /panic: panic: no"}},
-		"a reply that does not encode": {nil, func(s *side) { s.sess.Pull("/chan", 1, nil) }, []string{"ERROR reply to /chan"}},
-		"a bad header":                 {nil, func(s *side) { dead(s, rawFrame('j', "{")) }, []string{"WARN session"}},
-		"not a frame":                  {nil, func(s *side) { dead(s, []byte("GET / HTTP/1.1\r\n\r\n")) }, []string{"WARN session"}},
+		"a handler's panic": {nil, func(s *side) { s.sess.Pull("/panic", 1, nil) },
+			[]string{"ERROR handler of /panic: panic: no"}},
+		"a reply that does not encode": {nil, func(s *side) { s.sess.Pull("/chan", 1, nil) },
+			[]string{"ERROR reply to /chan"}},
+		"a bad header": {nil, func(s *side) { dead(s, rawFrame('j', "{")) }, []string{"WARN session"}},
+		"not a frame": {nil, func(s *side) { dead(s, []byte("GET / HTTP/1.1\r\n\r\n")) },
+			[]string{"WARN session"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -213,7 +234,9 @@ func TestFloodsAreOneLineASecond(t *testing.T) {
 				HandlePush(s.srv.PushRouter, "/push", func(PushCtx, *int) {})
 				HandlePull(s.srv.PullRouter, "/pull", func(PullCtx, *int) (int, Xerror) { return 1, nil })
 				HandlePull(s.srv.PullRouter, "/panic", func(PullCtx, *int) (int, Xerror) { panic("no") })
-				HandlePull(s.srv.PullRouter, "/chan", func(PullCtx, *int) (chan int, Xerror) { return make(chan int), nil })
+				HandlePull(s.srv.PullRouter, "/chan", func(PullCtx, *int) (chan int, Xerror) {
+					return make(chan int), nil
+				})
 				s.sess, _ = connect(t, s.cli, s.srv, pipe.Options{})
 				expect := func(more string) {
 					t.Helper()
@@ -226,7 +249,8 @@ func TestFloodsAreOneLineASecond(t *testing.T) {
 					require.Len(t, got, len(c.lines), "%q", got)
 					for i, line := range got {
 						require.Contains(t, line, c.lines[i])
-						require.Equal(t, more != "", strings.HasSuffix(line, more) && strings.Contains(line, "more like it"), line)
+						require.Equal(t, more != "", strings.HasSuffix(line, more) && strings.Contains(line,
+							"more like it"), line)
 					}
 				}
 				for range n {

@@ -24,36 +24,41 @@ import (
 // lockRanks are the locks in the order in which they may be taken, as docs/architecture.md has
 // them. One that is held may be joined by those behind it only.
 var lockRanks = []string{
-	"handover.syscall.ForkLock", "handover.state.mu", "grace.mu", "serving.mu", "earlySignals.mu", "Peer.mu", "routes.mu", "places.Places.mu", "call.mu", "outgoing.mu", "Session.mu", "sessions.mu", "workers.Pool.mu",
-	"calltable.Table[].mu", "keepalive.Keeper.mu", "role.Pace.mu", "socket.reader.setting", "socket.writer.mu", "packet.Budget.mu", "packet.Pool.mu",
+	"handover.syscall.ForkLock", "handover.state.mu", "grace.mu", "serving.mu", "earlySignals.mu", "Peer.mu",
+	"routes.mu", "places.Places.mu", "call.mu", "outgoing.mu", "Session.mu", "sessions.mu", "workers.Pool.mu",
+	"calltable.Table[].mu", "keepalive.Keeper.mu", "role.Pace.mu", "socket.reader.setting",
+	"socket.writer.mu", "packet.Budget.mu", "packet.Pool.mu",
 	"rarely.Limiter[].mu", "codec.registry.mu", "alias.Alias.mu",
 }
 
 // takeLocks are the functions that may be called under a lock and take another, by the end of
 // what stands in the sources.
 var takeLocks = map[string]string{
-	"calls.Add": "calltable.Table[].mu", "calls.Remove": "calltable.Table[].mu", "sess.copyPublic": "Session.mu",
-	"pulls.Len": "calltable.Table[].mu", "keeper.Expect": "keepalive.Keeper.mu",
+	"calls.Add": "calltable.Table[].mu", "calls.Remove": "calltable.Table[].mu",
+	"sess.copyPublic": "Session.mu",
+	"pulls.Len":       "calltable.Table[].mu", "keeper.Expect": "keepalive.Keeper.mu",
 	"sock.Unsent": "socket.writer.mu", "sock.Send": "socket.writer.mu",
 	"budget.Take": "packet.Budget.mu", "budget.Give": "packet.Budget.mu", "inBudget.Give": "packet.Budget.mu",
-	"inBudget.End": "packet.Budget.mu", "outBudget.End": "packet.Budget.mu", "pool.enter": "packet.Pool.mu", "p.promised": "packet.Pool.mu", "pool.leave": "packet.Pool.mu",
+	"inBudget.End": "packet.Budget.mu", "outBudget.End": "packet.Budget.mu", "pool.enter": "packet.Pool.mu",
+	"p.promised": "packet.Pool.mu", "pool.leave": "packet.Pool.mu",
 }
 
 // takeNone are those that take none and call nobody else's code: of the language and the
 // standard library, of lists, atomics and conditions, and small ones of our own. Any function
 // whose name ends with Locked may be called too: it is in here itself.
 var takeNone = strings.Fields(`
-	syscall.Socket syscall.CloseOnExec signal.Notify signal.Stop
-	append cap clear close copy delete len make max min new panic int int64 uint64 uintptr float64 string
-	Load Store Add Swap CompareAndSwap Signal Broadcast Wait
-	time.AfterFunc time.Now time.Since time.Duration time.Now().Add time.Now().Before now.Sub since.Sub frameBy.IsZero set.IsZero set.Before
-	timer.Stop timer.Reset ending.Stop poll.Stop poll.Reset
-	errors.New errors.Is fmt.Errorf strconv.Itoa url.ParseQuery maphash.String maphash.Bytes context.Background
-	maps.Clone maps.Keys slices.Clone slices.Collect slices.Contains slices.ContainsFunc slices.Delete slices.DeleteFunc slices.Index slices.Insert
-	slices.SortFunc sync.NewCond list.New pending.PushBack pending.Front pending.Len pending.Remove same.Len same.Front same.Remove byAddr[].PushBack
-	addr.IsValid os.NewFile goutil.RwMap bufpool.GetSize bufpool.Put *ast.FuncLit
-	sinceStart c.Cost c.Kind c.Queue c.Waits j.Queue cfg.bound usable peer.draining p.draining frame.Drop OutputBusy within hurried uri.Split role.Init deadline deadlineOf earlier
-	r.overdue w.reserve w.tryPermit p.lend budget.Waits newOwnCtx own.cancelWith postReadHeader.merge change
+	syscall.Socket syscall.CloseOnExec signal.Notify signal.Stop append cap clear close copy delete len make
+	max min new panic int int64 uint64 uintptr float64 string Load Store Add Swap CompareAndSwap Signal
+	Broadcast Wait time.AfterFunc time.Now time.Since time.Duration time.Now().Add time.Now().Before now.Sub
+	since.Sub frameBy.IsZero set.IsZero set.Before timer.Stop timer.Reset ending.Stop poll.Stop poll.Reset
+	errors.New errors.Is fmt.Errorf strconv.Itoa url.ParseQuery maphash.String maphash.Bytes
+	context.Background maps.Clone maps.Keys slices.Clone slices.Collect slices.Contains slices.ContainsFunc
+	slices.Delete slices.DeleteFunc slices.Index slices.Insert slices.SortFunc sync.NewCond list.New
+	pending.PushBack pending.Front pending.Len pending.Remove same.Len same.Front same.Remove
+	byAddr[].PushBack addr.IsValid os.NewFile goutil.RwMap bufpool.GetSize bufpool.Put *ast.FuncLit
+	sinceStart c.Cost c.Kind c.Queue c.Waits j.Queue cfg.bound usable peer.draining p.draining frame.Drop
+	OutputBusy within hurried uri.Split role.Init deadline deadlineOf earlier r.overdue w.reserve
+	w.tryPermit p.lend budget.Waits newOwnCtx own.cancelWith postReadHeader.merge change
 `)
 
 // lockedCall is a call in the sources while locks are held.
@@ -172,7 +177,8 @@ func (w *lockWalker) stmt(s ast.Stmt) (ends bool) {
 	case *ast.BranchStmt:
 		return s.Tok != token.FALLTHROUGH
 	case *ast.DeferStmt:
-		if sel, ok := s.Call.Fun.(*ast.SelectorExpr); ok && (strings.HasSuffix(sel.Sel.Name, "Unlock") || exprText(sel) == "r.apply") {
+		if sel, ok := s.Call.Fun.(*ast.SelectorExpr); ok && (strings.HasSuffix(sel.Sel.Name, "Unlock") ||
+			exprText(sel) == "r.apply") {
 			return false // held to the end
 		}
 		w.expr(s.Call)
@@ -233,7 +239,8 @@ func (w *lockWalker) call(n *ast.CallExpr) {
 	case sel != nil && (sel.Sel.Name == "Lock" || sel.Sel.Name == "RLock") && len(n.Args) == 0:
 		lock := w.lockName(sel.X)
 		if len(w.held) > 0 {
-			*w.calls = append(*w.calls, lockedCall{w.fset.Position(n.Pos()), slices.Clone(w.held), name, lock})
+			*w.calls = append(*w.calls, lockedCall{w.fset.Position(n.Pos()), slices.Clone(w.held), name,
+				lock})
 		}
 		w.held = append(w.held, lock)
 	case w.pkg == "socket" && name == "r.apply": // which unlocks
@@ -243,7 +250,8 @@ func (w *lockWalker) call(n *ast.CallExpr) {
 			w.held = slices.Delete(slices.Clone(w.held), i, i+1)
 		}
 	case len(w.held) > 0:
-		*w.calls = append(*w.calls, lockedCall{at: w.fset.Position(n.Pos()), held: slices.Clone(w.held), name: name})
+		*w.calls = append(*w.calls, lockedCall{at: w.fset.Position(n.Pos()), held: slices.Clone(w.held),
+			name: name})
 	}
 }
 
@@ -266,7 +274,8 @@ func lockedCalls(t *testing.T, dir string) (calls []lockedCall) {
 			if !ok || fn.Body == nil {
 				continue
 			}
-			w := &lockWalker{fset: fset, pkg: f.Name.Name, types: maps.Clone(usualTypes[f.Name.Name]), calls: &calls}
+			w := &lockWalker{fset: fset, pkg: f.Name.Name, types: maps.Clone(usualTypes[f.Name.Name]),
+				calls: &calls}
 			if w.types == nil {
 				w.types = map[string]string{}
 			}
@@ -323,12 +332,15 @@ func (c lockedCall) problem() string {
 			return ""
 		}
 	}
-	return fmt.Sprintf("%s is called while %v is held: is it anybody else's code, and does it wait?", c.name, c.held)
+	return fmt.Sprintf("%s is called while %v is held: is it anybody else's code, and does it wait?", c.name,
+		c.held)
 }
 
 func TestNoForeignCodeUnderALock(t *testing.T) {
 	n := 0
-	for _, dir := range []string{".", "codec", "packet", "socket", "plugin/alias", "plugin/proxy", "internal/calltable", "internal/handover", "internal/workers", "internal/keepalive", "internal/places", "internal/rarely", "internal/role", "internal/bufpool", "internal/printable"} {
+	for _, dir := range []string{".", "codec", "packet", "socket", "plugin/alias", "plugin/proxy",
+		"internal/calltable", "internal/handover", "internal/workers", "internal/keepalive",
+		"internal/places", "internal/rarely", "internal/role", "internal/bufpool", "internal/printable"} {
 		for _, c := range lockedCalls(t, dir) {
 			n++
 			if what := c.problem(); what != "" {
@@ -338,7 +350,8 @@ func TestNoForeignCodeUnderALock(t *testing.T) {
 	}
 	require.Greater(t, n, 300, "the sources are read")
 	require.NotEmpty(t, lockedCall{held: []string{"Session.mu"}, name: "s.codec.Marshal"}.problem())
-	require.NotEmpty(t, lockedCall{held: []string{"packet.Pool.mu"}, name: "b.mu.Lock", takes: "packet.Budget.mu"}.problem())
+	require.NotEmpty(t, lockedCall{held: []string{"packet.Pool.mu"}, name: "b.mu.Lock",
+		takes: "packet.Budget.mu"}.problem())
 }
 
 var usualTypes = map[string]map[string]string{
@@ -349,7 +362,8 @@ var usualTypes = map[string]map[string]string{
 }
 
 func heldBy(pkg, receiver string) string {
-	name := map[string]string{"conn": "Session.mu", "redialer": "Session.mu", "reader": "reader.setting"}[receiver]
+	name := map[string]string{"conn": "Session.mu", "redialer": "Session.mu",
+		"reader": "reader.setting"}[receiver]
 	if name == "" {
 		name = receiver + ".mu"
 	}

@@ -73,8 +73,11 @@ func TestControllerThatHoldsALock(t *testing.T) {
 		fresh := newTestPeer(t, nil)
 		require.NotPanics(t, func() { fresh.PullRouter.Reg(ctrl) }, "%T", ctrl)
 	}
-	require.PanicsWithValue(t, "tp: Reg(*tp.guarded): guarded.mu is a sync.Mutex, and each call gets a copy of the controller, of the lock too; "+
-		"put what the calls share behind a pointer, in a field of type *State for example, or use HandlePush with a closure.",
+	require.PanicsWithValue(t,
+		"tp: Reg(*tp.guarded): guarded.mu is a sync.Mutex, and each call gets a copy of the controller, of "+
+			"the lock too; "+
+			"put what the calls share behind a pointer, in a field of type *State for example, or use "+
+			"HandlePush with a closure.",
 		func() { p.PushRouter.Reg(new(guarded)) })
 }
 

@@ -154,7 +154,8 @@ func TestPrintBody(t *testing.T) {
 	_, sess := connect(t, srv, cli, pipe.Options{})
 	sess.Pull("/fn/call", "two\nlines", new(string))
 	handle := c.next(t, "pull-handle", "/fn/call")
-	require.Regexp(t, `^INFO pull-handle pipe-\d+-\w /fn/call 200 OK in \S+; received \d+ bytes: "two\\nlines"; sent \d+ bytes: two\\nlines$`, handle)
+	require.Regexp(t,
+		`^INFO pull-handle pipe-\d+-\w /fn/call 200 OK in \S+; received \d+ bytes: "two\\nlines"; sent \d+ bytes: two\\nlines$`, handle)
 	launch := c.next(t, "pull-launch")
 	require.Contains(t, launch, `received`)
 
@@ -183,7 +184,8 @@ func TestPacketsAreLoggedAtDebugWithoutBodies(t *testing.T) {
 }
 
 func TestSlowOperationAlarm(t *testing.T) {
-	srv, cli := newTestPeer(t, &PeerConfig{SlowCometDuration: 1}), newTestPeer(t, &PeerConfig{SlowCometDuration: time.Hour})
+	srv, cli := newTestPeer(t, &PeerConfig{SlowCometDuration: 1}),
+		newTestPeer(t, &PeerConfig{SlowCometDuration: time.Hour})
 	pullFn(srv, echo)
 	c := captureLog(t, LevelInfo)
 	_, sess := connect(t, srv, cli, pipe.Options{})
@@ -294,7 +296,9 @@ func TestHostileTextInTheLog(t *testing.T) {
 	cli := newTestPeer(t, &PeerConfig{PrintBody: true, MaxBodyBytes: 64 << 20, DefaultBodyCodec: "string"})
 	HandlePull(srv.PullRouter, "/echo", func(_ PullCtx, s *string) (string, Xerror) { return *s, nil })
 	HandlePull(srv.PullRouter, "/hook", func(_ PullCtx, s *string) (string, Xerror) { return *s, nil })
-	HandlePull(srv.PullRouter, "/fail", func(_ PullCtx, s *string) (string, Xerror) { return "", NewXerror(1, *s) })
+	HandlePull(srv.PullRouter, "/fail", func(_ PullCtx, s *string) (string, Xerror) {
+		return "", NewXerror(1, *s)
+	})
 	HandlePull(srv.PullRouter, "/panic", func(_ PullCtx, s *string) (string, Xerror) { panic(*s) })
 	srv.PullRouter.Group("/un").SetUnknown(func(ctx UnknownPullCtx, b *[]byte) (interface{}, Xerror) {
 		var v string

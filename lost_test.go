@@ -71,7 +71,10 @@ func (d disconnected) PostDisconnect(_ *Session, cause error) error {
 func TestErrOfASession(t *testing.T) {
 	srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
 	far := make(chan *Session, 1)
-	HandlePull(srv.PullRouter, "/a", func(ctx PullCtx, _ *int) (int, Xerror) { far <- ctx.Session(); return 1, nil })
+	HandlePull(srv.PullRouter, "/a", func(ctx PullCtx, _ *int) (int, Xerror) {
+		far <- ctx.Session()
+		return 1, nil
+	})
 	sess := dial(t, cli, srv)
 	require.Nil(t, sess.Pull("/a", 1, nil).Xerror)
 	other := <-far

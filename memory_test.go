@@ -36,7 +36,8 @@ func newStranger(t *testing.T, p *Peer, buffer int) *stranger {
 func (s *stranger) pulls(n int, uri string, body interface{}) {
 	for i := range n {
 		frame, err := packet.Append(nil, &packet.Packet{
-			Header: &packet.Header{Id: fmt.Sprint(i + 1), Type: packet.TypePull, Uri: uri}, BodyCodec: "string", Body: body,
+			Header:    &packet.Header{Id: fmt.Sprint(i + 1), Type: packet.TypePull, Uri: uri},
+			BodyCodec: "string", Body: body,
 		}, packet.Limits{})
 		if err != nil {
 			panic(err)
@@ -93,7 +94,8 @@ func TestWhoDoesNotReadIsNotRead(t *testing.T) {
 				sock := socket.New(s, socket.Options{})
 				for range pulls {
 					var p packet.Packet
-					require.NoError(t, sock.ReadPacket(&p, func(*packet.Header) interface{} { return new(string) }))
+					require.NoError(t, sock.ReadPacket(&p,
+						func(*packet.Header) interface{} { return new(string) }))
 					require.Equal(t, StatusOK, p.Header.StatusCode, "%s", p.Header.Status)
 					answers++
 				}
@@ -110,7 +112,9 @@ func TestWhoDoesNotReadIsNotRead(t *testing.T) {
 func TestAFullOutputHoldsUpNoReply(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv := newTestPeer(t, &PeerConfig{MaxSessionOutput: 100_000, DefaultWriteTimeout: -1})
-		HandlePull(srv.PullRouter, "/a", func(PullCtx, *string) (string, Xerror) { return strings.Repeat("y", 50_000), nil })
+		HandlePull(srv.PullRouter, "/a", func(PullCtx, *string) (string, Xerror) {
+			return strings.Repeat("y", 50_000), nil
+		})
 		s := newStranger(t, srv, 1000)
 		go s.pulls(200, "/a", strings.Repeat("x", 10_000))
 		synctest.Wait()
@@ -138,7 +142,8 @@ func TestHalfSentBodiesStarveNobody(t *testing.T) {
 		srv := newTestPeer(t, &PeerConfig{MaxBufferedBytes: 64 << 20, FrameTimeout: time.Hour})
 		pullFn(srv, echo)
 		large := strings.Repeat("x", 15<<20)
-		frame, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: "1", Type: packet.TypePull, Uri: "/fn/call"}, Body: large[:2<<20]}, packet.Limits{})
+		frame, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: "1", Type: packet.TypePull,
+			Uri: "/fn/call"}, Body: large[:2<<20]}, packet.Limits{})
 		require.NoError(t, err)
 		var strangers []*stranger
 		for range 17 {
@@ -226,11 +231,12 @@ func TestHeadersAreCounted(t *testing.T) {
 func TestHandshakesHaveSmallLimits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var failed error
-		srv := newTestPeer(t, &PeerConfig{MaxBufferedBytes: 1 << 20}, hookPlugin("auth", "PostAccept", func(c interface{}) error {
-			var token string
-			_, failed = c.(ForeSession).Receive(&token)
-			return failed
-		}))
+		srv := newTestPeer(t, &PeerConfig{MaxBufferedBytes: 1 << 20}, hookPlugin("auth", "PostAccept",
+			func(c interface{}) error {
+				var token string
+				_, failed = c.(ForeSession).Receive(&token)
+				return failed
+			}))
 		pullFn(srv, echo)
 		token := strings.Repeat("x", 60<<10)
 		cli := newTestPeer(t, nil)
@@ -288,15 +294,18 @@ func TestEveryCancelIsTold(t *testing.T) {
 		long := strings.Repeat("i", 1000)
 		raw := sess.conn.Load().sock
 		for _, id := range []string{long, "x", "x", "", "y"} {
-			require.NoError(t, raw.WritePacket(&packet.Packet{Header: &packet.Header{Id: id, Type: packet.TypePull, Uri: "/wait"}}))
+			require.NoError(t, raw.WritePacket(&packet.Packet{Header: &packet.Header{Id: id,
+				Type: packet.TypePull, Uri: "/wait"}}))
 		}
 		synctest.Wait()
 		cancel()
 		for i := range 5000 { // of pulls that are none
-			require.NoError(t, raw.WritePacket(&packet.Packet{Header: &packet.Header{Id: fmt.Sprint("none", i), Type: packet.TypeCancel}}))
+			require.NoError(t, raw.WritePacket(&packet.Packet{Header: &packet.Header{Id: fmt.Sprint("none",
+				i), Type: packet.TypeCancel}}))
 		}
 		for _, id := range []string{long, "x", ""} {
-			require.NoError(t, raw.WritePacket(&packet.Packet{Header: &packet.Header{Id: id, Type: packet.TypeCancel}}))
+			require.NoError(t, raw.WritePacket(&packet.Packet{Header: &packet.Header{Id: id,
+				Type: packet.TypeCancel}}))
 		}
 		synctest.Wait()
 		close(ask)

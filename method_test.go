@@ -35,7 +35,8 @@ func TestMethodOfBothSides(t *testing.T) {
 		ctx.SetMeta("path", ctx.Path()+ctx.Meta()["x"])
 		return a.A + a.B, nil
 	}, hookPlugin("p", "PostReadBody", func(interface{}) error { seen++; return nil }))
-	next.Handle(srv.PullRouter, func(_ PullCtx, m **wrapperspb.StringValue) (*wrapperspb.StringValue, Xerror) {
+	next.Handle(srv.PullRouter, func(_ PullCtx, m **wrapperspb.StringValue) (*wrapperspb.StringValue,
+		Xerror) {
 		return wrapperspb.String((*m).GetValue() + "!"), nil
 	})
 	old.Handle(srv.PullRouter, func(_ PullCtx, m **oldMessage) (*oldMessage, Xerror) {
@@ -61,7 +62,8 @@ func TestMethodOfBothSides(t *testing.T) {
 		o, err := old.Call(ctx, sess, &oldMessage{Name: "x"}, WithBodyCodec(codec))
 		require.NoError(t, err)
 		require.Equal(t, "x!", o.Name)
-		require.NoError(t, said.Push(ctx, sess, wrapperspb.String("x"), WithBodyCodec(codec), WithMeta("x", "!")))
+		require.NoError(t, said.Push(ctx, sess, wrapperspb.String("x"), WithBodyCodec(codec),
+			WithMeta("x", "!")))
 		require.Equal(t, "xall!", <-got)
 	}
 	o, err := Call[*oldMessage](ctx, sess, "/old", &oldMessage{Name: "y"}, WithBodyCodec("protobuf"))
@@ -74,9 +76,10 @@ func TestMethodOfBothSides(t *testing.T) {
 	_, err = Call[int](ctx, sess, "/nope", 1, WithReplyMeta(&meta))
 	require.Error(t, err)
 	require.Nil(t, meta)
-	require.PanicsWithValue(t, `tp: Method.Handle: "/g/math/add" is not in the router's group "/h"; expected the router of a group that the URI begins with.`, func() {
-		add.Handle(srv.PullRouter.Group("h"), func(PullCtx, *args) (int, Xerror) { return 0, nil })
-	})
+	require.PanicsWithValue(t,
+		`tp: Method.Handle: "/g/math/add" is not in the router's group "/h"; expected the router of a group that the URI begins with.`, func() {
+			add.Handle(srv.PullRouter.Group("h"), func(PullCtx, *args) (int, Xerror) { return 0, nil })
+		})
 	require.PanicsWithValue(t, "tp: the route /g/math/add is registered twice.", func() {
 		add.Handle(srv.PullRouter, func(PullCtx, *args) (int, Xerror) { return 0, nil })
 	})
@@ -85,7 +88,8 @@ func TestMethodOfBothSides(t *testing.T) {
 
 // The metadata of a reply comes however the pull is made and however it ends.
 func TestReplyMeta(t *testing.T) {
-	srv, cli, hooked := newTestPeer(t, nil), newTestPeer(t, nil), newTestPeer(t, nil, newTestPlugin("nothing", nil))
+	srv, cli, hooked := newTestPeer(t, nil), newTestPeer(t, nil), newTestPeer(t, nil, newTestPlugin("nothing",
+		nil))
 	HandlePull(srv.PullRouter, "/meta", func(ctx PullCtx, fail *bool) (string, Xerror) {
 		ctx.SetMeta("k", "v")
 		if *fail {

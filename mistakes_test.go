@@ -57,11 +57,15 @@ type (
 	onlyRouteHook struct{}
 )
 
-func (*goodPull) Do(*int) (int, Xerror)                 { return 0, nil }
-func (*noContext) Do(*int) (int, Xerror)                { return 0, nil }
-func (*namedField) Do(*int) (int, Xerror)               { return 0, nil }
-func (*pushCtrl) Do(*int)                               {}
-func (w *withLock) Do(*int) (int, Xerror)               { w.mu.Lock(); defer w.mu.Unlock(); return len(w.rooms), nil }
+func (*goodPull) Do(*int) (int, Xerror)   { return 0, nil }
+func (*noContext) Do(*int) (int, Xerror)  { return 0, nil }
+func (*namedField) Do(*int) (int, Xerror) { return 0, nil }
+func (*pushCtrl) Do(*int)                 {}
+func (w *withLock) Do(*int) (int, Xerror) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.rooms), nil
+}
 func (*valueArgs) Do(int) (int, Xerror)                 { return 0, nil }
 func (*twoArgs) Do(*int, *int) (int, Xerror)            { return 0, nil }
 func (*variadic) Do(...*int) (int, Xerror)              { return 0, nil }
@@ -141,14 +145,22 @@ func TestMistakesAreTold(t *testing.T) {
 	panics("a path with a query", func() { HandlePull(pulls(), "/a?b=c", fn) })
 	panics("a path with an escape", func() { HandlePush(pushes(), "/a%20b", take) })
 	panics("a path with a line end", func() { HandlePull(pulls(), "/a\nb", fn) })
-	panics("a path that is taken", func() { r := pushes(); HandlePush(r, "/a", take); HandlePush(r, "a", take) })
+	panics("a path that is taken", func() {
+		r := pushes()
+		HandlePush(r, "/a", take)
+		HandlePush(r, "a", take)
+	})
 	panics("a group with a query", func() { pulls().Group("a?") })
 	panics("a nil handler for what is unknown", func() { pulls().SetUnknown(nil) })
 	panics("and for pushes", func() { pushes().SetUnknown(nil) })
-	panics("a method outside of its group", func() { NewMethod[int, int]("/math/add").Handle(pulls().Group("chat"), fn) })
+	panics("a method outside of its group", func() {
+		NewMethod[int, int]("/math/add").Handle(pulls().Group("chat"), fn)
+	})
 	panics("a note without a slash", func() { NewNote[int]("said").Handle(pushes(), take) })
 	panics("a method that returns an interface", func() { NewMethod[int, error]("/a") })
-	panics("a wait that is none", func() { WithRetryAfter(NewXerror(StatusOverloaded, "busy"), -time.Second) })
+	panics("a wait that is none", func() {
+		WithRetryAfter(NewXerror(StatusOverloaded, "busy"), -time.Second)
+	})
 
 	section("Plugins")
 	good := hookPlugin("auth", "PreReadBody", func(interface{}) error { return nil })
@@ -164,9 +176,12 @@ func TestMistakesAreTold(t *testing.T) {
 	panics("a peer's hook in a group", func() { pulls().Group("admin", peersHook{}) })
 	panics("a peer's hook in a registration", func() { pulls().Reg(new(goodPull), sendingHook{}) })
 	panics("a peer's hook for a function", func() { HandlePull(pulls(), "/a", fn, peersHook{}) })
-	panics("a peer's hook for what is unknown", func() { pushes().SetUnknown(func(UnknownPushCtx, *[]byte) {}, peersHook{}) })
+	panics("a peer's hook for what is unknown", func() {
+		pushes().SetUnknown(func(UnknownPushCtx, *[]byte) {}, peersHook{})
+	})
 	panics("a hook that refuses a route", func() {
-		HandlePull(pulls(), "/a", fn, hookPlugin("names", "PostReg", func(interface{}) error { return errors.New("a name has two letters at least") }))
+		HandlePull(pulls(), "/a", fn, hookPlugin("names", "PostReg",
+			func(interface{}) error { return errors.New("a name has two letters at least") }))
 	})
 
 	section("Configuration")
@@ -224,18 +239,23 @@ func TestMistakesAreTold(t *testing.T) {
 	check := newTestPeer(t, nil, doorman(NewXerror(StatusUnauthorized, "wrong token")))
 	HandlePull(check.PullRouter, "/echo", fn)
 	addr := serve(t, check)
-	told("a wrong token", func() error { _, err := newTestPeer(t, nil, shower("guess")).Dial(addr); return err })
+	told("a wrong token", func() error {
+		_, err := newTestPeer(t, nil, shower("guess")).Dial(addr)
+		return err
+	})
 	told("no token but a pull", func() error {
 		sess, err := newTestPeer(t, nil).Dial(addr)
 		require.NoError(t, err)
 		return sess.Pull("/echo", 1, nil).Xerror
 	})
 	told("a hook that fails", func() error {
-		_, err := newTestPeer(t, nil, hookPlugin("token", "PostDial", func(interface{}) error { return errors.New("no token in /etc/token") })).Dial(addr)
+		_, err := newTestPeer(t, nil, hookPlugin("token", "PostDial",
+			func(interface{}) error { return errors.New("no token in /etc/token") })).Dial(addr)
 		return err
 	})
 	told("a hook that panics", func() error {
-		_, err := newTestPeer(t, nil, hookPlugin("token", "PostDial", func(interface{}) error { panic("x") })).Dial(addr)
+		_, err := newTestPeer(t, nil, hookPlugin("token", "PostDial",
+			func(interface{}) error { panic("x") })).Dial(addr)
 		return err
 	})
 	told("a hook after the connection", func() error {
@@ -277,12 +297,23 @@ func TestMistakesAreTold(t *testing.T) {
 	section("Calls")
 	srv, cli := newTestPeer(t, &PeerConfig{MaxBodyBytes: 1000}), newTestPeer(t, nil)
 	HandlePull(srv.PullRouter, "/echo", func(_ PullCtx, args *string) (string, Xerror) { return *args, nil })
-	HandlePull(srv.PullRouter, "/panics", func(PullCtx, *string) (string, Xerror) { panic("the database's password is 1234") })
-	HandlePull(srv.PullRouter, "/huge", func(PullCtx, *string) (string, Xerror) { return strings.Repeat("x", 2000), nil })
-	HandlePull(srv.PullRouter, "/chan", func(PullCtx, *string) (interface{}, Xerror) { return make(chan int), nil })
+	HandlePull(srv.PullRouter, "/panics", func(PullCtx, *string) (string, Xerror) {
+		panic("the database's password is 1234")
+	})
+	HandlePull(srv.PullRouter, "/huge", func(PullCtx, *string) (string, Xerror) {
+		return strings.Repeat("x", 2000), nil
+	})
+	HandlePull(srv.PullRouter, "/chan", func(PullCtx, *string) (interface{}, Xerror) {
+		return make(chan int), nil
+	})
 	HandlePull(srv.PullRouter, "/refused", func(PullCtx, *string) (string, Xerror) { return "", nil },
-		hookPlugin("check", "PreReadBody", func(interface{}) error { return NewXerror(StatusForbidden, "not yours") }))
-	HandlePull(srv.PullRouter, "/upstream", func(PullCtx, *string) (string, Xerror) { return "", NewXerror(StatusConnClosed, "10.0.0.7 has gone") })
+		hookPlugin("check", "PreReadBody", func(interface{}) error {
+			return NewXerror(StatusForbidden,
+				"not yours")
+		}))
+	HandlePull(srv.PullRouter, "/upstream", func(PullCtx, *string) (string, Xerror) {
+		return "", NewXerror(StatusConnClosed, "10.0.0.7 has gone")
+	})
 	HandlePush(srv.PushRouter, "/said", func(PushCtx, *string) {})
 	_, sess := connect(t, srv, cli, pipe.Options{})
 	pull := func(name, uri string, args, reply interface{}, settings ...PacketSetting) {
@@ -323,11 +354,17 @@ func TestMistakesAreTold(t *testing.T) {
 	told("a context that is nil", func() error { return sess.PullContext(none, "/echo", "x", nil).Xerror })
 	told("and for a push", func() error { return sess.PushContext(none, "/said", "x") })
 	told("and to dial with", func() error { _, err := cli.DialContext(none, taken); return err })
-	told("and with a connection", func() error { a, _ := net.Pipe(); _, err := cli.DialConn(none, a); return err })
+	told("and with a connection", func() error {
+		a, _ := net.Pipe()
+		_, err := cli.DialConn(none, a)
+		return err
+	})
 	told("no connection to dial by", func() error { _, err := cli.DialConn(t.Context(), nil); return err })
 	told("no connection to serve", func() error { _, err := cli.ServeConn(nil); return err })
 	told("a push that does not encode", func() error { return sess.Push("/said", make(chan int)) })
-	told("a push with an unknown codec", func() error { return sess.Push("/said", "x", WithHeaderCodec("xml")) })
+	told("a push with an unknown codec", func() error {
+		return sess.Push("/said", "x", WithHeaderCodec("xml"))
+	})
 	told("details of another type", func() error {
 		_, err := Details(WithDetails(NewXerror(1, "x"), "text"), new(int))
 		return err
@@ -335,7 +372,8 @@ func TestMistakesAreTold(t *testing.T) {
 	told("an id that is empty", func() error { return sess.ChangeId("") })
 	told("Send when the handshake is over", func() error {
 		var kept ForeSession
-		p := newTestPeer(t, nil, hookPlugin("keep", "PostDial", func(s interface{}) error { kept = s.(ForeSession); return nil }))
+		p := newTestPeer(t, nil, hookPlugin("keep", "PostDial",
+			func(s interface{}) error { kept = s.(ForeSession); return nil }))
 		_, err := p.Dial(taken)
 		require.NoError(t, err)
 		return kept.Send(&packet.Packet{Header: &packet.Header{}})
@@ -344,7 +382,8 @@ func TestMistakesAreTold(t *testing.T) {
 	pull("a session that is closed", "/echo", "x", nil)
 	told("a push on one", func() error { return sess.Push("/said", "x") })
 
-	got := regexp.MustCompile(`(127\.0\.0\.1|pipe):?[-0-9ab]{4,}`).ReplaceAllString(b.String(), "127.0.0.1:PORT")
+	got := regexp.MustCompile(`(127\.0\.0\.1|pipe):?[-0-9ab]{4,}`).ReplaceAllString(b.String(),
+		"127.0.0.1:PORT")
 	got = regexp.MustCompile(`header length \d+`).ReplaceAllString(got, "header length N")
 	require.NotContains(t, got, "NOTHING")
 	require.NotContains(t, got, "secret")

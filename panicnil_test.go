@@ -76,7 +76,10 @@ func TestPanicWithNil(t *testing.T) {
 	}
 	t.Run("PostReg", func(t *testing.T) {
 		srv := newTestPeer(t, nil, hookPlugin("bad", "PostReg", panics))
-		require.PanicsWithValue(t, "tp: the route /fn/call is refused: plugin bad: panic in PostReg.", func() { pullFn(srv, echo) })
+		require.PanicsWithValue(t, "tp: the route /fn/call is refused: plugin bad: panic in PostReg.",
+			func() {
+				pullFn(srv, echo)
+			})
 	})
 	t.Run("the handler", func(t *testing.T) {
 		srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
@@ -87,7 +90,9 @@ func TestPanicWithNil(t *testing.T) {
 	t.Run("the body's own methods", func(t *testing.T) {
 		srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
 		HandlePull(srv.PullRouter, "/in", func(PullCtx, *nilPanicker) (int, Xerror) { return 1, nil })
-		HandlePull(srv.PullRouter, "/out", func(PullCtx, *int) (*nilPanicker, Xerror) { return new(nilPanicker), nil })
+		HandlePull(srv.PullRouter, "/out", func(PullCtx, *int) (*nilPanicker, Xerror) {
+			return new(nilPanicker), nil
+		})
 		_, sess := connect(t, srv, cli, pipe.Options{})
 		require.EqualValues(t, StatusBadRequest, sess.Pull("/in", 1, nil).Xerror.Code())
 		require.EqualValues(t, StatusInternalServerError, sess.Pull("/out", 1, nil).Xerror.Code())

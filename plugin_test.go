@@ -49,7 +49,8 @@ func TestHookErrorsAndPanics(t *testing.T) {
 			t.Run(c.side+" "+c.point+" "+how, func(t *testing.T) {
 				want := c.pull
 				if want == refused {
-					want = map[string]string{"error": refused, "panic": "424 failed plugin", "status": "401 who?"}[how]
+					want = map[string]string{"error": refused, "panic": "424 failed plugin",
+						"status": "401 who?"}[how]
 				}
 				var on atomic.Bool
 				var failed atomic.Int32
@@ -67,7 +68,8 @@ func TestHookErrorsAndPanics(t *testing.T) {
 					return errHook
 				})
 				plugins := map[string][]Plugin{c.side: {bad}}
-				srv, cli := newTestPeer(t, nil, plugins["server"]...), newTestPeer(t, nil, plugins["client"]...)
+				srv, cli := newTestPeer(t, nil, plugins["server"]...), newTestPeer(t, nil,
+					plugins["client"]...)
 				pullFn(srv, echo)
 				handled := make(chan interface{}, 2)
 				pushFn(srv, func(_ PushCtx, args interface{}) { handled <- args })
@@ -125,7 +127,8 @@ func TestPreReadHeaderErrorEndsTheSession(t *testing.T) {
 func TestHooksRunInOrder(t *testing.T) {
 	var mu sync.Mutex
 	var log []string
-	points := []string{"PostReg", "PostDial", "PostAccept", "PreWritePull", "PostWritePull", "PreWritePush", "PostWritePush",
+	points := []string{"PostReg", "PostDial", "PostAccept", "PreWritePull", "PostWritePull", "PreWritePush",
+		"PostWritePush",
 		"PreWriteReply", "PostWriteReply", "PreReadHeader", "PostReadHeader", "PreReadBody", "PostReadBody"}
 	record := func(name string) Plugin {
 		p := newTestPlugin(name, map[string]func(interface{}) error{})
@@ -181,12 +184,14 @@ func TestHooksRunInOrder(t *testing.T) {
 		}
 	}
 	// The reply may be read while PostWritePull still runs.
-	require.ElementsMatch(t, []string{"PostDial", "PreWritePull", "PostWritePull", "PostReadHeader", "PreReadBody", "PostReadBody"}, client)
+	require.ElementsMatch(t, []string{"PostDial", "PreWritePull", "PostWritePull", "PostReadHeader",
+		"PreReadBody", "PostReadBody"}, client)
 	require.Equal(t, []string{"PostDial", "PreWritePull"}, client[:2])
 	require.Equal(t, []string{"PreReadBody", "PostReadBody"}, client[len(client)-2:])
 	require.Equal(t, []string{
 		"PostAccept peer",
-		"PostReadHeader peer", "PostReadHeader outer", "PostReadHeader inner", "PostReadHeader reg", "PostReadHeader other",
+		"PostReadHeader peer", "PostReadHeader outer", "PostReadHeader inner", "PostReadHeader reg",
+		"PostReadHeader other",
 		"PreReadBody peer", "PreReadBody outer", "PreReadBody inner", "PreReadBody reg",
 		"PostReadBody peer", "PostReadBody outer", "PostReadBody inner", "PostReadBody reg",
 		"PreWriteReply peer", "PreWriteReply outer", "PreWriteReply inner", "PreWriteReply reg",
@@ -202,7 +207,8 @@ func TestPostReadHeaderRunsOncePerPluginValue(t *testing.T) {
 	srv.PullRouter.Group("b", shared).Reg(&Fn{F: echo})
 	// Two values with one name are two plugins, and values that cannot be
 	// compared are never the same.
-	srv.PullRouter.Group("c", hookPlugin("shared", "PostReadHeader", func(interface{}) error { calls.Add(10); return nil })).Reg(&Fn{F: echo})
+	srv.PullRouter.Group("c", hookPlugin("shared", "PostReadHeader",
+		func(interface{}) error { calls.Add(10); return nil })).Reg(&Fn{F: echo})
 	srv.PullRouter.Group("d", mapPlugin{"calls": &calls}).Reg(&Fn{F: echo})
 	srv.PullRouter.Group("e", mapPlugin{"calls": &calls}).Reg(&Fn{F: echo})
 	_, sess := connect(t, srv, cli, pipe.Options{})
@@ -244,9 +250,11 @@ func TestHooksMayChangeWhatIsSent(t *testing.T) {
 
 func TestDuplicatePluginNamesPanic(t *testing.T) {
 	one, two := hookPlugin("same", "", nil), hookPlugin("same", "", nil)
-	require.PanicsWithValue(t, `tp: plugin "same" is there twice in one chain of plugins (*tp.routePlugin and *tp.routePlugin).`, func() {
-		NewPeer(nil, one, two)
-	})
+	require.PanicsWithValue(t,
+		`tp: plugin "same" is there twice in one chain of plugins (*tp.routePlugin and *tp.routePlugin).`,
+		func() {
+			NewPeer(nil, one, two)
+		})
 	p := newTestPeer(t, nil, one)
 	require.Panics(t, func() { p.PullRouter.Group("a", two) })
 	require.Panics(t, func() { p.PullRouter.Reg(&Fn{F: echo}, two) })
@@ -255,9 +263,10 @@ func TestDuplicatePluginNamesPanic(t *testing.T) {
 	refuse := newTestPeer(t, nil, hookPlugin("picky", "PostReg", func(h interface{}) error {
 		return errors.New("do not like " + h.(*Handler).Name())
 	}))
-	require.PanicsWithValue(t, "tp: the route /fn/call is refused: plugin picky: PostReg: do not like /fn/call.", func() {
-		pullFn(refuse, echo)
-	})
+	require.PanicsWithValue(t,
+		"tp: the route /fn/call is refused: plugin picky: PostReg: do not like /fn/call.", func() {
+			pullFn(refuse, echo)
+		})
 }
 
 // authentication: the hooks exchange packets before anything is routed.
@@ -329,7 +338,8 @@ func (e *typedNil) Error() string { return e.Text() }
 // Mistakes in a hook, and in what it returns, cost the call and nothing else.
 func TestHooksThatGoWrong(t *testing.T) {
 	for _, side := range []string{"server", "client"} {
-		for _, point := range []string{"PostReadHeader", "PreReadBody", "PostReadBody", "PreWriteReply", "PostWriteReply", "PreWritePull", "PostWritePull"} {
+		for _, point := range []string{"PostReadHeader", "PreReadBody", "PostReadBody", "PreWriteReply",
+			"PostWriteReply", "PreWritePull", "PostWritePull"} {
 			for name, wrong := range map[string]func() error{
 				"typed nil":        func() error { return (*typedNil)(nil) },
 				"Goexit":           func() error { runtime.Goexit(); return nil },
@@ -367,7 +377,8 @@ func TestHooksThatGoWrong(t *testing.T) {
 						return nil
 					})
 					plugins := map[string][]Plugin{side: {bad}}
-					srv, cli := newTestPeer(t, nil, plugins["server"]...), newTestPeer(t, nil, plugins["client"]...)
+					srv, cli := newTestPeer(t, nil, plugins["server"]...), newTestPeer(t, nil,
+						plugins["client"]...)
 					pullFn(srv, echo)
 					_, sess := connect(t, srv, cli, pipe.Options{})
 					requireAlive(t, sess)
@@ -464,7 +475,8 @@ func TestPostRegMayRegister(t *testing.T) {
 func TestReplacedUnknownHandlerTakesItsHooksAlong(t *testing.T) {
 	srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
 	u := func(UnknownPullCtx, *[]byte) (interface{}, Xerror) { return nil, nil }
-	srv.PullRouter.SetUnknown(u, hookPlugin("old", "PostReadHeader", func(interface{}) error { return errHook }))
+	srv.PullRouter.SetUnknown(u, hookPlugin("old", "PostReadHeader",
+		func(interface{}) error { return errHook }))
 	_, sess := connect(t, srv, cli, pipe.Options{})
 	require.NotNil(t, sess.Pull("/x", 1, nil).Xerror)
 	srv.PullRouter.SetUnknown(u)
@@ -537,7 +549,8 @@ func TestAuthenticationInHooks(t *testing.T) {
 		{Header: &packet.Header{Id: "1", Type: packet.TypePull, Uri: "/fn/call"}, Body: "1"},
 		{Header: &packet.Header{Uri: "/auth"}, Body: "guess"},
 		// More than the server has read when it refuses.
-		{Header: &packet.Header{Id: "2", Type: packet.TypePull, Uri: "/fn/call"}, Body: strings.Repeat("x", 1<<20)},
+		{Header: &packet.Header{Id: "2", Type: packet.TypePull, Uri: "/fn/call"}, Body: strings.Repeat("x",
+			1<<20)},
 	} {
 		out, err = packet.Append(out, p, packet.Limits{})
 		require.NoError(t, err)

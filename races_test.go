@@ -15,7 +15,8 @@ import (
 	"github.com/henrylee2cn/teleport/internal/pipe"
 )
 
-var raceRounds = flag.Int("race-rounds", 0, "rounds of TestCloseRaces; 0 means as many as there is time for in some seconds")
+var raceRounds = flag.Int("race-rounds", 0,
+	"rounds of TestCloseRaces; 0 means as many as there is time for in some seconds")
 
 // Close, called sixteen times at once, races with pulls, pushes, replies and
 // changes of the id, from both sides. Every pull ends once, as answered or as one
@@ -173,13 +174,15 @@ func TestCloseRaces(t *testing.T) {
 		require.Zero(t, b.conn.Load().pulls.Len())
 	}
 	rounds := 0
-	for begun := time.Now(); rounds < *raceRounds || *raceRounds == 0 && (rounds < 20 || time.Since(begun) < 4*time.Second && !testing.Short()); rounds++ {
+	for begun := time.Now(); rounds < *raceRounds || *raceRounds == 0 &&
+		(rounds < 20 || time.Since(begun) < 4*time.Second && !testing.Short()); rounds++ {
 		round(rounds)
 		if t.Failed() {
 			t.Fatalf("round %d", rounds)
 		}
 	}
-	t.Logf("FIGURE %d rounds: %d pulls answered, %d ended by the close, %d of %d pushes handled", rounds, answered.Load(), failed.Load(), pushed.Load(), pushes.Load())
+	t.Logf("FIGURE %d rounds: %d pulls answered, %d ended by the close, %d of %d pushes handled", rounds,
+		answered.Load(), failed.Load(), pushed.Load(), pushes.Load())
 	require.NotZero(t, answered.Load())
 	require.NotZero(t, failed.Load())
 	require.Zero(t, srv.CountSession())
@@ -189,7 +192,8 @@ func TestCloseRaces(t *testing.T) {
 	require.LessOrEqual(t, handled.Load(), made.Load())
 	require.LessOrEqual(t, pushed.Load(), pushes.Load())
 	for _, p := range []*Peer{srv, cli} { // a flusher whose connection has failed may still be ending
-		require.Eventually(t, func() bool { return p.memory() == 0 }, 10*time.Second, time.Millisecond, "the budget leaks")
+		require.Eventually(t, func() bool { return p.memory() == 0 }, 10*time.Second, time.Millisecond,
+			"the budget leaks")
 	}
 }
 

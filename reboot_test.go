@@ -67,14 +67,22 @@ func init() {
 			}
 		}
 		HandlePush(p.PushRouter, "/note", func(_ PushCtx, id *string) { note(*id) })
-		HandlePull(p.PullRouter, "/call", func(_ PullCtx, id *string) (int, Xerror) { note(*id); return os.Getpid(), nil })
+		HandlePull(p.PullRouter, "/call", func(_ PullCtx, id *string) (int, Xerror) {
+			note(*id)
+			return os.Getpid(), nil
+		})
 		HandlePull(p.PullRouter, "/exe", func(PullCtx, *string) (string, Xerror) {
 			path, _ := os.Executable()
 			path, _ = filepath.EvalSymlinks(path)
 			return path, nil
 		})
-		HandlePull(p.PullRouter, "/timeout", func(_ PullCtx, d *time.Duration) (string, Xerror) { SetReboot(*d); return "", nil })
-		HandlePull(p.PullRouter, "/reboot", func(PullCtx, *string) (string, Xerror) { return fmt.Sprint(reboot()), nil })
+		HandlePull(p.PullRouter, "/timeout", func(_ PullCtx, d *time.Duration) (string, Xerror) {
+			SetReboot(*d)
+			return "", nil
+		})
+		HandlePull(p.PullRouter, "/reboot", func(PullCtx, *string) (string, Xerror) {
+			return fmt.Sprint(reboot()), nil
+		})
 		go awaitSignals(notifySignals()) // which are caught from here on
 		for _, addr := range addrs[1:] {
 			ln, err := NewListener(addr)
@@ -109,7 +117,8 @@ func startRebooting(t *testing.T, program ...string) rebooting {
 		unix: "unix:" + filepath.Join(dir, "s"), how: filepath.Join(dir, "how"),
 		log: filepath.Join(dir, "log"), notes: filepath.Join(dir, "notes"),
 	}
-	p := prepareProgram(t, "reboot", "TP_TEST_ADDRS="+r.unix+" 127.0.0.1:0", "TP_TEST_NOTES="+r.notes, "TP_TEST_SUCCESSOR="+r.how)
+	p := prepareProgram(t, "reboot", "TP_TEST_ADDRS="+r.unix+" 127.0.0.1:0", "TP_TEST_NOTES="+r.notes,
+		"TP_TEST_SUCCESSOR="+r.how)
 	if len(program) > 0 {
 		p.cmd.Path, p.cmd.Args = program[0], program
 	}
@@ -147,7 +156,8 @@ func pidBy(t *testing.T, sess *Session) (pid int) {
 }
 
 var (
-	rebootTimes   = flag.Int("reboots", 5, "how often TestReboot reboots, and TestTerminate starts the program again")
+	rebootTimes = flag.Int("reboots", 5,
+		"how often TestReboot reboots, and TestTerminate starts the program again")
 	rebootClients = flag.Int("reboot-clients", 8, "how many clients pull and push meanwhile")
 	rebootPause   = flag.Duration("reboot-pause", 0, "what each of them waits between two pulls")
 )
@@ -243,12 +253,14 @@ func TestReboot(t *testing.T) {
 		require.False(t, seen[old])
 		seen[old] = true
 		require.NoError(t, syscall.Kill(old, syscall.SIGUSR2))
-		require.Eventually(t, func() bool { return processEnded(old) }, time.Minute, 10*time.Millisecond, "it drains and exits")
+		require.Eventually(t, func() bool { return processEnded(old) }, time.Minute, 10*time.Millisecond,
+			"it drains and exits")
 		require.NotEqual(t, old, pidOf(t, tr.cli, prog.tcp))
 		tr.flow(t)
 	}
 	tr.stop(t)
-	t.Logf("%d pulls and as many pushes in %v, %d reboots", tr.pulls.Load(), time.Since(tr.began).Round(time.Millisecond), *rebootTimes)
+	t.Logf("%d pulls and as many pushes in %v, %d reboots", tr.pulls.Load(),
+		time.Since(tr.began).Round(time.Millisecond), *rebootTimes)
 	last := pidOf(t, tr.cli, prog.tcp)
 	require.NoError(t, syscall.Kill(last, syscall.SIGTERM))
 	require.Eventually(t, func() bool { return processEnded(last) }, time.Minute, 10*time.Millisecond)
@@ -275,7 +287,8 @@ func TestTerminate(t *testing.T) {
 	notes, log := filepath.Join(dir, "notes"), openLog(t, filepath.Join(dir, "log"))
 	start := func() *program {
 		p := prepareProgram(t, "reboot", "TP_TEST_ADDRS="+ln.Addr().String(), "TP_TEST_NOTES="+notes)
-		p.cmd.Path, p.cmd.Args = "/bin/sh", []string{"sh", "-c", "LISTEN_FDS=1 LISTEN_PID=$$ exec " + os.Args[0]}
+		p.cmd.Path, p.cmd.Args = "/bin/sh", []string{"sh", "-c", "LISTEN_FDS=1 LISTEN_PID=$$ exec " +
+			os.Args[0]}
 		p.cmd.ExtraFiles = []*os.File{file}
 		p.cmd.Stderr = log
 		require.NoError(t, p.cmd.Start())
@@ -298,7 +311,8 @@ func TestTerminate(t *testing.T) {
 		tr.flow(t)
 	}
 	tr.stop(t)
-	t.Logf("%d pulls and as many pushes in %v, %d new starts", tr.pulls.Load(), time.Since(tr.began).Round(time.Millisecond), *rebootTimes)
+	t.Logf("%d pulls and as many pushes in %v, %d new starts", tr.pulls.Load(),
+		time.Since(tr.began).Round(time.Millisecond), *rebootTimes)
 	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
 	require.Zero(t, p.exitCode())
 	tr.requireArrived(t, notes)
@@ -497,7 +511,8 @@ func TestListenerOnALeftSocket(t *testing.T) {
 // is ready, and says which process has taken over.
 func TestSystemd(t *testing.T) {
 	dir := t.TempDir()
-	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"),
+		Net: "unixgram"})
 	require.NoError(t, err)
 	defer manager.Close()
 	next := func() string {
@@ -517,7 +532,8 @@ func TestSystemd(t *testing.T) {
 	require.NoError(t, err)
 	defer log.Close()
 
-	p := prepareProgram(t, "systemd", "NOTIFY_SOCKET="+filepath.Join(dir, "notify"), "TP_TEST_ADDR="+ln.Addr().String())
+	p := prepareProgram(t, "systemd", "NOTIFY_SOCKET="+filepath.Join(dir, "notify"), "TP_TEST_ADDR="+
+		ln.Addr().String())
 	p.cmd.Path, p.cmd.Args = "/bin/sh", []string{"sh", "-c", "LISTEN_FDS=1 LISTEN_PID=$$ exec " + os.Args[0]}
 	p.cmd.ExtraFiles = []*os.File{file}
 	p.cmd.Stderr = log

@@ -21,19 +21,20 @@ func TestRedialWhileDisconnectHooksRun(t *testing.T) {
 		var running, most, ran atomic.Int32
 		var connected atomic.Bool
 		var sess *Session
-		cli := n.client(t, &PeerConfig{Redial: new(Redial)}, newTestPlugin("p", map[string]func(interface{}) error{
-			"PostDial": func(interface{}) error { time.Sleep(time.Second); return nil },
-			"PostDisconnect": func(interface{}) error {
-				ran.Add(1)
-				most.Store(max(most.Load(), running.Add(1)))
-				defer running.Add(-1)
-				time.Sleep(10 * time.Second)
-				if sess.conn.Load().usable() {
-					connected.Store(true)
-				}
-				return nil
-			},
-		}))
+		cli := n.client(t, &PeerConfig{Redial: new(Redial)}, newTestPlugin("p",
+			map[string]func(interface{}) error{
+				"PostDial": func(interface{}) error { time.Sleep(time.Second); return nil },
+				"PostDisconnect": func(interface{}) error {
+					ran.Add(1)
+					most.Store(max(most.Load(), running.Add(1)))
+					defer running.Add(-1)
+					time.Sleep(10 * time.Second)
+					if sess.conn.Load().usable() {
+						connected.Store(true)
+					}
+					return nil
+				},
+			}))
 		var err error
 		sess, err = cli.Dial("a")
 		require.NoError(t, err)
@@ -59,7 +60,10 @@ func TestRedialGivesUpWhileLinksAnswer(t *testing.T) {
 		n := newNet()
 		release := make(chan struct{})
 		a, b := named(t, "A"), named(t, "B")
-		HandlePull(a.PullRouter, "/slow", func(PullCtx, *string) (string, Xerror) { <-release; return "answered", nil })
+		HandlePull(a.PullRouter, "/slow", func(PullCtx, *string) (string, Xerror) {
+			<-release
+			return "answered", nil
+		})
 		n.serve("x", a)
 		cli := n.client(t, &PeerConfig{Redial: &Redial{Attempts: 2}})
 		sess, err := cli.Dial("x")
@@ -132,10 +136,11 @@ func TestRedialWhenHooksFail(t *testing.T) {
 				n := newNet()
 				n.serve("a", named(t, "A"))
 				var ran atomic.Int32
-				cli := n.client(t, &PeerConfig{Redial: &Redial{Attempts: 3}}, hookPlugin("p", "PostReconnect", func(interface{}) error {
-					ran.Add(1)
-					return hook()
-				}))
+				cli := n.client(t, &PeerConfig{Redial: &Redial{Attempts: 3}}, hookPlugin("p", "PostReconnect",
+					func(interface{}) error {
+						ran.Add(1)
+						return hook()
+					}))
 				sess, err := cli.Dial("a")
 				require.NoError(t, err)
 				n.cut()
@@ -154,7 +159,8 @@ func TestRedialToASideThatDrains(t *testing.T) {
 		n := newNet()
 		srv := named(t, "A")
 		n.serve("a", srv)
-		cli := n.client(t, &PeerConfig{Redial: &Redial{MaxWait: time.Minute, MaxBackoff: 100 * time.Millisecond}})
+		cli := n.client(t, &PeerConfig{Redial: &Redial{MaxWait: time.Minute,
+			MaxBackoff: 100 * time.Millisecond}})
 		sess, err := cli.Dial("a")
 		require.NoError(t, err)
 		srv.setState(peerDraining) // and nothing else of Shutdown
@@ -177,12 +183,16 @@ func TestRedialAndGoexit(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			n := newNet()
 			srv := newTestPeer(t, nil)
-			HandlePull(srv.PullRouter, "/slow", func(PullCtx, *string) (string, Xerror) { time.Sleep(time.Second); return "late", nil })
+			HandlePull(srv.PullRouter, "/slow", func(PullCtx, *string) (string, Xerror) {
+				time.Sleep(time.Second)
+				return "late", nil
+			})
 			n.serve("a", srv)
-			cli := n.client(t, &PeerConfig{Redial: new(Redial)}, hookPlugin("p", point, func(interface{}) error {
-				runtime.Goexit()
-				return nil
-			}))
+			cli := n.client(t, &PeerConfig{Redial: new(Redial)}, hookPlugin("p", point,
+				func(interface{}) error {
+					runtime.Goexit()
+					return nil
+				}))
 			sess, err := cli.Dial("a")
 			require.NoError(t, err)
 			n.cut()
@@ -206,10 +216,11 @@ func TestTimeoutsWhileRedialling(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNet()
 		n.serve("a", named(t, "A"))
-		cli := n.client(t, &PeerConfig{Redial: new(Redial)}, hookPlugin("p", "PostDial", func(interface{}) error {
-			time.Sleep(time.Second)
-			return nil
-		}))
+		cli := n.client(t, &PeerConfig{Redial: new(Redial)}, hookPlugin("p", "PostDial",
+			func(interface{}) error {
+				time.Sleep(time.Second)
+				return nil
+			}))
 		sess, err := cli.DialContext(context.Background(), "a")
 		require.NoError(t, err)
 		n.cut()

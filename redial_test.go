@@ -23,7 +23,7 @@ type net0 struct {
 	peers map[string]*Peer
 	dials []string // what was dialled, and when
 	began time.Time
-	links []net.Conn // the dialling ends
+	conns []net.Conn // the dialling ends
 }
 
 func newNet() *net0 { return &net0{peers: map[string]*Peer{}, began: time.Now()} }
@@ -47,7 +47,7 @@ func (n *net0) dial(_ context.Context, _, addr string) (net.Conn, error) {
 	}
 	here, there := pipe.New(pipe.Options{})
 	n.mu.Lock()
-	n.links = append(n.links, here)
+	n.conns = append(n.conns, here)
 	n.mu.Unlock()
 	p.admit(there, nil)
 	return here, nil
@@ -63,10 +63,10 @@ func (n *net0) dialled() []string {
 func (n *net0) cut() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for _, c := range n.links {
+	for _, c := range n.conns {
 		_ = c.Close()
 	}
-	n.links = nil
+	n.conns = nil
 }
 
 // client makes a peer that dials on the network.
@@ -215,15 +215,20 @@ func TestRedialWhenTheOtherSideShutsDown(t *testing.T) {
 		n := newNet()
 		a, b := named(t, "A"), named(t, "B")
 		release := make(chan struct{})
-		HandlePull(a.PullRouter, "/slow", func(PullCtx, *string) (string, Xerror) { <-release; return "A, slowly", nil })
+		HandlePull(a.PullRouter, "/slow", func(PullCtx, *string) (string, Xerror) {
+			<-release
+			return "A, slowly", nil
+		})
 		var hooks notes
 		note := func(name string) func(interface{}) error {
 			return func(interface{}) error { hooks.add(name); return nil }
 		}
 		n.serve("x", a)
-		cli := n.client(t, &PeerConfig{Redial: &Redial{FailFast: true}}, newTestPlugin("p", map[string]func(interface{}) error{
-			"PostDial": note("PostDial"), "PostReconnect": note("PostReconnect"), "PostDisconnect": note("PostDisconnect"),
-		}))
+		cli := n.client(t, &PeerConfig{Redial: &Redial{FailFast: true}}, newTestPlugin("p",
+			map[string]func(interface{}) error{
+				"PostDial": note("PostDial"), "PostReconnect": note("PostReconnect"),
+				"PostDisconnect": note("PostDisconnect"),
+			}))
 		sess, err := cli.Dial("x")
 		require.NoError(t, err)
 		old := sess.conn.Load()
@@ -267,13 +272,17 @@ func TestRedialCrossingShutdowns(t *testing.T) {
 	}
 	newServer := func() *Peer {
 		p := newTestPeer(t, nil)
-		HandlePull(p.PullRouter, "/pull", func(_ PullCtx, id *string) (string, Xerror) { count(*id); return *id, nil })
+		HandlePull(p.PullRouter, "/pull", func(_ PullCtx, id *string) (string, Xerror) {
+			count(*id)
+			return *id, nil
+		})
 		HandlePush(p.PushRouter, "/push", func(_ PushCtx, id *string) { count(*id) })
 		return p
 	}
 	srv := newServer()
 	n.serve("x", srv)
-	cli := n.client(t, &PeerConfig{Redial: &Redial{MinBackoff: time.Millisecond, MaxBackoff: time.Millisecond}})
+	cli := n.client(t, &PeerConfig{Redial: &Redial{MinBackoff: time.Millisecond,
+		MaxBackoff: time.Millisecond}})
 	sess, err := cli.Dial("x")
 	require.NoError(t, err)
 	var ending atomic.Bool
@@ -360,12 +369,13 @@ func TestRedialWhenNothingCanBeSent(t *testing.T) {
 		n.serve("a", srv)
 		stuck := make(chan struct{})
 		var first atomic.Bool
-		cli := n.client(t, &PeerConfig{Redial: new(Redial)}, hookPlugin("p", "PreReadHeader", func(interface{}) error {
-			if !first.Swap(true) {
-				<-stuck
-			}
-			return nil
-		}))
+		cli := n.client(t, &PeerConfig{Redial: new(Redial)}, hookPlugin("p", "PreReadHeader",
+			func(interface{}) error {
+				if !first.Swap(true) {
+					<-stuck
+				}
+				return nil
+			}))
 		var pushed atomic.Int32
 		HandlePush(cli.PushRouter, "/push", func(PushCtx, *string) { pushed.Add(1) })
 		sess, err := cli.Dial("a")
@@ -395,11 +405,14 @@ func TestRedialWaits(t *testing.T) {
 		took    time.Duration
 		push    time.Duration
 	}{
-		"default":       {took: 30 * time.Second, pull: StatusConnClosed, push: 30 * time.Second},
-		"MaxWait":       {redial: Redial{MaxWait: time.Second}, pull: StatusConnClosed, took: time.Second, push: time.Second},
-		"fail fast":     {redial: Redial{FailFast: true}, pull: StatusConnClosed},
-		"pull timeout":  {timeout: 3 * time.Second, pull: StatusDeadlineExceeded, took: 3 * time.Second, push: 30 * time.Second},
-		"until it ends": {redial: Redial{MaxWait: -1, Attempts: 1, MinBackoff: time.Hour, MaxBackoff: time.Hour}, pull: StatusConnClosed, took: -1},
+		"default": {took: 30 * time.Second, pull: StatusConnClosed, push: 30 * time.Second},
+		"MaxWait": {redial: Redial{MaxWait: time.Second}, pull: StatusConnClosed, took: time.Second,
+			push: time.Second},
+		"fail fast": {redial: Redial{FailFast: true}, pull: StatusConnClosed},
+		"pull timeout": {timeout: 3 * time.Second, pull: StatusDeadlineExceeded, took: 3 * time.Second,
+			push: 30 * time.Second},
+		"until it ends": {redial: Redial{MaxWait: -1, Attempts: 1, MinBackoff: time.Hour,
+			MaxBackoff: time.Hour}, pull: StatusConnClosed, took: -1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -444,7 +457,8 @@ func TestRedialSeveralAddresses(t *testing.T) {
 		n := newNet()
 		cli := n.client(t, &PeerConfig{Redial: new(Redial)})
 		_, err := cli.Dial("a,b,unix:c")
-		require.EqualError(t, err, "tp: dial a,b,unix:c: a: nobody is there; b: nobody is there; unix:c: nobody is there")
+		require.EqualError(t, err,
+			"tp: dial a,b,unix:c: a: nobody is there; b: nobody is there; unix:c: nobody is there")
 		require.ErrorIs(t, err, errNobody)
 		require.Equal(t, []string{"a", "b", "c"}, n.dialled())
 
@@ -479,43 +493,47 @@ func TestRedialHooks(t *testing.T) {
 		n := newNet()
 		srv := named(t, "A")
 		var subscribed atomic.Int32
-		HandlePull(srv.PullRouter, "/subscribe", func(PullCtx, *string) (string, Xerror) { subscribed.Add(1); return "", nil })
+		HandlePull(srv.PullRouter, "/subscribe", func(PullCtx, *string) (string, Xerror) {
+			subscribed.Add(1)
+			return "", nil
+		})
 		n.serve("a", srv)
 		var mu sync.Mutex
 		var hooks notes
 		note := hooks.add
 		fail := map[string]int{}
-		cli := n.client(t, &PeerConfig{Redial: new(Redial)}, newTestPlugin("p", map[string]func(interface{}) error{
-			"PostDial": func(s interface{}) error {
-				note("PostDial")
-				require.Equal(t, "me", s.(ForeSession).Id())
-				require.NotNil(t, s.(ForeSession).Socket())
-				mu.Lock()
-				defer mu.Unlock()
-				if fail["PostDial"]--; fail["PostDial"] >= 0 {
-					return errors.New("not now")
-				}
-				return nil
-			},
-			"PostReconnect": func(s interface{}) error {
-				x := s.(*Session).Pull("/subscribe", "", nil).Xerror
-				note("PostReconnect")
-				mu.Lock()
-				defer mu.Unlock()
-				if fail["PostReconnect"]--; fail["PostReconnect"] >= 0 {
-					return errors.New("nor now")
-				}
-				if x != nil {
-					return x
-				}
-				return nil
-			},
-			"PostDisconnect": func(interface{}) error {
-				time.Sleep(time.Second)
-				note("PostDisconnect")
-				return nil
-			},
-		}))
+		cli := n.client(t, &PeerConfig{Redial: new(Redial)}, newTestPlugin("p",
+			map[string]func(interface{}) error{
+				"PostDial": func(s interface{}) error {
+					note("PostDial")
+					require.Equal(t, "me", s.(ForeSession).Id())
+					require.NotNil(t, s.(ForeSession).Socket())
+					mu.Lock()
+					defer mu.Unlock()
+					if fail["PostDial"]--; fail["PostDial"] >= 0 {
+						return errors.New("not now")
+					}
+					return nil
+				},
+				"PostReconnect": func(s interface{}) error {
+					x := s.(*Session).Pull("/subscribe", "", nil).Xerror
+					note("PostReconnect")
+					mu.Lock()
+					defer mu.Unlock()
+					if fail["PostReconnect"]--; fail["PostReconnect"] >= 0 {
+						return errors.New("nor now")
+					}
+					if x != nil {
+						return x
+					}
+					return nil
+				},
+				"PostDisconnect": func(interface{}) error {
+					time.Sleep(time.Second)
+					note("PostDisconnect")
+					return nil
+				},
+			}))
 		sess, err := cli.Dial("a", "me")
 		require.NoError(t, err)
 		time.Sleep(time.Minute)
@@ -544,18 +562,19 @@ func TestRedialWhileHooksPull(t *testing.T) {
 		n := newNet()
 		n.serve("a", named(t, "A"))
 		var running, ran atomic.Int32
-		cli := n.client(t, &PeerConfig{Redial: new(Redial)}, hookPlugin("p", "PostReconnect", func(s interface{}) error {
-			require.EqualValues(t, 1, running.Add(1), "one at a time")
-			defer running.Add(-1)
-			if ran.Add(1) == 1 {
-				n.cut()
-				<-s.(*Session).conn.Load().doneChan()
-			}
-			for range 3 {
-				require.Equal(t, "A", nameOf(s.(*Session)))
-			}
-			return nil
-		}))
+		cli := n.client(t, &PeerConfig{Redial: new(Redial)}, hookPlugin("p", "PostReconnect",
+			func(s interface{}) error {
+				require.EqualValues(t, 1, running.Add(1), "one at a time")
+				defer running.Add(-1)
+				if ran.Add(1) == 1 {
+					n.cut()
+					<-s.(*Session).conn.Load().doneChan()
+				}
+				for range 3 {
+					require.Equal(t, "A", nameOf(s.(*Session)))
+				}
+				return nil
+			}))
 		sess, err := cli.Dial("a")
 		require.NoError(t, err)
 		n.cut()
@@ -580,7 +599,8 @@ func TestRedialToAServerThatDropsConnections(t *testing.T) {
 				cli := n.client(t, &PeerConfig{Redial: new(Redial)})
 				_, err := cli.Dial("a")
 				require.NoError(t, err)
-				for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+				end := time.Now().Add(time.Minute)
+				for ; time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 					srv.RangeSession(func(s *Session) bool { drop(s); return true })
 				}
 				require.Less(t, len(n.dialled()), 40)
@@ -633,7 +653,10 @@ func TestRedialGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNet()
 		srv := named(t, "A")
-		HandlePull(srv.PullRouter, "/slow", func(PullCtx, *string) (string, Xerror) { time.Sleep(time.Minute); return "done", nil })
+		HandlePull(srv.PullRouter, "/slow", func(PullCtx, *string) (string, Xerror) {
+			time.Sleep(time.Minute)
+			return "done", nil
+		})
 		n.serve("a", srv)
 		log := captureLog(t, LevelInfo)
 		cli := n.client(t, &PeerConfig{Redial: &Redial{Attempts: 3}})

@@ -37,7 +37,8 @@ func doorman(answer error) Plugin {
 
 func shower(token string) Plugin {
 	return hookPlugin("auth", "PostDial", func(c interface{}) error {
-		return c.(ForeSession).Send(&packet.Packet{Header: &packet.Header{Type: packet.TypePush}, Body: token})
+		return c.(ForeSession).Send(&packet.Packet{Header: &packet.Header{Type: packet.TypePush},
+			Body: token})
 	})
 }
 
@@ -92,16 +93,19 @@ func TestDialIsToldWhyItIsRefused(t *testing.T) {
 		require.Nil(t, sess.Pull("/echo", "x", nil).Xerror)
 	})
 	t.Run("a plain error", func(t *testing.T) {
-		_, err := newTestPeer(t, nil, shower("bad")).Dial(serve(t, newTestPeer(t, nil, doorman(errors.New("not today")))))
+		_, err := newTestPeer(t, nil, shower("bad")).Dial(serve(t, newTestPeer(t, nil,
+			doorman(errors.New("not today")))))
 		require.ErrorContains(t, err, "refused by the other side: 424 not today")
 	})
 	t.Run("a panic", func(t *testing.T) {
-		srv := newTestPeer(t, nil, hookPlugin("auth", "PostAccept", func(interface{}) error { panic("secret") }))
+		srv := newTestPeer(t, nil, hookPlugin("auth", "PostAccept",
+			func(interface{}) error { panic("secret") }))
 		_, err := newTestPeer(t, nil, shower("bad")).Dial(serve(t, srv))
 		require.ErrorContains(t, err, "refused by the other side: 424 failed plugin")
 	})
 	t.Run("a local code", func(t *testing.T) {
-		_, err := newTestPeer(t, nil, shower("bad")).Dial(serve(t, newTestPeer(t, nil, doorman(NewXerror(StatusConnClosed, "10.0.0.7 is away")))))
+		_, err := newTestPeer(t, nil, shower("bad")).Dial(serve(t, newTestPeer(t, nil,
+			doorman(NewXerror(StatusConnClosed, "10.0.0.7 is away")))))
 		require.ErrorContains(t, err, "refused by the other side: 502 connection closed")
 	})
 }
@@ -116,7 +120,8 @@ func TestPushesBeforeTheOutcome(t *testing.T) {
 	ca, cb := pipe.New(pipe.Options{})
 	accepted := make(chan error, 1)
 	go func() {
-		s, err := srv.newSession(context.Background(), cb, origin{hooks: srv.chain.postAccept, stranger: true})
+		s, err := srv.newSession(context.Background(), cb, origin{hooks: srv.chain.postAccept,
+			stranger: true})
 		if err == nil {
 			err = asError(s.Push("/hello", "first"))
 		}
@@ -172,7 +177,8 @@ func asError(x Xerror) error {
 
 // A refusal that says nothing sensible is one all the same.
 func TestOddRefusals(t *testing.T) {
-	for _, h := range []packet.Header{{StatusCode: StatusOK, Status: "OK"}, {}, {StatusCode: StatusConnClosed}, {StatusCode: 401, Gzip: 5}} {
+	for _, h := range []packet.Header{{StatusCode: StatusOK, Status: "OK"}, {},
+		{StatusCode: StatusConnClosed}, {StatusCode: 401, Gzip: 5}} {
 		ca, cb := pipe.New(pipe.Options{})
 		raw := newRawPeer(t, cb)
 		h.Id, h.Type = refusedId, packet.TypeReply
@@ -201,7 +207,8 @@ func TestOutcomeByAnOldServer(t *testing.T) {
 				return
 			}
 			if p.Header.Type == packet.TypePing {
-				raw.send(&packet.Packet{Header: &packet.Header{Id: p.Header.Id, Type: packet.TypeReply, StatusCode: StatusUnsupportedType}})
+				raw.send(&packet.Packet{Header: &packet.Header{Id: p.Header.Id, Type: packet.TypeReply,
+					StatusCode: StatusUnsupportedType}})
 			}
 		}
 	}()
@@ -218,7 +225,8 @@ func TestPullInsteadOfAToken(t *testing.T) {
 	require.NoError(t, err)
 	first := sess.Pull("/echo?token=x", "one", nil).Xerror
 	require.Equal(t, StatusUnauthorized, first.Code())
-	require.Equal(t, `expected a packet of the other side's PostDial hook, and there came a pull of "/echo"`, first.Text())
+	require.Equal(t, `expected a packet of the other side's PostDial hook, and there came a pull of "/echo"`,
+		first.Text())
 	require.True(t, NotRun(first))
 	<-sess.Done()
 	require.ErrorContains(t, sess.Err(), "refused by the other side: 401 expected a packet")
@@ -248,10 +256,12 @@ func TestPushInsteadOfAToken(t *testing.T) {
 	require.NoError(t, err)
 	require.Nil(t, sess.Push("/said", "good"))
 	<-sess.Done()
-	require.ErrorContains(t, sess.Err(), `401 expected a packet of the other side's PostDial hook, and there came a push to "/said"`)
+	require.ErrorContains(t, sess.Err(),
+		`401 expected a packet of the other side's PostDial hook, and there came a push to "/said"`)
 
 	hook := hookPlugin("auth", "PostDial", func(c interface{}) error {
-		return c.(ForeSession).Send(&packet.Packet{Header: &packet.Header{Type: packet.TypePush, Uri: "/said"}, Body: "good"})
+		return c.(ForeSession).Send(&packet.Packet{Header: &packet.Header{Type: packet.TypePush,
+			Uri: "/said"}, Body: "good"})
 	})
 	_, err = newTestPeer(t, nil, hook).Dial(addr)
 	require.NoError(t, err)
@@ -272,7 +282,8 @@ func TestPushInsteadOfAnAnswer(t *testing.T) {
 		}
 	}()
 	_, err := cli.newSession(context.Background(), ca, origin{hooks: cli.chain.postDial, confirms: true})
-	require.ErrorContains(t, err, `expected a packet of the other side's PostAccept hook, and there came a push to "/hello"`)
+	require.ErrorContains(t, err,
+		`expected a packet of the other side's PostAccept hook, and there came a push to "/hello"`)
 }
 
 // Pulls that were sent before the refusal came have not run.
@@ -321,7 +332,9 @@ func TestRedialEndsWithWhatCannotGetBetter(t *testing.T) {
 						}
 						return nil
 					}))
-					HandlePull(srv.PullRouter, "/echo", func(_ PullCtx, args *string) (string, Xerror) { return *args, nil })
+					HandlePull(srv.PullRouter, "/echo", func(_ PullCtx, args *string) (string, Xerror) {
+						return *args, nil
+					})
 					n.serve("a", srv)
 					log := captureLog(t, LevelInfo)
 					on := map[string]func(interface{}) error{}
@@ -404,17 +417,20 @@ func TestDialIsToldOfItsCertificate(t *testing.T) {
 	certFile, keyFile := files(t, cert, key)
 	roots := x509.NewCertPool()
 	roots.AddCert(cert)
-	srv := newTestPeer(t, &PeerConfig{TlsCertFile: certFile, TlsKeyFile: keyFile, TLSConfig: &tls.Config{ClientAuth: tls.RequireAnyClientCert}})
+	srv := newTestPeer(t, &PeerConfig{TlsCertFile: certFile, TlsKeyFile: keyFile,
+		TLSConfig: &tls.Config{ClientAuth: tls.RequireAnyClientCert}})
 	echoAt(srv)
 	addr := serve(t, srv)
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
-		cli := newTestPeer(t, &PeerConfig{Redial: new(Redial), TLSConfig: &tls.Config{RootCAs: roots, MinVersion: version, MaxVersion: version}})
+		cli := newTestPeer(t, &PeerConfig{Redial: new(Redial), TLSConfig: &tls.Config{RootCAs: roots,
+			MinVersion: version, MaxVersion: version}})
 		_, err := cli.Dial(addr)
 		require.Error(t, err)
 		require.True(t, tlsconf.RefusesCertificate(err), "%v", err)
 		require.True(t, lasting(err))
 	}
-	with := newTestPeer(t, &PeerConfig{TlsCertFile: certFile, TlsKeyFile: keyFile, TLSConfig: &tls.Config{RootCAs: roots}})
+	with := newTestPeer(t, &PeerConfig{TlsCertFile: certFile, TlsKeyFile: keyFile,
+		TLSConfig: &tls.Config{RootCAs: roots}})
 	sess, err := with.Dial(addr)
 	require.NoError(t, err)
 	require.Nil(t, sess.Pull("/echo", "x", nil).Xerror)
@@ -430,16 +446,17 @@ func TestPostConnect(t *testing.T) {
 		n.serve("a", named(t, "A"))
 		var seen notes
 		var fails atomic.Pointer[error]
-		cli := n.client(t, &PeerConfig{Redial: new(Redial)}, newTestPlugin("p", map[string]func(interface{}) error{
-			"PostConnect": func(s interface{}) error {
-				seen.add("connected to " + nameOf(s.(*Session)))
-				if err := fails.Load(); err != nil {
-					return *err
-				}
-				return nil
-			},
-			"PostReconnect": func(interface{}) error { seen.add("again"); return nil },
-		}))
+		cli := n.client(t, &PeerConfig{Redial: new(Redial)}, newTestPlugin("p",
+			map[string]func(interface{}) error{
+				"PostConnect": func(s interface{}) error {
+					seen.add("connected to " + nameOf(s.(*Session)))
+					if err := fails.Load(); err != nil {
+						return *err
+					}
+					return nil
+				},
+				"PostReconnect": func(interface{}) error { seen.add("again"); return nil },
+			}))
 		sess, err := cli.Dial("a")
 		require.NoError(t, err)
 		require.Equal(t, []string{"connected to A"}, seen.take())
@@ -459,7 +476,11 @@ func TestPostConnect(t *testing.T) {
 func TestRedialFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNet()
-		cfg := func(r Redial) *PeerConfig { r.First = true; return &PeerConfig{Redial: &r, DialContext: n.dial} }
+		cfg := func(r Redial) *PeerConfig {
+			r.First = true
+			return &PeerConfig{Redial: &r,
+				DialContext: n.dial}
+		}
 		cli := newTestPeer(t, cfg(Redial{}))
 		got := make(chan string, 1)
 		go func() {
@@ -510,7 +531,8 @@ func TestDialConn(t *testing.T) {
 					go srv.ServeConn(a)
 					sess, err := cli.DialConn(t.Context(), b, "the server")
 					if token == "bad" {
-						require.EqualError(t, err, fmt.Sprintf("tp: dial %s: refused by the other side: 401 wrong", b.RemoteAddr()))
+						require.EqualError(t, err,
+							fmt.Sprintf("tp: dial %s: refused by the other side: 401 wrong", b.RemoteAddr()))
 						return
 					}
 					require.NoError(t, err)

@@ -92,17 +92,27 @@ func TestHooksSeeTheCanonicalURI(t *testing.T) {
 		}
 		return nil
 	}))
-	HandlePull(srv.PullRouter, "/open/a", func(ctx PullCtx, _ *string) (string, Xerror) { return ctx.Uri() + " " + ctx.Path(), nil })
-	HandlePull(srv.PullRouter, "/secret", func(PullCtx, *string) (string, Xerror) { secret.Add(1); return "", nil })
-	srv.PullRouter.Group("/secrets").SetUnknown(func(UnknownPullCtx, *[]byte) (interface{}, Xerror) { secret.Add(1); return "", nil })
+	HandlePull(srv.PullRouter, "/open/a", func(ctx PullCtx, _ *string) (string, Xerror) {
+		return ctx.Uri() + " " + ctx.Path(), nil
+	})
+	HandlePull(srv.PullRouter, "/secret", func(PullCtx, *string) (string, Xerror) {
+		secret.Add(1)
+		return "", nil
+	})
+	srv.PullRouter.Group("/secrets").SetUnknown(func(UnknownPullCtx, *[]byte) (interface{}, Xerror) {
+		secret.Add(1)
+		return "", nil
+	})
 	sess, _ := connect(t, newTestPeer(t, nil), srv, pipe.Options{})
 	var got string
 	require.Nil(t, sess.Pull("/open/%61?x=%20", "", &got).Xerror)
 	require.Equal(t, "/open/a?x=%20 /open/a", got)
 	require.Equal(t, []string{"/open/a?x=%20"}, seen)
 	for _, uri := range []string{
-		"/secret", "/open/../secret", "/open/%2e%2e/secret", "/open%2f..%2fsecret", "//open/secret", "/open//../secret", "/%73ecret", "/secrets/open/",
-		"/secrets/../open/a", "/open/..%2f..%2fsecrets/a", "/secret?/open/", "/secret%3f/open/", "/open/\x00/../secret",
+		"/secret", "/open/../secret", "/open/%2e%2e/secret", "/open%2f..%2fsecret", "//open/secret",
+		"/open//../secret", "/%73ecret", "/secrets/open/",
+		"/secrets/../open/a", "/open/..%2f..%2fsecrets/a", "/secret?/open/", "/secret%3f/open/",
+		"/open/\x00/../secret",
 	} {
 		require.NotNil(t, sess.Pull(uri, "", nil).Xerror, uri)
 	}
@@ -161,13 +171,16 @@ func TestRegistrationPanicsWithAWholeSentence(t *testing.T) {
 		{func() { p.PushRouter.Reg(new(Math)) }, []string{"*tp.Math", "embed tp.PushCtx"}},
 		{func() { p.PullRouter.Reg(&struct{ PullCtx }{}) }, []string{"no name"}},
 		{func() { p.PullRouter.Reg(new(noMethods)) }, []string{"*tp.noMethods", "no exported method"}},
-		{func() { p.PullRouter.Reg(new(badIn)) }, []string{"*tp.badIn", "method A", "exactly one pointer", "func(*Args) (Reply, tp.Xerror)"}},
+		{func() { p.PullRouter.Reg(new(badIn)) }, []string{"*tp.badIn", "method A", "exactly one pointer",
+			"func(*Args) (Reply, tp.Xerror)"}},
 		{func() { p.PullRouter.Reg(new(noIn)) }, []string{"*tp.noIn", "method A", "exactly one pointer"}},
 		{func() { p.PullRouter.Reg(new(badOut)) }, []string{"*tp.badOut", "method A", "tp.Xerror"}},
 		{func() { p.PullRouter.Reg(new(oneOut)) }, []string{"*tp.oneOut", "method A", "tp.Xerror"}},
-		{func() { p.PullRouter.Reg(new(hiddenIn)) }, []string{"*tp.hiddenIn", "method A", "*tp.hidden", "not exported"}},
+		{func() { p.PullRouter.Reg(new(hiddenIn)) }, []string{"*tp.hiddenIn", "method A", "*tp.hidden",
+			"not exported"}},
 		{func() { p.PullRouter.Reg(new(hiddenOut)) }, []string{"*tp.hiddenOut", "returns *tp.hidden"}},
-		{func() { p.PushRouter.Reg(new(pushOut)) }, []string{"*tp.pushOut", "method A", "returns something", "func(*Args)."}},
+		{func() { p.PushRouter.Reg(new(pushOut)) }, []string{"*tp.pushOut", "method A", "returns something",
+			"func(*Args)."}},
 		{func() { p.PullRouter.Reg(new(shadow)) }, []string{"*tp.shadow", "method Query"}},
 		{func() { p.PullRouter.Reg(new(Math)); p.PullRouter.Reg(new(Math)) }, []string{"/math/add", "twice"}},
 		{func() { p.PullRouter.SetUnknown(nil) }, []string{"SetUnknown", "nil"}},
@@ -202,7 +215,8 @@ func TestUnknownHandlersOfGroups(t *testing.T) {
 			if err != nil {
 				return nil, NewXerror(0, err.Error())
 			}
-			return fmt.Sprint(name, " ", ctx.Path(), " ", codecName, " ", v, " ", ctx.Input().Body == interface{}(&v)), nil
+			return fmt.Sprint(name, " ", ctx.Path(), " ", codecName, " ", v, " ",
+				ctx.Input().Body == interface{}(&v)), nil
 		}
 	}
 	a := srv.PullRouter.Group("a")

@@ -21,12 +21,17 @@ func TestQueriesAndMetadataAreNotLogged(t *testing.T) {
 	SetLogger(lines)
 	SetLogLevel(LevelTrace)
 	t.Cleanup(func() { SetLogger(nil); SetLogLevel(level) })
-	srv, cli := newTestPeer(t, &PeerConfig{SlowCometDuration: 1}), newTestPeer(t, &PeerConfig{SlowCometDuration: 1}, hookPlugin("late", "PostWritePush", func(interface{}) error { return errHook }))
+	srv, cli := newTestPeer(t, &PeerConfig{SlowCometDuration: 1}),
+		newTestPeer(t, &PeerConfig{SlowCometDuration: 1}, hookPlugin("late", "PostWritePush",
+			func(interface{}) error { return errHook }))
 	pullFn(srv, echo)
 	pushFn(srv, func(PushCtx, interface{}) { panic("no") })
-	HandlePull(srv.PullRouter, "/chan", func(PullCtx, *string) (chan int, Xerror) { return make(chan int), nil })
+	HandlePull(srv.PullRouter, "/chan", func(PullCtx, *string) (chan int, Xerror) {
+		return make(chan int), nil
+	})
 	sess, _ := connect(t, cli, srv, pipe.Options{})
-	for _, uri := range []string{"/fn/call", "/fn_push/call", "/chan", "/nowhere", "nowhere", "/a//b", "/a\n", "/a%2fb", "/a%zz", "/a\xff"} {
+	for _, uri := range []string{"/fn/call", "/fn_push/call", "/chan", "/nowhere", "nowhere", "/a//b", "/a\n",
+		"/a%2fb", "/a%zz", "/a\xff"} {
 		for _, query := range []string{"?token=" + secret, "%3Ftoken=" + secret, "%3ftoken=" + secret} {
 			x := sess.Pull(uri+query, "x", nil, WithMeta("token", secret)).Xerror
 			if x != nil {
@@ -61,7 +66,8 @@ func TestBrokenHeadersAreNotLogged(t *testing.T) {
 	SetLogLevel(LevelTrace)
 	t.Cleanup(func() { SetLogger(nil); SetLogLevel(level) })
 	for _, header := range []string{
-		`{"uri":"/a?token=hunter2","type":"hunter2"}`, `{"uri":"/a?token=hunter2`, `{"uri":"/a?token=hunter2",hunter2}`, `["hunter2"]`, `"hunter2"`,
+		`{"uri":"/a?token=hunter2","type":"hunter2"}`, `{"uri":"/a?token=hunter2`,
+		`{"uri":"/a?token=hunter2",hunter2}`, `["hunter2"]`, `"hunter2"`,
 		`hunter2`, `{"id":["hunter2"]}`, `{"meta":{"token":"hunter2","a":1}}`, `{"meta":"hunter2"}`,
 	} {
 		conn, far := pipe.New(pipe.Options{})
@@ -80,7 +86,8 @@ type ageOnly struct{ Age int }
 // A handler that passes on the error of a pull of its own tells its caller neither what
 // the backend has replied nor where it is.
 func TestErrorsOfABackendAreNotForItsCallersCaller(t *testing.T) {
-	back, gate, cli := newTestPeer(t, nil), newTestPeer(t, &PeerConfig{MaxBodyBytes: 100}), newTestPeer(t, nil)
+	back, gate, cli := newTestPeer(t, nil), newTestPeer(t, &PeerConfig{MaxBodyBytes: 100}),
+		newTestPeer(t, nil)
 	HandlePull(back.PullRouter, "/user", func(PullCtx, *int) (map[string]string, Xerror) {
 		return map[string]string{"Password": secret, "Age": secret}, nil
 	})
@@ -90,8 +97,13 @@ func TestErrorsOfABackendAreNotForItsCallersCaller(t *testing.T) {
 	HandlePull(back.PullRouter, "/long", func(ctx PullCtx, _ *int) (string, Xerror) {
 		return strings.Repeat(secret, 100), nil
 	})
-	HandlePull(back.PullRouter, "/own", func(PullCtx, *int) (int, Xerror) { return 0, NewXerror(418, "a teapot") })
-	HandlePull(back.PullRouter, "/ends", func(ctx PullCtx, _ *int) (int, Xerror) { _ = ctx.Session().Close(); return 0, nil })
+	HandlePull(back.PullRouter, "/own", func(PullCtx, *int) (int, Xerror) {
+		return 0, NewXerror(418, "a teapot")
+	})
+	HandlePull(back.PullRouter, "/ends", func(ctx PullCtx, _ *int) (int, Xerror) {
+		_ = ctx.Session().Close()
+		return 0, nil
+	})
 	up, _ := connect(t, gate, back, pipe.Options{})
 	pass := func(uri string, how func(Xerror) Xerror) { // the handler's own error, and within another
 		HandlePull(gate.PullRouter, uri, func(ctx PullCtx, n *int) (int, Xerror) {
@@ -124,9 +136,11 @@ func TestOwnErrorsAreSentAsTheyAre(t *testing.T) {
 	srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
 	pullFn(srv, func(PullCtx, interface{}) (interface{}, Xerror) { return nil, x })
 	sess, _ := connect(t, cli, srv, pipe.Options{})
-	for _, want := range []string{"400 age: not a number", "413 at most 5", "502 down", "0 none", "-1 less", "7"} {
+	for _, want := range []string{"400 age: not a number", "413 at most 5", "502 down", "0 none", "-1 less",
+		"7"} {
 		code, text, _ := strings.Cut(want, " ")
-		x = NewXerror(map[string]int32{"400": 400, "413": 413, "502": 502, "0": 0, "-1": -1, "7": 7}[code], text)
+		x = NewXerror(map[string]int32{"400": 400, "413": 413, "502": 502, "0": 0, "-1": -1, "7": 7}[code],
+			text)
 		require.EqualError(t, sess.Pull("/fn/call", 1, nil).Xerror, want)
 		inner := replyXerror(errHook)
 		x = &xerror{code: x.Code(), text: x.Text(), cause: inner} // which has words of its own

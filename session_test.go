@@ -372,8 +372,11 @@ func TestUnknownTypesAreAnsweredOnceAndNeverAgain(t *testing.T) {
 	pullFn(b, echo)
 	sa, sb := connect(t, a, b, pipe.Options{})
 	for i, typ := range []int32{0, -1, 6, 9, math.MaxInt32} {
-		require.NoError(t, sa.conn.Load().sock.WritePacket(&packet.Packet{Header: &packet.Header{Id: fmt.Sprintf("odd-%d", i), Type: typ, Uri: "/fn/call"}, Body: 1}))
-		require.NoError(t, sa.conn.Load().sock.WritePacket(&packet.Packet{Header: &packet.Header{Type: typ, Uri: "/fn/call"}}))
+		require.NoError(t,
+			sa.conn.Load().sock.WritePacket(&packet.Packet{Header: &packet.Header{Id: fmt.Sprintf("odd-%d",
+				i), Type: typ, Uri: "/fn/call"}, Body: 1}))
+		require.NoError(t, sa.conn.Load().sock.WritePacket(&packet.Packet{Header: &packet.Header{Type: typ,
+			Uri: "/fn/call"}}))
 	}
 	requireAlive(t, sa)
 	requireAlive(t, sb)
@@ -599,7 +602,8 @@ func TestSettingsAndReplyCodecs(t *testing.T) {
 	for level := int32(-2); level <= 9; level++ {
 		for _, header := range []string{"json", "protobuf"} {
 			var got string
-			cmd := sess.Pull("/fn/call", long, &got, WithHeaderCodec(header), WithBodyCodec("string"), WithGzip(level))
+			cmd := sess.Pull("/fn/call", long, &got, WithHeaderCodec(header), WithBodyCodec("string"),
+				WithGzip(level))
 			require.Nil(t, cmd.Xerror, "%v", cmd.Xerror)
 			require.Equal(t, long, got)
 			in := cmd.Input()
@@ -737,7 +741,8 @@ func (c *eagerConn) Write(b []byte) (int, error) {
 	if _, err := packet.Parse(b, &p, nil, packet.Limits{}); err != nil {
 		return 0, err
 	}
-	reply, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: p.Header.Id, Type: packet.TypeReply, StatusCode: 200}}, packet.Limits{})
+	reply, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: p.Header.Id,
+		Type: packet.TypeReply, StatusCode: 200}}, packet.Limits{})
 	if err != nil {
 		return 0, err
 	}

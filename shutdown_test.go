@@ -451,7 +451,8 @@ func TestShutdownWithASlowReader(t *testing.T) {
 	defer conn.Close()
 	require.NoError(t, conn.(*net.TCPConn).SetReadBuffer(24<<10))
 	pull := func(i int) []byte {
-		b, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: fmt.Sprint(i), Type: packet.TypePull, Uri: "/fn/call"}, Body: i}, packet.Limits{})
+		b, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: fmt.Sprint(i),
+			Type: packet.TypePull, Uri: "/fn/call"}, Body: i}, packet.Limits{})
 		require.NoError(t, err)
 		return b
 	}
@@ -490,7 +491,8 @@ func TestShutdownWithHalfAPull(t *testing.T) {
 		ca, cb := pipe.New(pipe.Options{})
 		_, err := srv.ServeConn(ca)
 		require.NoError(t, err)
-		b, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: "1", Type: packet.TypePull, Uri: "/fn/call"}, Body: "half"}, packet.Limits{})
+		b, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: "1", Type: packet.TypePull,
+			Uri: "/fn/call"}, Body: "half"}, packet.Limits{})
 		require.NoError(t, err)
 		_, err = cb.Write(b[:len(b)-1])
 		require.NoError(t, err)
@@ -566,7 +568,8 @@ func TestShutdownHandlesPushesUnderWay(t *testing.T) {
 		require.Equal(t, packet.Header{Type: packet.TypeGoAway, StatusCode: StatusOK}, *p.Header)
 		require.ErrorIs(t, sock.ReadPacket(&p, nil), io.EOF, "there is nothing to wait for")
 		for range 5 { // sent before that was read
-			require.NoError(t, sock.WritePacket(&packet.Packet{Header: &packet.Header{Type: packet.TypePush, Uri: "/fn_push/call"}, Body: 1}))
+			require.NoError(t, sock.WritePacket(&packet.Packet{Header: &packet.Header{Type: packet.TypePush,
+				Uri: "/fn_push/call"}, Body: 1}))
 		}
 		require.NoError(t, sock.Close())
 		require.NoError(t, <-over)
@@ -585,9 +588,12 @@ func TestPullsThatCrossAShutdown(t *testing.T) {
 			cmd := sess.GoPull("/a", 1, nil, nil)
 			synctest.Wait()
 			sock := socket.New(far, socket.Options{})
-			require.NoError(t, sock.WritePacket(&packet.Packet{Header: &packet.Header{Type: packet.TypeGoAway}}))
+			require.NoError(t,
+				sock.WritePacket(&packet.Packet{Header: &packet.Header{Type: packet.TypeGoAway}}))
 			if done {
-				require.NoError(t, sock.WritePacket(&packet.Packet{Header: &packet.Header{Type: packet.TypeGoAway, StatusCode: StatusOK}}))
+				require.NoError(t,
+					sock.WritePacket(&packet.Packet{Header: &packet.Header{Type: packet.TypeGoAway,
+						StatusCode: StatusOK}}))
 			}
 			synctest.Wait()
 			require.Empty(t, cmd.Done(), "it may still be answered")

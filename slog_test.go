@@ -93,12 +93,16 @@ func TestLinesHaveAttributes(t *testing.T) {
 		synctest.Wait()
 		remote := there.RemoteIp()
 		require.Equal(t, map[string]interface{}{
-			"level": "INFO", "msg": "pull handled", "kind": "pull", "uri": "/echo", "session": "ann", "remote": remote,
-			"duration": float64(time.Second), "code": 200.0, "status": "", "received": 36.0, "received_body": `hello\n`, "sent": 19.0, "sent_body": `hello\n`,
+			"level": "INFO", "msg": "pull handled", "kind": "pull", "uri": "/echo", "session": "ann",
+			"remote":   remote,
+			"duration": float64(time.Second), "code": 200.0, "status": "", "received": 36.0,
+			"received_body": `hello\n`, "sent": 19.0, "sent_body": `hello\n`,
 		}, only(log.take(t, "pull handled"), "ann")[0])
 		require.Equal(t, map[string]interface{}{
-			"level": "DEBUG", "msg": "pull made", "kind": "pull", "uri": "/nope", "session": sess.Id(), "remote": sess.RemoteIp(), "duration": 0.0,
-			"code": 404.0, "status": `not found: nothing here takes pulls to "/nope"`, "received": 59.0, "sent": 17.0,
+			"level": "DEBUG", "msg": "pull made", "kind": "pull", "uri": "/nope", "session": sess.Id(),
+			"remote": sess.RemoteIp(), "duration": 0.0,
+			"code": 404.0, "status": `not found: nothing here takes pulls to "/nope"`, "received": 59.0,
+			"sent": 17.0,
 		}, only(log.take(t, "pull made"), sess.Id())[1])
 		require.Equal(t, "/said", only(log.take(t, "push handled"), "ann")[0]["uri"])
 		require.Equal(t, "/said", only(log.take(t, "push sent"), sess.Id())[0]["uri"])
@@ -116,7 +120,9 @@ func TestLinesHaveAttributes(t *testing.T) {
 		require.Len(t, ended, 2)
 		for _, line := range ended {
 			if line["session"] == "ann" {
-				require.Equal(t, map[string]interface{}{"level": "DEBUG", "msg": "session ended", "session": "ann", "remote": remote, "error": "the other side has closed the connection"}, line)
+				require.Equal(t, map[string]interface{}{"level": "DEBUG", "msg": "session ended",
+					"session": "ann", "remote": remote, "error": "the other side has closed the connection"},
+					line)
 			}
 		}
 		log.mu.Lock()
@@ -227,15 +233,18 @@ func TestEndsInPlainWords(t *testing.T) {
 		do   func(sess *Session, far *rawPeer)
 		want string
 	}{
-		"nothing is read": {PeerConfig{DefaultWriteTimeout: 3 * time.Second}, func(sess *Session, _ *rawPeer) {
+		"nothing is read": {PeerConfig{DefaultWriteTimeout: 3 * time.Second}, func(sess *Session,
+			_ *rawPeer) {
 			_ = sess.Push("/x", strings.Repeat("x", 1<<20))
 		}, "the other side has not read for 3s"},
-		"no room": {PeerConfig{DefaultWriteTimeout: 3 * time.Second, MaxSessionOutput: 100}, func(sess *Session, _ *rawPeer) {
-			for range 3 {
-				go sess.Push("/x", strings.Repeat("x", 1<<20))
-			}
-		}, "the other side has not read for 3s"},
-		"nothing is said": {PeerConfig{DefaultReadTimeout: time.Minute}, func(*Session, *rawPeer) {}, "the other side has said nothing for 1m0s, the read timeout"},
+		"no room": {PeerConfig{DefaultWriteTimeout: 3 * time.Second, MaxSessionOutput: 100},
+			func(sess *Session, _ *rawPeer) {
+				for range 3 {
+					go sess.Push("/x", strings.Repeat("x", 1<<20))
+				}
+			}, "the other side has not read for 3s"},
+		"nothing is said": {PeerConfig{DefaultReadTimeout: time.Minute}, func(*Session, *rawPeer) {},
+			"the other side has said nothing for 1m0s, the read timeout"},
 		"half a packet": {PeerConfig{}, func(_ *Session, far *rawPeer) {
 			_, _ = far.sock.Conn().Write([]byte{0, 0, 0, 9, 'p'})
 		}, "a packet was not complete after 30s"},
@@ -243,9 +252,12 @@ func TestEndsInPlainWords(t *testing.T) {
 			_, _ = far.sock.Conn().Write([]byte{0, 0, 0, 9, 'p'})
 			_ = far.sock.Conn().Close()
 		}, "the other side has closed the connection in the middle of a packet"},
-		"the end":  {PeerConfig{}, func(_ *Session, far *rawPeer) { _ = far.sock.Close() }, "the other side has closed the connection"},
-		"own end":  {PeerConfig{}, func(sess *Session, _ *rawPeer) { _ = sess.Close() }, "closed by this side"},
-		"peer end": {PeerConfig{}, func(sess *Session, _ *rawPeer) { _ = sess.Peer().Close() }, "closed by this side"},
+		"the end": {PeerConfig{}, func(_ *Session, far *rawPeer) { _ = far.sock.Close() },
+			"the other side has closed the connection"},
+		"own end": {PeerConfig{}, func(sess *Session, _ *rawPeer) { _ = sess.Close() },
+			"closed by this side"},
+		"peer end": {PeerConfig{}, func(sess *Session, _ *rawPeer) { _ = sess.Peer().Close() },
+			"closed by this side"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

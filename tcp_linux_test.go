@@ -31,7 +31,8 @@ func TestTCPOptions(t *testing.T) {
 			require.NoError(t, s.Socket().Control(func(fd uintptr) {
 				for _, o := range [][2]int{
 					{syscall.SOL_SOCKET, syscall.SO_KEEPALIVE}, {syscall.IPPROTO_TCP, idle},
-					{syscall.IPPROTO_TCP, interval}, {syscall.IPPROTO_TCP, count}, {syscall.IPPROTO_TCP, unix.TCP_USER_TIMEOUT},
+					{syscall.IPPROTO_TCP, interval}, {syscall.IPPROTO_TCP, count}, {syscall.IPPROTO_TCP,
+						unix.TCP_USER_TIMEOUT},
 				} {
 					n, err := syscall.GetsockoptInt(int(fd), o[0], o[1])
 					require.NoError(t, err)

@@ -39,7 +39,8 @@ func newAuthority(t testing.TB) *authority {
 }
 
 // issue makes a certificate for 127.0.0.1; without an authority it signs itself.
-func (a *authority) issue(t testing.TB, change func(*x509.Certificate)) (*x509.Certificate, *ecdsa.PrivateKey) {
+func (a *authority) issue(t testing.TB, change func(*x509.Certificate)) (*x509.Certificate,
+	*ecdsa.PrivateKey) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
@@ -75,8 +76,10 @@ func files(t testing.TB, cert *x509.Certificate, key *ecdsa.PrivateKey) (string,
 	der, err := x509.MarshalECPrivateKey(key)
 	require.NoError(t, err)
 	certFile, keyFile := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	require.NoError(t, os.WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}), 0o600))
-	require.NoError(t, os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), 0o600))
+	require.NoError(t, os.WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
+		Bytes: cert.Raw}), 0o600))
+	require.NoError(t, os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY",
+		Bytes: der}), 0o600))
 	return certFile, keyFile
 }
 
@@ -154,12 +157,14 @@ func TestTLSConfigVerifiesBothSides(t *testing.T) {
 		cert, key := ca.issue(t, change)
 		return tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key}
 	}
-	srvCfg := &tls.Config{Certificates: []tls.Certificate{pair(nil)}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert}
+	srvCfg := &tls.Config{Certificates: []tls.Certificate{pair(nil)}, ClientCAs: pool,
+		ClientAuth: tls.RequireAndVerifyClientCert}
 	srv := newTestPeer(t, &PeerConfig{TLSConfig: srvCfg})
 	pullFn(srv, echo)
 	addr := serve(t, srv)
 
-	cli := newTestPeer(t, &PeerConfig{TLSConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair(nil)}}})
+	cli := newTestPeer(t, &PeerConfig{TLSConfig: &tls.Config{RootCAs: pool,
+		Certificates: []tls.Certificate{pair(nil)}}})
 	sess, err := cli.Dial(addr)
 	require.NoError(t, err)
 	requireAlive(t, sess)
@@ -174,15 +179,22 @@ func TestTLSConfigVerifiesBothSides(t *testing.T) {
 	}
 	refused("no client certificate", &tls.Config{RootCAs: pool})
 	expired := pair(func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
-	refused("expired client certificate", &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{expired}})
-	refused("wrong name", &tls.Config{RootCAs: pool, Certificates: srvCfg.Certificates, ServerName: "example.com"})
-	refused("old version", &tls.Config{RootCAs: pool, Certificates: srvCfg.Certificates, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11})
+	refused("expired client certificate", &tls.Config{RootCAs: pool,
+		Certificates: []tls.Certificate{expired}})
+	refused("wrong name", &tls.Config{RootCAs: pool, Certificates: srvCfg.Certificates,
+		ServerName: "example.com"})
+	refused("old version", &tls.Config{RootCAs: pool, Certificates: srvCfg.Certificates,
+		MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11})
 	requireAlive(t, sess)
 	require.Zero(t, srvCfg.MinVersion, "the caller's configuration is not changed")
 }
 
 func TestSilentTLSHandshakeHoldsUpNobody(t *testing.T) {
-	certFile, keyFile := func() (string, string) { c, k := new(authority).issue(t, nil); return files(t, c, k) }()
+	certFile, keyFile := func() (string, string) {
+		c, k := new(authority).issue(t, nil)
+		return files(t, c,
+			k)
+	}()
 	cfg := &PeerConfig{TlsCertFile: certFile, TlsKeyFile: keyFile}
 	srv, cli := newTestPeer(t, cfg), newTestPeer(t, cfg)
 	pullFn(srv, echo)
@@ -219,7 +231,8 @@ func TestTLSHandshakeHasADeadline(t *testing.T) {
 
 func TestUnixSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
-	srv, cli := newTestPeer(t, &PeerConfig{ListenAddrs: []string{"unix:" + path, "127.0.0.1:0"}}), newTestPeer(t, nil)
+	srv, cli := newTestPeer(t, &PeerConfig{ListenAddrs: []string{"unix:" + path, "127.0.0.1:0"}}),
+		newTestPeer(t, nil)
 	pullFn(srv, echo)
 	ended := make(chan error)
 	go func() { ended <- srv.Listen() }()
@@ -299,11 +312,13 @@ func TestConfigIsChecked(t *testing.T) {
 	} {
 		require.PanicsWithValue(t, want, func() { NewPeer(&cfg) })
 	}
-	require.Panics(t, func() { NewPeer(&PeerConfig{DefaultHeaderCodec: "string"}) }, "text cannot carry a header")
+	require.Panics(t, func() { NewPeer(&PeerConfig{DefaultHeaderCodec: "string"}) },
+		"text cannot carry a header")
 }
 
 // A server without a certificate says so at once.
 func TestTLSOfServers(t *testing.T) {
-	p := newTestPeer(t, &PeerConfig{TLSConfig: &tls.Config{RootCAs: x509.NewCertPool()}, ListenAddrs: []string{"127.0.0.1:0"}})
+	p := newTestPeer(t, &PeerConfig{TLSConfig: &tls.Config{RootCAs: x509.NewCertPool()},
+		ListenAddrs: []string{"127.0.0.1:0"}})
 	require.ErrorContains(t, p.Listen(), "no certificate for a server")
 }

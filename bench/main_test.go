@@ -23,7 +23,8 @@ func TestRunWritesTablesJSONAndSVG(t *testing.T) {
 	results, plot := filepath.Join(dir, "results.json"), filepath.Join(dir, "plot.svg")
 	var out, progress bytes.Buffer
 	err := run(t.Context(), []string{
-		"-systems", "tp,floor.", "-work", "c1,c16", "-rounds", "2", "-window", "50ms", "-warmup", "10ms", "-o", results, "-svg", plot,
+		"-systems", "tp,floor.", "-work", "c1,c16", "-rounds", "2", "-window", "50ms", "-warmup", "10ms",
+		"-o", results, "-svg", plot,
 	}, &out, &progress)
 	if err != nil {
 		t.Fatal(err)
@@ -32,7 +33,8 @@ func TestRunWritesTablesJSONAndSVG(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(rep.Results) != 2 || len(rep.Results[1].Systems) != 3 || len(rep.Results[1].Systems[2].Rounds) != 2 {
+	if len(rep.Results) != 2 || len(rep.Results[1].Systems) != 3 ||
+		len(rep.Results[1].Systems[2].Rounds) != 2 {
 		t.Errorf("results: %+v", rep.Results)
 	}
 	if strings.Contains(progress.String(), "FAILED") || strings.Count(progress.String(), "\n") != 12 {
@@ -70,7 +72,8 @@ func TestList(t *testing.T) {
 
 func TestWrongArguments(t *testing.T) {
 	for _, args := range []string{
-		"-systems nothing", "-work nothing", "-rounds 0", "-window -1s", "-warmup -1s", "-from nothing.json", "extra", "-no-such-flag",
+		"-systems nothing", "-work nothing", "-rounds 0", "-window -1s", "-warmup -1s", "-from nothing.json",
+		"extra", "-no-such-flag",
 	} {
 		var out bytes.Buffer
 		if err := run(t.Context(), strings.Fields(args), &out, io.Discard); err == nil {
@@ -81,16 +84,19 @@ func TestWrongArguments(t *testing.T) {
 
 // What -short selects exists.
 func TestShort(t *testing.T) {
-	if err := run(t.Context(), []string{"-short", "-rounds", "0"}, io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), "-rounds 0") {
+	if err := run(t.Context(), []string{"-short", "-rounds", "0"}, io.Discard, io.Discard); err == nil ||
+		!strings.Contains(err.Error(), "-rounds 0") {
 		t.Errorf("a flag beside -short is not taken: %v", err)
 	}
-	if err := run(t.Context(), []string{"-short", "-work", "nothing"}, io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), "workload") {
+	if err := run(t.Context(), []string{"-short", "-work", "nothing"}, io.Discard, io.Discard); err == nil ||
+		!strings.Contains(err.Error(), "workload") {
 		t.Errorf("the systems of -short: %v", err)
 	}
 	if _, err := plan.Workloads(shortWork); err != nil {
 		t.Error(err)
 	}
-	if err := run(t.Context(), []string{"-systems", "nothing", "-short"}, io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), "system") {
+	if err := run(t.Context(), []string{"-systems", "nothing", "-short"}, io.Discard,
+		io.Discard); err == nil || !strings.Contains(err.Error(), "system") {
 		t.Errorf("-systems beside -short: %v", err)
 	}
 }

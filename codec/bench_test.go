@@ -26,11 +26,16 @@ var benchValues = []struct {
 	v    interface{}
 	to   func() interface{}
 }{
-	{"flat", flat{1 << 40, "a name of some length", 12.5, true, []string{"a", "b"}, time.Unix(1e9, 5).UTC()}, func() interface{} { return new(flat) }},
-	{"chinese", flat{1, strings.Repeat("中文文本", 25), 0, false, nil, time.Unix(1e9, 0).UTC()}, func() interface{} { return new(flat) }},
+	{"flat", flat{1 << 40, "a name of some length", 12.5, true, []string{"a", "b"}, time.Unix(1e9, 5).UTC()},
+		func() interface{} { return new(flat) }},
+	{"chinese", flat{1, strings.Repeat("中文文本", 25), 0, false, nil, time.Unix(1e9, 0).UTC()},
+		func() interface{} { return new(flat) }},
 	{"list", make([]flat, 100), func() interface{} { return new([]flat) }},
-	{"map", map[string]interface{}{"id": 1.0, "name": "a name", "tags": []interface{}{"a", "b"}, "nested": map[string]interface{}{"x": true}}, func() interface{} { return new(map[string]interface{}) }},
-	{"raw", struct{ Raw json.RawMessage }{json.RawMessage(`{"a":[1,2,3]}`)}, func() interface{} { return new(struct{ Raw json.RawMessage }) }},
+	{"map", map[string]interface{}{"id": 1.0, "name": "a name", "tags": []interface{}{"a", "b"},
+		"nested": map[string]interface{}{"x": true}},
+		func() interface{} { return new(map[string]interface{}) }},
+	{"raw", struct{ Raw json.RawMessage }{json.RawMessage(`{"a":[1,2,3]}`)},
+		func() interface{} { return new(struct{ Raw json.RawMessage }) }},
 }
 
 func BenchmarkJSON(b *testing.B) {

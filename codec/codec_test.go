@@ -37,7 +37,8 @@ func TestBuiltInCodecsAreRegistered(t *testing.T) {
 		_, ok := c.(codec.Appender)
 		require.True(t, ok, "%s is no Appender", name)
 	}
-	require.Equal(t, "json protobuf string", strings.Join([]string{codec.NameJSON, codec.NameProtobuf, codec.NameString}, " "))
+	require.Equal(t, "json protobuf string", strings.Join([]string{codec.NameJSON, codec.NameProtobuf,
+		codec.NameString}, " "))
 	require.Equal(t, "jps", string([]byte{codec.IdJSON, codec.IdProtobuf, codec.IdString}))
 }
 
@@ -100,8 +101,10 @@ func TestRegRefuses(t *testing.T) {
 		{"nil", nil, "codec: Reg of a nil Codec."},
 		{"id 0", fake{name: "zero"}, `codec: Reg of "zero" with id 0; 0 is never a codec.`},
 		{"no name", fake{id: 200}, "codec: Reg of a codec with id 200 and no name."},
-		{"id taken", fake{id: 'j', name: "another"}, `codec: Reg of "another": id 106 already belongs to codec "json".`},
-		{"name taken", fake{id: 200, name: "json"}, `codec: Reg of id 200: the name "json" already belongs to the codec with id 106.`},
+		{"id taken", fake{id: 'j', name: "another"},
+			`codec: Reg of "another": id 106 already belongs to codec "json".`},
+		{"name taken", fake{id: 200, name: "json"},
+			`codec: Reg of id 200: the name "json" already belongs to the codec with id 106.`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			require.PanicsWithValue(t, tc.says, func() { codec.Reg(tc.codec) })
@@ -230,31 +233,45 @@ func TestAppendThatFailsLeavesDstAlone(t *testing.T) {
 		value interface{}
 		says  []string
 	}{
-		{"json: a channel", jsonCodec, after{"a", make(chan int), nil}, []string{"codec json: encoding codec_test.after", "chan int"}},
-		{"json: NaN half way", jsonCodec, after{"a", []interface{}{1, math.NaN()}, nil}, []string{"codec_test.after", "NaN"}},
-		{"json: the user's error", jsonCodec, after{"a", failing{}, []int{1}}, []string{"codec_test.after", errUser.Error()}},
-		{"json: the user's panic", jsonCodec, after{"a", panicky{}, []int{1}}, []string{"codec json: encoding codec_test.after panicked: user's marshal"}},
+		{"json: a channel", jsonCodec, after{"a", make(chan int), nil},
+			[]string{"codec json: encoding codec_test.after", "chan int"}},
+		{"json: NaN half way", jsonCodec, after{"a", []interface{}{1, math.NaN()}, nil},
+			[]string{"codec_test.after", "NaN"}},
+		{"json: the user's error", jsonCodec, after{"a", failing{}, []int{1}}, []string{"codec_test.after",
+			errUser.Error()}},
+		{"json: the user's panic", jsonCodec, after{"a", panicky{}, []int{1}},
+			[]string{"codec json: encoding codec_test.after panicked: user's marshal"}},
 		{"protobuf: not a message", pb, 7, []string{"codec protobuf: encoding int: not a protobuf message"}},
 		{"protobuf: nil", pb, nil, []string{"encoding <nil>"}},
-		{"protobuf: invalid UTF-8", pb, wrapperspb.String("\xff"), []string{"*wrapperspb.StringValue", "UTF-8"}},
-		{"protobuf: a required field", pb, new(descriptorpb.UninterpretedOption_NamePart), []string{"*descriptorpb.UninterpretedOption_NamePart", "required"}},
+		{"protobuf: invalid UTF-8", pb, wrapperspb.String("\xff"), []string{"*wrapperspb.StringValue",
+			"UTF-8"}},
+		{"protobuf: a required field", pb, new(descriptorpb.UninterpretedOption_NamePart),
+			[]string{"*descriptorpb.UninterpretedOption_NamePart", "required"}},
 		{"string: a number", str, 7, []string{"codec string: encoding int: not a string"}},
 		{"string: nil", str, nil, []string{"encoding <nil>"}},
 		{"string: a nil pointer", str, (*string)(nil), []string{"encoding *string"}},
 		{"string: a pointer to a number", str, new(int), []string{"encoding *int"}},
 		{"string: an array", str, [2]byte{}, []string{"encoding [2]uint8"}},
-		{"a codec's error", fake{id: 1, name: "mine", marshal: func(interface{}) ([]byte, error) { return []byte("half"), errUser }}, "x", []string{"codec mine: encoding string: the user's error"}},
-		{"a codec's panic", fake{id: 1, name: "mine"}, 7, []string{"codec mine: encoding int panicked: interface conversion"}},
-		{"an appender's error", fakeAppender{fake{id: 1, name: "mine"}, func(dst []byte, v interface{}) ([]byte, error) {
-			return append(dst, "half of it"...), errUser
+		{"a codec's error", fake{id: 1, name: "mine", marshal: func(interface{}) ([]byte,
+			error) {
+			return []byte("half"), errUser
 		}}, "x", []string{"codec mine: encoding string: the user's error"}},
-		{"an appender's panic", fakeAppender{fake{id: 1, name: "mine"}, func(dst []byte, v interface{}) ([]byte, error) {
-			_ = append(dst, "half of it"...)
-			panic("stop")
-		}}, "x", []string{"codec mine: encoding string panicked: stop"}},
+		{"a codec's panic", fake{id: 1, name: "mine"}, 7,
+			[]string{"codec mine: encoding int panicked: interface conversion"}},
+		{"an appender's error", fakeAppender{fake{id: 1, name: "mine"},
+			func(dst []byte, v interface{}) ([]byte, error) {
+				return append(dst, "half of it"...), errUser
+			}}, "x", []string{"codec mine: encoding string: the user's error"}},
+		{"an appender's panic", fakeAppender{fake{id: 1, name: "mine"},
+			func(dst []byte, v interface{}) ([]byte, error) {
+				_ = append(dst, "half of it"...)
+				panic("stop")
+			}}, "x", []string{"codec mine: encoding string panicked: stop"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			err := requireUntouched(t, func(dst []byte) ([]byte, error) { return codec.Append(tc.codec, dst, tc.value) })
+			err := requireUntouched(t, func(dst []byte) ([]byte, error) {
+				return codec.Append(tc.codec, dst, tc.value)
+			})
 			for _, s := range tc.says {
 				require.ErrorContains(t, err, s)
 			}
@@ -322,7 +339,8 @@ func TestDecodeErrors(t *testing.T) {
 		says  string
 	}{
 		{"json: another type", jsonCodec, `"text"`, new(int), "codec json: decoding into *int: "},
-		{"json: cut off", jsonCodec, `{"Before":"a"`, new(after), "codec json: decoding into *codec_test.after: "},
+		{"json: cut off", jsonCodec, `{"Before":"a"`, new(after),
+			"codec json: decoding into *codec_test.after: "},
 		{"json: nothing", jsonCodec, ``, new(after), "codec json: decoding into *codec_test.after: "},
 		{"json: more behind it", jsonCodec, `1 2`, new(int), "codec json: decoding into *int: "},
 		{"json: out of range", jsonCodec, `300`, new(int8), "codec json: decoding into *int8: "},
@@ -330,22 +348,31 @@ func TestDecodeErrors(t *testing.T) {
 		{"json: nil pointer", jsonCodec, `1`, (*int)(nil), "codec json: decoding into *int: "},
 		{"json: nil", jsonCodec, `1`, nil, "codec json: decoding into <nil>: "},
 		{"json: the user's error", jsonCodec, `{}`, new(failing), "the user's error"},
-		{"json: the user's panic", jsonCodec, `{}`, new(panicky), "codec json: decoding into *codec_test.panicky panicked: user's unmarshal"},
-		{"protobuf: not a message", pb, "", new(int), "codec protobuf: decoding into *int: not a protobuf message"},
-		{"protobuf: garbage", pb, "\xff\xff", new(wrapperspb.StringValue), "codec protobuf: decoding into *wrapperspb.StringValue: "},
-		{"protobuf: cut off", pb, "\x0a\x05ab", new(wrapperspb.StringValue), "codec protobuf: decoding into *wrapperspb.StringValue: "},
+		{"json: the user's panic", jsonCodec, `{}`, new(panicky),
+			"codec json: decoding into *codec_test.panicky panicked: user's unmarshal"},
+		{"protobuf: not a message", pb, "", new(int),
+			"codec protobuf: decoding into *int: not a protobuf message"},
+		{"protobuf: garbage", pb, "\xff\xff", new(wrapperspb.StringValue),
+			"codec protobuf: decoding into *wrapperspb.StringValue: "},
+		{"protobuf: cut off", pb, "\x0a\x05ab", new(wrapperspb.StringValue),
+			"codec protobuf: decoding into *wrapperspb.StringValue: "},
 		{"protobuf: invalid UTF-8", pb, "\x0a\x01\xff", new(wrapperspb.StringValue), "UTF-8"},
 		{"protobuf: a required field", pb, "", new(descriptorpb.UninterpretedOption_NamePart), "required"},
-		{"protobuf: nil pointer", pb, "\x0a\x01a", (*wrapperspb.StringValue)(nil), "codec protobuf: decoding into *wrapperspb.StringValue"},
+		{"protobuf: nil pointer", pb, "\x0a\x01a", (*wrapperspb.StringValue)(nil),
+			"codec protobuf: decoding into *wrapperspb.StringValue"},
 		{"protobuf: nil", pb, "", nil, "codec protobuf: decoding into <nil>: not a protobuf message"},
 		{"string: a number", str, "1", new(int), "codec string: decoding into *int: not a string"},
 		{"string: not a pointer", str, "1", "x", "codec string: decoding into string: not a string"},
 		{"string: nil", str, "1", nil, "codec string: decoding into <nil>: not a string"},
-		{"string: nil *string", str, "1", (*string)(nil), "codec string: decoding into *string: not a string"},
-		{"string: nil *[]byte", str, "1", (*[]byte)(nil), "codec string: decoding into *[]uint8: not a string"},
-		{"string: nil *interface{}", str, "1", (*interface{})(nil), "codec string: decoding into *interface {}: not a string"},
+		{"string: nil *string", str, "1", (*string)(nil),
+			"codec string: decoding into *string: not a string"},
+		{"string: nil *[]byte", str, "1", (*[]byte)(nil),
+			"codec string: decoding into *[]uint8: not a string"},
+		{"string: nil *interface{}", str, "1", (*interface{})(nil),
+			"codec string: decoding into *interface {}: not a string"},
 		{"string: numbers", str, "1", new([]int), "codec string: decoding into *[]int: not a string"},
-		{"a codec's panic", fake{id: 1, name: "mine"}, "1", 7, "codec mine: decoding into int panicked: interface conversion"},
+		{"a codec's panic", fake{id: 1, name: "mine"}, "1", 7,
+			"codec mine: decoding into int panicked: interface conversion"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			err := codec.Decode(tc.codec, []byte(tc.data), tc.into)

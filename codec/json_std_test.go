@@ -168,15 +168,21 @@ func (m *valueMarshaler) UnmarshalJSON(b []byte) error {
 	return json.Unmarshal(b, &m.S)
 }
 func (m *pointerMarshaler) MarshalJSON() ([]byte, error) { return json.Marshal("p" + m.S) }
-func (m nilMap) MarshalJSON() ([]byte, error)            { return []byte(fmt.Sprintf(`{"n":%d}`, len(m))), nil }
-func (b broken) MarshalJSON() ([]byte, error)            { return []byte(b), nil }
+func (m nilMap) MarshalJSON() ([]byte, error) {
+	return []byte(fmt.Sprintf(`{"n":%d}`, len(m))), nil
+}
+func (b broken) MarshalJSON() ([]byte, error) { return []byte(b), nil }
 
 // jsonTypes are what the json codec is compared with encoding/json for.
 var jsonTypes = []interface{}{
-	one{}, two{}, three{}, four{}, five{}, six{}, ten{}, twelve{}, numbers{}, empties{}, emptyKinds{}, zeros{}, quoted{}, raws{},
-	shadow{}, folded{}, oddNames{}, arrays{}, tree{}, various{}, "", 1.5, int64(0), uint8(0), []byte(nil), []one(nil), []tree(nil),
-	map[string]interface{}(nil), map[string][]two(nil), map[string]map[string]one(nil), json.Number(""), json.RawMessage(nil), time.Time{},
-	struct{ V interface{} }{}, struct{ V []interface{} }{}, []*int(nil), [][][]int(nil), struct{ P ***string }{},
+	one{}, two{}, three{}, four{}, five{}, six{}, ten{}, twelve{}, numbers{}, empties{}, emptyKinds{},
+	zeros{}, quoted{}, raws{},
+	shadow{}, folded{}, oddNames{}, arrays{}, tree{}, various{}, "", 1.5, int64(0), uint8(0), []byte(nil),
+	[]one(nil), []tree(nil),
+	map[string]interface{}(nil), map[string][]two(nil), map[string]map[string]one(nil), json.Number(""),
+	json.RawMessage(nil), time.Time{},
+	struct{ V interface{} }{}, struct{ V []interface{} }{}, []*int(nil), [][][]int(nil),
+	struct{ P ***string }{},
 	map[string]*one(nil), []map[string]string(nil), struct{}{}, []bool(nil), [2]string{}, everything{},
 }
 
@@ -192,7 +198,8 @@ func requireSameDecoding(t require.TestingT, of int, texts ...string) {
 	for _, text := range texts {
 		wantErr := json.Unmarshal([]byte(text), std)
 		err := codec.Decode(c, []byte(text), ours)
-		require.Equal(t, wantErr == nil, err == nil, "%T: %q: encoding/json says %v, the codec %v", std, text, wantErr, err)
+		require.Equal(t, wantErr == nil, err == nil, "%T: %q: encoding/json says %v, the codec %v", std, text,
+			wantErr, err)
 		if err != nil {
 			return
 		}
@@ -231,17 +238,25 @@ func anyOf(t require.TestingT, text []byte) (v interface{}) {
 // Every text means to the json codec what it means to encoding/json, for every type.
 func TestJSONDecodesAsTheStandardLibrary(t *testing.T) {
 	values := []string{
-		`0`, `1`, `-1`, `-0`, `127`, `128`, `255`, `256`, `65536`, `1.0`, `1.5`, `1e2`, `1E+2`, `1e-400`, `1e999`, `9223372036854775808`, `23341021993282364776`, `-23341021993282364776`, `5000000000`, `12884901890`, `18446744073709551616`, `99999999999999999999`,
+		`0`, `1`, `-1`, `-0`, `127`, `128`, `255`, `256`, `65536`, `1.0`, `1.5`, `1e2`, `1E+2`, `1e-400`,
+		`1e999`, `9223372036854775808`, `23341021993282364776`, `-23341021993282364776`, `5000000000`,
+		`12884901890`, `18446744073709551616`, `99999999999999999999`,
 		`01`, `1.`, `.5`, `-.5`, `+1`, `-`, `--1`, `1e`, `1e+`, `1_0`, `0x1`, `NaN`, `Infinity`, `- 1`, `1-1`,
-		`"text"`, `""`, `"1"`, `" 1"`, `"abc"`, `"null"`, `"true"`, `"\"q\""`, `"a\tb"`, "\"a\tb\"", "\"a\x00b\"", `"\x"`, `"\u12"`, `"\ud800"`, `"\ud83d\ude00"`, `"\udc00\ud800"`,
-		"\"\xff\"", "\"\xed\xa0\x80\"", "\"\u2028\ufeff\"", `"AQID"`, `"AQI"`, `"2017-08-29T03:14:28Z"`, `"2017-08-29"`, `"127.0.0.1"`, `"key5"`,
+		`"text"`, `""`, `"1"`, `" 1"`, `"abc"`, `"null"`, `"true"`, `"\"q\""`, `"a\tb"`, "\"a\tb\"",
+		"\"a\x00b\"", `"\x"`, `"\u12"`, `"\ud800"`, `"\ud83d\ude00"`, `"\udc00\ud800"`,
+		"\"\xff\"", "\"\xed\xa0\x80\"", "\"\u2028\ufeff\"", `"AQID"`, `"AQI"`, `"2017-08-29T03:14:28Z"`,
+		`"2017-08-29"`, `"127.0.0.1"`, `"key5"`,
 		`"1,\"admin\":true"`, `'a'`, `"unended`, `true`, `false`, `tru`, `True`, `null`, `nul`, `nullx`,
-		`{}`, `[]`, `{"A":1}`, `{"a":1}`, `{"a":null}`, `[1,2]`, `[1,2,3]`, `[null]`, `[1,]`, `[,1]`, `{"a":1,}`, `{,}`, `{"a"}`, `{"a":}`, `{1:2}`, `{"a":1 "b":2}`,
-		`[{"A":1},{"B":2}]`, `{"x":{"A":1},"y":{}}`, `[[1],[2]]`, `[[[1]]]`, `{"key1":2}`, `{"1":"x"}`, `{"\u0041":7}`, `{"\u017fa":7}`, "{\"\u212aind\":\"x\"}", "{\"\u017f\":\"x\"}",
+		`{}`, `[]`, `{"A":1}`, `{"a":1}`, `{"a":null}`, `[1,2]`, `[1,2,3]`, `[null]`, `[1,]`, `[,1]`,
+		`{"a":1,}`, `{,}`, `{"a"}`, `{"a":}`, `{1:2}`, `{"a":1 "b":2}`,
+		`[{"A":1},{"B":2}]`, `{"x":{"A":1},"y":{}}`, `[[1],[2]]`, `[[[1]]]`, `{"key1":2}`, `{"1":"x"}`,
+		`{"\u0041":7}`, `{"\u017fa":7}`, "{\"\u212aind\":\"x\"}", "{\"\u017f\":\"x\"}",
 	}
 	var all []string
 	for _, v := range values {
-		all = append(all, v, " "+v+"\n", v+"x", v+"\x00", "\ufeff"+v, `{"unknown":`+v+`}`, "{\"A\x01\":"+v+"}", "{\"A\n\":"+v+"}", "{\n\t\"A\":\r\n "+v+"}", `{"a":`+v+`}`, `{"A":`+v+`,"b":`+v+`}`, `[`+v+`]`, `[`+v+`,`+v+`]`, `{"k":{"k":`+v+`}}`)
+		all = append(all, v, " "+v+"\n", v+"x", v+"\x00", "\ufeff"+v, `{"unknown":`+v+`}`, "{\"A\x01\":"+v+
+			"}", "{\"A\n\":"+v+"}", "{\n\t\"A\":\r\n "+v+"}", `{"a":`+v+`}`, `{"A":`+v+`,"b":`+v+`}`, `[`+v+
+			`]`, `[`+v+`,`+v+`]`, `{"k":{"k":`+v+`}}`)
 	}
 	for i := range jsonTypes {
 		fields := []string{"V", "P"}
@@ -264,7 +279,8 @@ func TestJSONDecodesAsTheStandardLibrary(t *testing.T) {
 				requireSameDecoding(t, i, fmt.Sprintf(`{%q : [%s, %s] }`, strings.ToUpper(field), v, v))
 				requireSameDecoding(t, i, fmt.Sprintf(`{%q:{"k":%s,"K":%s}}`, field, v, v))
 				requireSameDecoding(t, i, text, `{"other":[{"deep":`+v+`}]}`)
-				requireSameDecoding(t, i, fmt.Sprintf(`{%q:%s,%q:1,%q:"x",%q:[],%q:%s}`, field, v, field, field, field, field, v))
+				requireSameDecoding(t, i, fmt.Sprintf(`{%q:%s,%q:1,%q:"x",%q:[],%q:%s}`, field, v, field,
+					field, field, field, v))
 			}
 		}
 	}
@@ -274,25 +290,37 @@ func TestJSONDecodesAsTheStandardLibrary(t *testing.T) {
 func TestJSONEncodesAsTheStandardLibrary(t *testing.T) {
 	text, seven := "x", 7
 	for _, v := range []interface{}{
-		nil, zeros{}, zeros{Own: 7}, zeros{When: time.Unix(1, 0), Own: 1, S: one{1}, P: &seven}, quoted{}, quoted{P: &seven, Ps: &text, S: `"`},
-		raws{Raw: json.RawMessage(`1`), Number: "1"}, nilMap(nil), &nilMap{}, map[string]nilMap{"a": nil}, []nilMap{nil},
-		time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC), []time.Time{{}}, "\xff", "a\x00\u2028<&>", map[string]string{"\xff": "\xff", "\"\n": "<"},
-		math.NaN(), []float32{float32(math.Inf(1))}, []float64{math.Copysign(0, -1), 1e21, 1e-7, math.MaxFloat64, math.SmallestNonzeroFloat64}, float32(3.4e38), float32(1e-7),
-		[]valueMarshaler{{"a"}}, []pointerMarshaler{{"a"}}, pointerMarshaler{"a"}, &pointerMarshaler{"a"}, map[string]pointerMarshaler{"a": {"b"}},
-		map[textKey]int{{1}: 2}, map[int8]string{-1: "x"}, map[bool]int{true: 1}, make(chan int), func() {}, complex(1, 2), []interface{}{make(chan int)},
-		errors.New("x"), &one{}, (*one)(nil), [2]*one{}, struct{ error }{}, struct{ E error }{}, big.NewInt(5), netip.Addr{},
-		folded{"a", "b", "c", "d"}, oddNames{1, 2, 3, 4, 5, 6, 7, 8}, shadow{}, shadow{two: &two{"x", "y"}}, emptyKinds{}, empties{},
-		json.Number(""), json.Number("1e5"), struct{ N *json.Number }{}, [][]byte{nil, {}, {1}}, []byteKind{1, 2}, [3]byte{1, 2, 3}, uintptr(5), []uintptr{1},
+		nil, zeros{}, zeros{Own: 7}, zeros{When: time.Unix(1, 0), Own: 1, S: one{1}, P: &seven}, quoted{},
+		quoted{P: &seven, Ps: &text, S: `"`},
+		raws{Raw: json.RawMessage(`1`), Number: "1"}, nilMap(nil), &nilMap{}, map[string]nilMap{"a": nil},
+		[]nilMap{nil},
+		time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC), []time.Time{{}}, "\xff", "a\x00\u2028<&>",
+		map[string]string{"\xff": "\xff", "\"\n": "<"},
+		math.NaN(), []float32{float32(math.Inf(1))}, []float64{math.Copysign(0, -1), 1e21, 1e-7,
+			math.MaxFloat64, math.SmallestNonzeroFloat64}, float32(3.4e38), float32(1e-7),
+		[]valueMarshaler{{"a"}}, []pointerMarshaler{{"a"}}, pointerMarshaler{"a"}, &pointerMarshaler{"a"},
+		map[string]pointerMarshaler{"a": {"b"}},
+		map[textKey]int{{1}: 2}, map[int8]string{-1: "x"}, map[bool]int{true: 1}, make(chan int), func() {},
+		complex(1, 2), []interface{}{make(chan int)},
+		errors.New("x"), &one{}, (*one)(nil), [2]*one{}, struct{ error }{}, struct{ E error }{},
+		big.NewInt(5), netip.Addr{},
+		folded{"a", "b", "c", "d"}, oddNames{1, 2, 3, 4, 5, 6, 7, 8}, shadow{}, shadow{two: &two{"x", "y"}},
+		emptyKinds{}, empties{},
+		json.Number(""), json.Number("1e5"), struct{ N *json.Number }{}, [][]byte{nil, {}, {1}},
+		[]byteKind{1, 2}, [3]byte{1, 2, 3}, uintptr(5), []uintptr{1},
 	} {
 		requireSameEncoding(t, v)
 		requireSameEncoding(t, &v)
 		requireSameEncoding(t, []interface{}{v, v})
 		requireSameEncoding(t, map[string]interface{}{"a": v})
 	}
-	for _, bad := range []string{``, ` `, `1 2`, `{"a":1}x`, `1,"admin":true`, `nul`, `"a`, "\"\xff\"", `[1}`, `01`, `1.`, `-`, "\"\t\"", `{"a":1}`, ` {"a" : 1 } `} {
+	for _, bad := range []string{``, ` `, `1 2`, `{"a":1}x`, `1,"admin":true`, `nul`, `"a`, "\"\xff\"", `[1}`,
+		`01`, `1.`, `-`, "\"\t\"", `{"a":1}`, ` {"a" : 1 } `} {
 		for _, v := range []interface{}{
-			json.RawMessage(bad), json.Number(bad), broken(bad), &raws{Raw: json.RawMessage(bad)}, raws{Number: json.Number(bad)}, raws{Nums: []json.Number{json.Number(bad)}},
-			map[string]json.RawMessage{"a": json.RawMessage(bad)}, []broken{broken(bad)}, struct{ A interface{} }{broken(bad)}, map[string]interface{}{"a": json.Number(bad)},
+			json.RawMessage(bad), json.Number(bad), broken(bad), &raws{Raw: json.RawMessage(bad)},
+			raws{Number: json.Number(bad)}, raws{Nums: []json.Number{json.Number(bad)}},
+			map[string]json.RawMessage{"a": json.RawMessage(bad)}, []broken{broken(bad)},
+			struct{ A interface{} }{broken(bad)}, map[string]interface{}{"a": json.Number(bad)},
 		} {
 			requireSameEncoding(t, v)
 		}
@@ -305,7 +333,8 @@ func TestJSONEncodesAsTheStandardLibrary(t *testing.T) {
 func FuzzJSON(f *testing.F) {
 	for i := range jsonTypes {
 		v := newJSONType(i)
-		fillValue(&source{[]byte(strings.Repeat("the seed of a value\xff\x00\x01", 20))}, reflect.ValueOf(v).Elem(), 5)
+		fillValue(&source{[]byte(strings.Repeat("the seed of a value\xff\x00\x01", 20))},
+			reflect.ValueOf(v).Elem(), 5)
 		text, err := json.Marshal(v)
 		if err != nil {
 			text = []byte(`{"a":[1.5,"x",null,{}]}`)
@@ -435,7 +464,8 @@ func TestJSONValuesWithoutAnEnd(t *testing.T) {
 	}
 	for _, v := range []interface{}{
 		self, *self, ring, *ring, slice, mapping, pointer, &anything, long, nested,
-		[]interface{}{1, self}, map[string]*list{"a": ring}, struct{ A, B interface{} }{1, mapping}, []*list{long}, [1]interface{}{&self},
+		[]interface{}{1, self}, map[string]*list{"a": ring}, struct{ A, B interface{} }{1, mapping},
+		[]*list{long}, [1]interface{}{&self},
 	} {
 		_, err := codec.Append(c, nil, v)
 		require.ErrorContains(t, err, "nested deeper than", "%T", v)
@@ -456,9 +486,12 @@ func TestJSONValuesWithoutAnEnd(t *testing.T) {
 func TestJSONErrorsQuoteNothing(t *testing.T) {
 	c := byName(t, "json")
 	for _, text := range []string{
-		`{"a":"s3cr3t`, `{"a":s3cr3t}`, `"s3cr3t"`, `{"A":"s3cr3t"}`, `{"i8":77123477}`, `{"i":"s3cr3t"}`, `{"i":77123477}`, `{"When":"s3cr3t"}`, `"s3cr3t" s3cr3t`,
-		`{"Addr":"s3cr3t"}`, `{"Big":"s3cr3t"}`, `{"number":"s3cr3t"}`, `{"Bytes":"s3cr3t!"}`, `{"Times":["s3cr3t"]}`, `{"IntKeys":{"s3cr3t":""}}`, `{"IntKeys":{"77123477":""}}`,
-		`{"when":"s3cr3t"}`, `{"addr":"s3cr3t"}`, `[7712347712345678901234567890]`, `77123477e999`, `{"A":{"s3cr3t":1}}`, `s3cr3t`,
+		`{"a":"s3cr3t`, `{"a":s3cr3t}`, `"s3cr3t"`, `{"A":"s3cr3t"}`, `{"i8":77123477}`, `{"i":"s3cr3t"}`,
+		`{"i":77123477}`, `{"When":"s3cr3t"}`, `"s3cr3t" s3cr3t`,
+		`{"Addr":"s3cr3t"}`, `{"Big":"s3cr3t"}`, `{"number":"s3cr3t"}`, `{"Bytes":"s3cr3t!"}`,
+		`{"Times":["s3cr3t"]}`, `{"IntKeys":{"s3cr3t":""}}`, `{"IntKeys":{"77123477":""}}`,
+		`{"when":"s3cr3t"}`, `{"addr":"s3cr3t"}`, `[7712347712345678901234567890]`, `77123477e999`,
+		`{"A":{"s3cr3t":1}}`, `s3cr3t`,
 	} {
 		for i := range jsonTypes {
 			if err := codec.Decode(c, []byte(text), newJSONType(i)); err != nil {
@@ -467,13 +500,18 @@ func TestJSONErrorsQuoteNothing(t *testing.T) {
 			}
 		}
 	}
-	for _, v := range []interface{}{json.Number("s3cr3t"), json.RawMessage(`s3cr3t`), broken(`s3cr3t`), raws{Raw: json.RawMessage(`{"s3cr3t`)}, &raws{Number: "s3cr3t"}} {
+	for _, v := range []interface{}{json.Number("s3cr3t"), json.RawMessage(`s3cr3t`), broken(`s3cr3t`),
+		raws{Raw: json.RawMessage(`{"s3cr3t`)}, &raws{Number: "s3cr3t"}} {
 		_, err := codec.Append(c, nil, v)
 		require.Error(t, err)
 		assert.NotContains(t, err.Error(), "s3cr3t")
 	}
 	var v numbers
-	require.EqualError(t, codec.Decode(c, []byte(`{"i16":1,"i8":300}`), &v), "codec json: decoding into *codec_test.numbers: the number at byte 17 is no value for the Go type int8 of field i8")
-	require.EqualError(t, codec.Decode(c, []byte(`{"i8":`), &v), "codec json: decoding into *codec_test.numbers: it is not JSON: it ends too early")
-	require.EqualError(t, codec.Decode(c, []byte(`{"i8":x}`), &v), "codec json: decoding into *codec_test.numbers: it is not JSON: something else is expected at byte 7")
+	require.EqualError(t, codec.Decode(c, []byte(`{"i16":1,"i8":300}`), &v),
+		"codec json: decoding into *codec_test.numbers: the number at byte 17 is no value for the Go type "+
+			"int8 of field i8")
+	require.EqualError(t, codec.Decode(c, []byte(`{"i8":`), &v),
+		"codec json: decoding into *codec_test.numbers: it is not JSON: it ends too early")
+	require.EqualError(t, codec.Decode(c, []byte(`{"i8":x}`), &v),
+		"codec json: decoding into *codec_test.numbers: it is not JSON: something else is expected at byte 7")
 }

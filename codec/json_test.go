@@ -42,7 +42,8 @@ func sampleEverything() everything {
 		base: base{Id: 1 << 53}, Name: "Zoë \"quoted\" \n\t \u2028", Hidden: "no", private: "no",
 		Quoted: -5, Blob: []byte{0, 1, 254, 255}, List: []float64{0, -1.5, 1e21, 1e-7},
 		Map: map[string]int{"a": 1}, Ints: map[int]string{-3: "x"}, Raw: json.RawMessage(`{"k":[1,null]}`),
-		Number: "12.50", Pointer: &seven, Any: []interface{}{"x", 1.5, true, nil, map[string]interface{}{"y": "z"}},
+		Number: "12.50", Pointer: &seven, Any: []interface{}{"x", 1.5, true, nil,
+			map[string]interface{}{"y": "z"}},
 		When:   time.Date(2017, 8, 29, 3, 14, 28, 5, time.UTC),
 		Nested: map[string]*inner{"n": {Text: "deep"}}, NoTag: true,
 	}

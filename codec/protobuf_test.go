@@ -30,7 +30,8 @@ func (m *old) String() string { return fmt.Sprintf("%+v", *m) }
 func (*old) ProtoMessage()    {}
 
 func sampleOld() *old {
-	return &old{Name: "n", Count: -1, Tags: []string{"a", ""}, Child: &old{Name: "child"}, Blob: []byte{0, 255}, Map: map[string]int64{"k": 1 << 40}}
+	return &old{Name: "n", Count: -1, Tags: []string{"a", ""}, Child: &old{Name: "child"},
+		Blob: []byte{0, 255}, Map: map[string]int64{"k": 1 << 40}}
 }
 
 // Messages of the old API are encoded as github.com/golang/protobuf does it.
@@ -99,7 +100,8 @@ func TestProtobufDecodeReplaces(t *testing.T) {
 // nothing, and fields that do not come are as if never set.
 func TestProtobufDecodeDoesNotMerge(t *testing.T) {
 	c := byName(t, "protobuf")
-	for _, data := range []*old{{}, {Count: 7}, {Tags: []string{"b"}}, {Child: &old{Count: 1}}, {Map: map[string]int64{"l": 2}}, sampleOld()} {
+	for _, data := range []*old{{}, {Count: 7}, {Tags: []string{"b"}}, {Child: &old{Count: 1}},
+		{Map: map[string]int64{"l": 2}}, sampleOld()} {
 		b, err := codec.Append(c, nil, data)
 		require.NoError(t, err)
 		m := sampleOld()

@@ -96,7 +96,8 @@ func sizedCases() []sized {
 		jsonSized(newOf[map[string]interface{}], `{"x":1`, `,"%d":[[[]]]`, `}`),
 		jsonSized(newOf[[]linked], `[{}`, `,{"Next":{"next":{"NEXT":{}}}}`, `]`),
 		jsonSized(newOf[[]tree], `[{}`, `,{"kids":[{},{}],"left":{}}`, `]`),
-		jsonSized(newOf[[]flat], `[{}`, `,{"id":1,"name":"a name","tags":["a","b"],"when":"2017-08-29T03:14:28Z"}`, `]`),
+		jsonSized(newOf[[]flat], `[{}`,
+			`,{"id":1,"name":"a name","tags":["a","b"],"when":"2017-08-29T03:14:28Z"}`, `]`),
 		jsonSized(newOf[raws], `{"list":[1`, `,{"a":1}`, `]}`),
 		jsonSized(newOf[various], `{"Times":[null`, `,"2017-08-29T03:14:28Z"`, `]}`),
 		jsonSized(newOf[various], `{"Values":["x"`, `,"abc"`, `]}`),
@@ -108,18 +109,22 @@ func sizedCases() []sized {
 		protoSized("oneof numbers", newOf[structpb.ListValue], 0x0a, 2, 0x20, 1),
 		protoSized("lists in lists", newOf[structpb.ListValue], 0x0a, 4, 0x32, 2, 0x0a, 0),
 		protoSized("strings", newOf[fieldmaskpb.FieldMask], 0x0a, 0),
-		protoSized("longer strings", newOf[fieldmaskpb.FieldMask], append([]byte{0x0a, 20}, strings.Repeat("x", 20)...)...),
+		protoSized("longer strings", newOf[fieldmaskpb.FieldMask], append([]byte{0x0a, 20},
+			strings.Repeat("x", 20)...)...),
 		protoSized("large messages", newOf[descriptorpb.FileDescriptorProto], 0x22, 0),
 		protoSized("optional scalars", newOf[descriptorpb.DescriptorProto], 0x12, 2, 0x18, 1),
-		protoSized("packed", newOf[descriptorpb.FileDescriptorProto], append([]byte{0x52, 0x80, 0x80, 0x10}, make([]byte, 1<<18)...)...),
+		protoSized("packed", newOf[descriptorpb.FileDescriptorProto], append([]byte{0x52, 0x80, 0x80, 0x10},
+			make([]byte, 1<<18)...)...),
 		protoSized("unpacked", newOf[descriptorpb.FileDescriptorProto], 0x50, 1),
 		protoSized("unknown", newOf[wrapperspb.StringValue], 0x38, 1),
 		protoSized("unknown groups", newOf[wrapperspb.StringValue], 0x3b, 0x3c),
 		protoSized("extensions", newOf[descriptorpb.FieldOptions], 0xaa, 0xf4, 0x03, 0),
 		protoSized("dynamic", func() interface{} {
-			return dynamicpb.NewMessage(protodesc.ToFileDescriptorProto(structpb.File_google_protobuf_struct_proto).ProtoReflect().Descriptor())
+			file := protodesc.ToFileDescriptorProto(structpb.File_google_protobuf_struct_proto)
+			return dynamicpb.NewMessage(file.ProtoReflect().Descriptor())
 		}, 0x22, 2, 0x0a, 0),
-		protoSized("any", newOf[anypb.Any], append([]byte{0x12, 0x80, 0x80, 0x10}, make([]byte, 1<<18)...)...),
+		protoSized("any", newOf[anypb.Any], append([]byte{0x12, 0x80, 0x80, 0x10},
+			make([]byte, 1<<18)...)...),
 	}
 }
 
@@ -150,7 +155,8 @@ func TestDecodedSizeIsThatOfTheHeap(t *testing.T) {
 			live := heap() - before
 			runtime.KeepAlive(v)
 			runtime.KeepAlive(data)
-			t.Logf("%d bytes: live %d, counted %.2f times, bound %.2f times, %v", len(data), live, float64(size)/float64(live), float64(bound)/float64(live), err)
+			t.Logf("%d bytes: live %d, counted %.2f times, bound %.2f times, %v", len(data), live,
+				float64(size)/float64(live), float64(bound)/float64(live), err)
 			require.GreaterOrEqual(t, float64(size), 0.95*float64(live))
 			require.LessOrEqual(t, size, bound)
 			require.LessOrEqual(t, size, 5*live*64/strconv.IntSize+1000) // counted are words of 64 bits
@@ -233,7 +239,8 @@ func TestProtobufMessagesWithoutAnEnd(t *testing.T) {
 func TestDecodedSizeOfBrokenProtobuf(t *testing.T) {
 	c := byName(t, "protobuf")
 	for _, data := range [][]byte{
-		{0x0a}, {0x0a, 5}, {0xff}, {0x0b}, {0x0c}, {0x0b, 0x0b, 0x0c}, protowire.AppendTag(nil, 1, 7), {0x00}, []byte(strings.Repeat("\x0b", 20_000)), []byte(strings.Repeat("\x0a\x7f", 20_000)),
+		{0x0a}, {0x0a, 5}, {0xff}, {0x0b}, {0x0c}, {0x0b, 0x0b, 0x0c}, protowire.AppendTag(nil, 1, 7), {0x00},
+		[]byte(strings.Repeat("\x0b", 20_000)), []byte(strings.Repeat("\x0a\x7f", 20_000)),
 	} {
 		size := codec.DecodedSize(c, data, new(structpb.ListValue), math.MaxInt64)
 		require.GreaterOrEqual(t, size, int64(0))

@@ -23,7 +23,8 @@ func TestStringEncodes(t *testing.T) {
 		name  string
 		value interface{}
 	}{
-		{"string", s}, {"bytes", b}, {"named string", tx}, {"named bytes", bl}, {"bytes of a named byte", octetBlob("abc")},
+		{"string", s}, {"bytes", b}, {"named string", tx}, {"named bytes", bl}, {"bytes of a named byte",
+			octetBlob("abc")},
 		{"*string", &s}, {"*[]byte", &b}, {"*named string", &tx}, {"*named bytes", &bl},
 		{"*interface{} with a string", &anyString}, {"*interface{} with bytes", &anyBytes},
 	} {

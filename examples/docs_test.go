@@ -44,7 +44,8 @@ func module(t *testing.T, file, code string) string {
 	own, err := os.ReadFile(filepath.Join(root, "go.mod"))
 	require.NoError(t, err)
 	_, needs, _ := strings.Cut(string(own), "\nrequire ")
-	mod := fmt.Sprintf("module program\n\ngo 1.26.0\n\nrequire github.com/henrylee2cn/teleport v0.0.0\n\nreplace github.com/henrylee2cn/teleport => %s\n\nrequire %s", root, needs)
+	mod := fmt.Sprintf("module program\n\ngo 1.26.0\n\nrequire github.com/henrylee2cn/teleport "+
+		"v0.0.0\n\nreplace github.com/henrylee2cn/teleport => %s\n\nrequire %s", root, needs)
 	sums, err := os.ReadFile(filepath.Join(root, "go.sum"))
 	require.NoError(t, err)
 	for name, text := range map[string]string{"go.mod": mod, "go.sum": string(sums), file: code} {

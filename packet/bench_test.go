@@ -12,7 +12,8 @@ var benchSizes = []int{0, 64, 1 << 10, 64 << 10, 1 << 20}
 
 // benchPacket is a pull with a body of that many bytes of text; 0 is no body.
 func benchPacket(size int, gzip int32) *packet.Packet {
-	p := &packet.Packet{BodyCodec: "string", Header: &packet.Header{Id: "12345", Type: packet.TypePull, Uri: "/group/home/test?peer_id=a", Gzip: gzip}}
+	p := &packet.Packet{BodyCodec: "string", Header: &packet.Header{Id: "12345", Type: packet.TypePull,
+		Uri: "/group/home/test?peer_id=a", Gzip: gzip}}
 	if size > 0 {
 		p.Body = strings.Repeat("some text, ", size/11+1)[:size]
 	}
@@ -75,7 +76,8 @@ func BenchmarkParse(b *testing.B) {
 }
 
 func BenchmarkAppendHeader(b *testing.B) {
-	h := &packet.Header{Id: "12345", Type: packet.TypeReply, Uri: "/group/home/test?peer_id=a", StatusCode: 200, Status: "OK"}
+	h := &packet.Header{Id: "12345", Type: packet.TypeReply, Uri: "/group/home/test?peer_id=a",
+		StatusCode: 200, Status: "OK"}
 	for _, name := range []string{"protobuf", "json"} {
 		b.Run(name, func(b *testing.B) {
 			c := byName(b, name)
@@ -92,7 +94,8 @@ func BenchmarkAppendHeader(b *testing.B) {
 }
 
 func BenchmarkDecodeHeader(b *testing.B) {
-	want := &packet.Header{Id: "12345", Type: packet.TypeReply, Uri: "/group/home/test?peer_id=a", StatusCode: 200, Status: "OK"}
+	want := &packet.Header{Id: "12345", Type: packet.TypeReply, Uri: "/group/home/test?peer_id=a",
+		StatusCode: 200, Status: "OK"}
 	for _, name := range []string{"protobuf", "json"} {
 		b.Run(name, func(b *testing.B) {
 			c := byName(b, name)

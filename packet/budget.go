@@ -23,7 +23,7 @@ type Budget struct {
 	// the other side, in nanoseconds from the start of the process; 0 if it does not wait. They are written
 	// under mu and by Waits, and read without.
 	borrowed, since atomic.Int64
-	asked           int64 // bytes that the owner was asked for and has not given back; guarded by the pool's mu
+	asked           int64 // bytes asked for and not given back; guarded by the pool's mu
 }
 
 // An Owner of a [Budget] is asked to give back all that its budget has taken, because others need the memory

@@ -19,7 +19,8 @@ func ExampleAppend() {
 }
 
 func ExampleParse() {
-	input := []byte("\x00\x00\x00\x1dj" + `{"type":3,"uri":"/msg/test"}` + "\x00\x00\x00\x06shello" + "the next frame")
+	input := []byte("\x00\x00\x00\x1dj" + `{"type":3,"uri":"/msg/test"}` + "\x00\x00\x00\x06shello" +
+		"the next frame")
 
 	var p packet.Packet
 	n, err := packet.Parse(input, &p, func(h *packet.Header) interface{} {

@@ -78,29 +78,52 @@ func TestAppendThatFailsLeavesDstAndLengthsAlone(t *testing.T) {
 		says   string
 	}{
 		{name: "no header", packet: &packet.Packet{Body: "x"}, says: "Header is nil"},
-		{name: "unknown header codec", packet: &packet.Packet{HeaderCodec: "nope", Header: new(packet.Header)}, is: []error{codec.ErrUnknown}, says: `packet: header: unknown codec: name "nope"`},
-		{name: "unknown body codec", packet: &packet.Packet{BodyCodec: "nope", Header: new(packet.Header), Body: "x"}, is: []error{codec.ErrUnknown}, says: `packet: body: unknown codec: name "nope"`},
-		{name: "header is no text", packet: &packet.Packet{Header: &packet.Header{Uri: "/\xff"}}, says: "UTF-8"},
-		{name: "codec without headers", packet: &packet.Packet{HeaderCodec: "string", Header: new(packet.Header)}, says: "*packet.Header"},
-		{name: "header codec fails", packet: &packet.Packet{HeaderCodec: "refusing", Header: new(packet.Header)}, is: []error{errRefused}},
-		{name: "header codec panics", packet: &packet.Packet{HeaderCodec: "panicking", Header: new(packet.Header)}, says: "panicked"},
-		{name: "header too large", packet: &packet.Packet{Header: &packet.Header{Uri: long}}, limits: packet.Limits{Header: 400}, is: []error{packet.ErrTooLarge}, says: "header length 404 exceeds limit 400"},
-		{name: "json header too large", packet: &packet.Packet{HeaderCodec: "json", Header: &packet.Header{Uri: long}}, limits: packet.Limits{Header: 400}, is: []error{packet.ErrTooLarge}},
-		{name: "header past the default", packet: &packet.Packet{Header: &packet.Header{Uri: strings.Repeat("x", packet.DefaultMaxHeader)}}, is: []error{packet.ErrTooLarge}},
-		{name: "body too large", packet: push(long), limits: packet.Limits{Body: 400}, is: []error{packet.ErrTooLarge}, says: "body length 403 exceeds limit 400"},
-		{name: "raw body too large", packet: push(packet.RawBody("j" + long)), limits: packet.Limits{Body: 400}, is: []error{packet.ErrTooLarge}},
-		{name: "compressed body too large", packet: gzipped(5, long), limits: packet.Limits{Body: 20}, is: []error{packet.ErrTooLarge}, says: "exceeds limit 20"},
-		{name: "body too large to inflate", packet: gzipped(5, long), limits: packet.Limits{Inflated: 401}, is: []error{packet.ErrTooLarge}, says: "body length 402 before compression exceeds limit 401"},
-		{name: "gzip level 10", packet: gzipped(10, "x"), is: []error{packet.ErrGzip}, says: "level 10 is outside -2..9"},
+		{name: "unknown header codec", packet: &packet.Packet{HeaderCodec: "nope",
+			Header: new(packet.Header)}, is: []error{codec.ErrUnknown},
+			says: `packet: header: unknown codec: name "nope"`},
+		{name: "unknown body codec", packet: &packet.Packet{BodyCodec: "nope", Header: new(packet.Header),
+			Body: "x"}, is: []error{codec.ErrUnknown}, says: `packet: body: unknown codec: name "nope"`},
+		{name: "header is no text", packet: &packet.Packet{Header: &packet.Header{Uri: "/\xff"}},
+			says: "UTF-8"},
+		{name: "codec without headers", packet: &packet.Packet{HeaderCodec: "string",
+			Header: new(packet.Header)}, says: "*packet.Header"},
+		{name: "header codec fails", packet: &packet.Packet{HeaderCodec: "refusing",
+			Header: new(packet.Header)}, is: []error{errRefused}},
+		{name: "header codec panics", packet: &packet.Packet{HeaderCodec: "panicking",
+			Header: new(packet.Header)}, says: "panicked"},
+		{name: "header too large", packet: &packet.Packet{Header: &packet.Header{Uri: long}},
+			limits: packet.Limits{Header: 400}, is: []error{packet.ErrTooLarge},
+			says: "header length 404 exceeds limit 400"},
+		{name: "json header too large", packet: &packet.Packet{HeaderCodec: "json",
+			Header: &packet.Header{Uri: long}}, limits: packet.Limits{Header: 400},
+			is: []error{packet.ErrTooLarge}},
+		{name: "header past the default",
+			packet: &packet.Packet{Header: &packet.Header{Uri: strings.Repeat("x", packet.DefaultMaxHeader)}},
+			is:     []error{packet.ErrTooLarge}},
+		{name: "body too large", packet: push(long), limits: packet.Limits{Body: 400},
+			is: []error{packet.ErrTooLarge}, says: "body length 403 exceeds limit 400"},
+		{name: "raw body too large", packet: push(packet.RawBody("j" + long)),
+			limits: packet.Limits{Body: 400}, is: []error{packet.ErrTooLarge}},
+		{name: "compressed body too large", packet: gzipped(5, long), limits: packet.Limits{Body: 20},
+			is: []error{packet.ErrTooLarge}, says: "exceeds limit 20"},
+		{name: "body too large to inflate", packet: gzipped(5, long), limits: packet.Limits{Inflated: 401},
+			is: []error{packet.ErrTooLarge}, says: "body length 402 before compression exceeds limit 401"},
+		{name: "gzip level 10", packet: gzipped(10, "x"), is: []error{packet.ErrGzip},
+			says: "level 10 is outside -2..9"},
 		{name: "gzip level -3", packet: gzipped(-3, "x"), is: []error{packet.ErrGzip}},
 		{name: "gzip level 10 without a body", packet: gzipped(10, nil), is: []error{packet.ErrGzip}},
-		{name: "gzip level 10 of a raw body", packet: gzipped(10, packet.RawBody("j1")), is: []error{packet.ErrGzip}},
+		{name: "gzip level 10 of a raw body", packet: gzipped(10, packet.RawBody("j1")),
+			is: []error{packet.ErrGzip}},
 		{name: "body does not encode", packet: push(make(chan int)), says: "codec json: encoding chan int"},
-		{name: "body to compress does not encode", packet: gzipped(5, make(chan int)), says: "codec json: encoding chan int"},
+		{name: "body to compress does not encode", packet: gzipped(5, make(chan int)),
+			says: "codec json: encoding chan int"},
 		{name: "body does not encode half way", packet: push([]interface{}{long, math.NaN()}), says: "NaN"},
-		{name: "body codec fails", packet: &packet.Packet{BodyCodec: "refusing", Header: new(packet.Header), Body: "x"}, is: []error{errRefused}},
-		{name: "body codec panics", packet: &packet.Packet{BodyCodec: "panicking", Header: new(packet.Header), Body: "x"}, says: "panicked: no"},
-		{name: "not a message", packet: &packet.Packet{BodyCodec: "protobuf", Header: new(packet.Header), Body: "x"}, says: "encoding string: not a protobuf message"},
+		{name: "body codec fails", packet: &packet.Packet{BodyCodec: "refusing", Header: new(packet.Header),
+			Body: "x"}, is: []error{errRefused}},
+		{name: "body codec panics", packet: &packet.Packet{BodyCodec: "panicking", Header: new(packet.Header),
+			Body: "x"}, says: "panicked: no"},
+		{name: "not a message", packet: &packet.Packet{BodyCodec: "protobuf", Header: new(packet.Header),
+			Body: "x"}, says: "encoding string: not a protobuf message"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			for _, room := range []int{0, 10, 10000} {
@@ -157,9 +180,12 @@ func TestParseErrorsThatEndTheStream(t *testing.T) {
 		is     []error
 	}{
 		{"header length 0", []byte{0, 0, 0, 0, 'p', 0, 0, 0, 0}, packet.Limits{}, []error{packet.ErrHeader}},
-		{"header past its limit", frame("p"+strings.Repeat("\x10\x01", 50), ""), packet.Limits{Header: 100}, []error{packet.ErrHeader, packet.ErrTooLarge}},
-		{"header of 4 GiB", []byte{255, 255, 255, 255}, packet.Limits{}, []error{packet.ErrHeader, packet.ErrTooLarge}},
-		{"unknown header codec", frame("\x01", ""), packet.Limits{}, []error{packet.ErrHeader, codec.ErrUnknown}},
+		{"header past its limit", frame("p"+strings.Repeat("\x10\x01", 50), ""), packet.Limits{Header: 100},
+			[]error{packet.ErrHeader, packet.ErrTooLarge}},
+		{"header of 4 GiB", []byte{255, 255, 255, 255}, packet.Limits{}, []error{packet.ErrHeader,
+			packet.ErrTooLarge}},
+		{"unknown header codec", frame("\x01", ""), packet.Limits{}, []error{packet.ErrHeader,
+			codec.ErrUnknown}},
 		{"header codec 0", frame("\x00", ""), packet.Limits{}, []error{packet.ErrHeader, codec.ErrUnknown}},
 		{"broken header", frame("p\xff", ""), packet.Limits{}, []error{packet.ErrHeader}},
 		{"broken json header", frame("j{", ""), packet.Limits{}, []error{packet.ErrHeader}},
@@ -187,23 +213,31 @@ func TestParseErrorsOfTheBodyAlone(t *testing.T) {
 		says   string
 		codec  string
 	}{
-		{"past its limit", frame("p\x0a\x011", "j"+strings.Repeat(" ", 100)), packet.Limits{Body: 100}, packet.ErrTooLarge, "body length 101 exceeds limit 100", ""},
-		{"unknown codec", frame("p\x0a\x011", "\x01abc"), packet.Limits{}, codec.ErrUnknown, "packet: body: unknown codec: id 1", ""},
+		{"past its limit", frame("p\x0a\x011", "j"+strings.Repeat(" ", 100)), packet.Limits{Body: 100},
+			packet.ErrTooLarge, "body length 101 exceeds limit 100", ""},
+		{"unknown codec", frame("p\x0a\x011", "\x01abc"), packet.Limits{}, codec.ErrUnknown,
+			"packet: body: unknown codec: id 1", ""},
 		{"codec 0", frame("p\x0a\x011", "\x00abc"), packet.Limits{}, codec.ErrUnknown, "id 0", ""},
-		{"does not decode", frame("p\x0a\x011", "j{"), packet.Limits{}, nil, "codec json: decoding into *interface {}", "json"},
+		{"does not decode", frame("p\x0a\x011", "j{"), packet.Limits{}, nil,
+			"codec json: decoding into *interface {}", "json"},
 		{"not one value", frame("p\x0a\x011", "j1 2"), packet.Limits{}, nil, "codec json", "json"},
 		{"empty json", frame("p\x0a\x011", "j"), packet.Limits{}, nil, "codec json", "json"},
 		{"the codec's error", frame("p\x0a\x011", "R"), packet.Limits{}, errRefused, "", "refusing"},
 		{"the codec's panic", frame("p\x0a\x011", "Q"), packet.Limits{}, nil, "panicked", "panicking"},
-		{"no gzip stream", frame("p\x0a\x011\x20\x05", "jplain"), packet.Limits{}, packet.ErrGzip, "", "json"},
-		{"an empty gzip stream", frame("p\x0a\x011\x20\x05", "j"), packet.Limits{}, packet.ErrGzip, "", "json"},
-		{"gzip level 10", frame("p\x0a\x011\x20\x0a", "j1"), packet.Limits{}, packet.ErrGzip, "level 10", "json"},
-		{"inflated past its limit", compressed, packet.Limits{Inflated: 1001}, packet.ErrTooLarge, "inflated body exceeds limit 1001", "json"},
+		{"no gzip stream", frame("p\x0a\x011\x20\x05", "jplain"), packet.Limits{}, packet.ErrGzip, "",
+			"json"},
+		{"an empty gzip stream", frame("p\x0a\x011\x20\x05", "j"), packet.Limits{}, packet.ErrGzip, "",
+			"json"},
+		{"gzip level 10", frame("p\x0a\x011\x20\x0a", "j1"), packet.Limits{}, packet.ErrGzip, "level 10",
+			"json"},
+		{"inflated past its limit", compressed, packet.Limits{Inflated: 1001}, packet.ErrTooLarge,
+			"inflated body exceeds limit 1001", "json"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var body interface{} = "untouched"
 			var p packet.Packet
-			n, err := packet.Parse(append(tc.frame, "the next"...), &p, func(h *packet.Header) interface{} { return &body }, tc.limits)
+			n, err := packet.Parse(append(tc.frame, "the next"...), &p,
+				func(h *packet.Header) interface{} { return &body }, tc.limits)
 			require.Equal(t, len(tc.frame), n)
 			if tc.is != nil {
 				require.ErrorIs(t, err, tc.is)
@@ -222,7 +256,8 @@ func TestParseErrorsOfTheBodyAlone(t *testing.T) {
 // Of a body past the limit nothing is left of the packet that was read before.
 func TestParseTooLargeBodyIntoAUsedPacket(t *testing.T) {
 	var p packet.Packet
-	_, err := packet.Parse(frame("p", "j1"), &p, func(*packet.Header) interface{} { return new(int) }, packet.Limits{})
+	_, err := packet.Parse(frame("p", "j1"), &p, func(*packet.Header) interface{} { return new(int) },
+		packet.Limits{})
 	require.NoError(t, err)
 	_, err = packet.Parse(frame("p", "s"+strings.Repeat("x", 20)), &p, nil, packet.Limits{Body: 10})
 	require.ErrorIs(t, err, packet.ErrTooLarge)
@@ -325,7 +360,8 @@ func TestLimits(t *testing.T) {
 		{"set", packet.Limits{Header: 10, Body: 20}, 10, 20},
 		{"least", packet.Limits{Header: 1, Body: 1}, 1, 1},
 		{"none", packet.Limits{Header: -1, Body: math.MinInt64}, largest, largest},
-		{"past the format's own", packet.Limits{Header: math.MaxInt64, Body: math.MaxUint32 + 1}, largest, largest},
+		{"past the format's own", packet.Limits{Header: math.MaxInt64, Body: math.MaxUint32 + 1}, largest,
+			largest},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			n, err := tc.limits.HeaderLength(length(tc.header))
@@ -382,7 +418,8 @@ func TestLimitsAreTheSameInBothDirections(t *testing.T) {
 func TestNoLimits(t *testing.T) {
 	none := packet.Limits{Header: -1, Body: -1}
 	large := strings.Repeat("x", packet.DefaultMaxBody)
-	p := &packet.Packet{BodyCodec: "string", Body: large, Header: &packet.Header{Uri: strings.Repeat("u", 2*packet.DefaultMaxHeader)}}
+	p := &packet.Packet{BodyCodec: "string", Body: large, Header: &packet.Header{Uri: strings.Repeat("u",
+		2*packet.DefaultMaxHeader)}}
 	b, err := packet.Append(nil, p, none)
 	require.NoError(t, err)
 	var got packet.Packet
@@ -411,7 +448,8 @@ func FuzzParse(f *testing.F) {
 	limits := packet.Limits{Body: 1 << 16, Inflated: 1 << 16}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for _, newBody := range []func(*packet.Header) interface{}{
-			nil, always[interface{}], always[string], always[wrapperspb.StringValue], always[[]map[string]int],
+			nil, always[interface{}], always[string], always[wrapperspb.StringValue],
+			always[[]map[string]int],
 		} {
 			var p packet.Packet
 			n, err := packet.Parse(b, &p, newBody, limits)
@@ -425,7 +463,8 @@ func FuzzParse(f *testing.F) {
 		var p packet.Packet
 		n, err := packet.Parse(b, &p, always[packet.RawBody], limits)
 		if err != nil {
-			require.True(t, errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, packet.ErrHeader) || errors.Is(err, packet.ErrTooLarge), "%v", err)
+			require.True(t, errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, packet.ErrHeader) ||
+				errors.Is(err, packet.ErrTooLarge), "%v", err)
 			return
 		}
 		requireShort(t, b[:n-1], nil)

@@ -45,7 +45,8 @@ func FuzzDecodeBody(f *testing.F) {
 	limits := packet.Limits{Inflated: 1 << 16, Depth: 100}
 	f.Fuzz(func(t *testing.T, raw []byte, level int32) {
 		for _, v := range []interface{}{
-			nil, new(interface{}), new(string), new([]byte), new(map[string][]int), new(struct{ A *interface{} }),
+			nil, new(interface{}), new(string), new([]byte), new(map[string][]int),
+			new(struct{ A *interface{} }),
 			new(wrapperspb.StringValue), new(structpb.Value),
 		} {
 			budget := packet.NewBudget(1 << 18)

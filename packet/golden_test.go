@@ -33,8 +33,9 @@ func into[T any]() func() interface{} { return func() interface{} { return new(T
 
 var goldens = []golden{
 	{
-		name:   "ping",
-		packet: packet.Packet{HeaderCodec: "protobuf", Header: header(packet.Header{Id: "ping", Type: packet.TypePing})},
+		name: "ping",
+		packet: packet.Packet{HeaderCodec: "protobuf", Header: header(packet.Header{Id: "ping",
+			Type: packet.TypePing})},
 	},
 	{
 		name: "pull-json-body",
@@ -56,7 +57,8 @@ var goldens = []golden{
 	},
 	{
 		name: "push-bytes-body",
-		packet: packet.Packet{HeaderCodec: "protobuf", BodyCodec: "string", Body: []byte{0x00, 0x70, 0xff, 0xfe},
+		packet: packet.Packet{HeaderCodec: "protobuf", BodyCodec: "string", Body: []byte{0x00, 0x70, 0xff,
+			0xfe},
 			Header: header(packet.Header{Type: packet.TypePush, Uri: "/blob"})},
 		into: into[[]byte](),
 	},
@@ -82,18 +84,21 @@ var goldens = []golden{
 	{
 		name: "reply-ok",
 		packet: packet.Packet{HeaderCodec: "protobuf", BodyCodec: "json", Body: 3,
-			Header: header(packet.Header{Id: "1", Type: packet.TypeReply, Uri: "/group/home/test", StatusCode: 200, Status: "OK"})},
+			Header: header(packet.Header{Id: "1", Type: packet.TypeReply, Uri: "/group/home/test",
+				StatusCode: 200, Status: "OK"})},
 		into: into[int](),
 	},
 	{
 		name: "reply-error",
 		packet: packet.Packet{HeaderCodec: "protobuf",
-			Header: header(packet.Header{Id: "7", Type: packet.TypeReply, StatusCode: 404, Status: "not found"})},
+			Header: header(packet.Header{Id: "7", Type: packet.TypeReply, StatusCode: 404,
+				Status: "not found"})},
 	},
 	{
 		name: "reply-error-json",
 		packet: packet.Packet{HeaderCodec: "json",
-			Header: header(packet.Header{Id: "7", Type: packet.TypeReply, StatusCode: 404, Status: "not found"})},
+			Header: header(packet.Header{Id: "7", Type: packet.TypeReply, StatusCode: 404,
+				Status: "not found"})},
 	},
 	{
 		name: "reply-negative-status",
@@ -103,7 +108,8 @@ var goldens = []golden{
 	{
 		name: "reply-negative-status-json",
 		packet: packet.Packet{HeaderCodec: "json",
-			Header: header(packet.Header{Id: "7", Type: packet.TypeReply, StatusCode: math.MinInt32, Status: "mine"})},
+			Header: header(packet.Header{Id: "7", Type: packet.TypeReply, StatusCode: math.MinInt32,
+				Status: "mine"})},
 	},
 	{
 		name:   "header-empty",
@@ -116,7 +122,8 @@ var goldens = []golden{
 	{
 		name: "header-all",
 		packet: packet.Packet{HeaderCodec: "protobuf",
-			Header: header(packet.Header{Id: "é-1", Type: packet.TypeReply, Uri: "/a?b=c&d=世", Gzip: 9, StatusCode: math.MaxInt32, Status: "über"})},
+			Header: header(packet.Header{Id: "é-1", Type: packet.TypeReply, Uri: "/a?b=c&d=世", Gzip: 9,
+				StatusCode: math.MaxInt32, Status: "über"})},
 	},
 	{
 		name: "raw-body",
@@ -131,9 +138,11 @@ var goldens = []golden{
 	},
 	{
 		name: "pull-timeout-meta",
-		packet: packet.Packet{HeaderCodec: "protobuf", BodyCodec: "json", Body: "x", Header: header(packet.Header{
-			Id: "1", Type: packet.TypePull, Uri: "/a", Timeout: 1500, Meta: map[string]string{"a": "1", "b": ""},
-		})},
+		packet: packet.Packet{HeaderCodec: "protobuf", BodyCodec: "json", Body: "x",
+			Header: header(packet.Header{
+				Id: "1", Type: packet.TypePull, Uri: "/a", Timeout: 1500, Meta: map[string]string{"a": "1",
+					"b": ""},
+			})},
 		into: into[string](),
 	},
 	{
@@ -236,7 +245,8 @@ func TestGoldenFramesAreAppended(t *testing.T) {
 			if g.name != "raw-body" { // whose codec is unknown
 				require.NoError(t, err)
 			}
-			require.Equal(t, []int64{read.HeaderLength, read.BodyLength, read.Length}, []int64{p.HeaderLength, p.BodyLength, p.Length})
+			require.Equal(t, []int64{read.HeaderLength, read.BodyLength, read.Length}, []int64{p.HeaderLength,
+				p.BodyLength, p.Length})
 		})
 	}
 }
@@ -306,7 +316,8 @@ func TestGoldenFramesArePassedOnRaw(t *testing.T) {
 		t.Run(g.name, func(t *testing.T) {
 			frame := load(t, g.name)
 			var p packet.Packet
-			n, err := packet.Parse(frame, &p, func(*packet.Header) interface{} { return new(packet.RawBody) }, packet.Limits{})
+			n, err := packet.Parse(frame, &p, func(*packet.Header) interface{} { return new(packet.RawBody) },
+				packet.Limits{})
 			require.NoError(t, err)
 			require.Equal(t, len(frame), n)
 			require.Equal(t, g.packet.BodyCodec, p.BodyCodec)

@@ -65,7 +65,8 @@ func TestGzipAtEveryLevel(t *testing.T) {
 				}
 				var got packet.Packet
 				var body string
-				_, err = packet.Parse(b[len("front"):], &got, func(*packet.Header) interface{} { return &body }, packet.Limits{})
+				_, err = packet.Parse(b[len("front"):], &got,
+					func(*packet.Header) interface{} { return &body }, packet.Limits{})
 				require.NoError(t, err)
 				require.Equal(t, level, got.Header.Gzip)
 				require.Equal(t, "string", got.BodyCodec)
@@ -106,7 +107,8 @@ func TestGzipOnManyGoroutines(t *testing.T) {
 				b, err := packet.Append(nil, p, packet.Limits{})
 				assert.NoError(t, err)
 				var body string
-				_, err = packet.Parse(b, new(packet.Packet), func(*packet.Header) interface{} { return &body }, packet.Limits{})
+				_, err = packet.Parse(b, new(packet.Packet),
+					func(*packet.Header) interface{} { return &body }, packet.Limits{})
 				assert.NoError(t, err)
 				assert.True(t, want == body)
 				_, err = packet.DecodeBody([]byte("jnonsense"), 1, &body, packet.Limits{})
@@ -231,7 +233,8 @@ func TestGzipBombIsRefused(t *testing.T) {
 func FuzzGunzip(f *testing.F) {
 	const limit = 1 << 16
 	f.Add([]byte{})
-	for _, text := range []string{"", "a", strings.Repeat("abc", 1000), noise(300), strings.Repeat("\x00", limit), strings.Repeat("\x00", limit+1)} {
+	for _, text := range []string{"", "a", strings.Repeat("abc", 1000), noise(300), strings.Repeat("\x00",
+		limit), strings.Repeat("\x00", limit+1)} {
 		f.Add(deflate(f, []byte(text)))
 	}
 	for _, g := range goldens {

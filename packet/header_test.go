@@ -30,14 +30,16 @@ func byName(t testing.TB, name string) codec.Codec {
 }
 
 func generated(h packet.Header) *headerpb.Header {
-	return &headerpb.Header{Id: h.Id, Type: h.Type, Uri: h.Uri, Gzip: h.Gzip, StatusCode: h.StatusCode, Status: h.Status, Timeout: h.Timeout, Meta: h.Meta, NotRun: h.NotRun}
+	return &headerpb.Header{Id: h.Id, Type: h.Type, Uri: h.Uri, Gzip: h.Gzip, StatusCode: h.StatusCode,
+		Status: h.Status, Timeout: h.Timeout, Meta: h.Meta, NotRun: h.NotRun}
 }
 
 func fromGenerated(h *headerpb.Header) packet.Header {
 	if len(h.Meta) == 0 {
 		h.Meta = nil
 	}
-	return packet.Header{Id: h.Id, Type: h.Type, Uri: h.Uri, Gzip: h.Gzip, StatusCode: h.StatusCode, Status: h.Status, Timeout: h.Timeout, Meta: h.Meta, NotRun: h.NotRun}
+	return packet.Header{Id: h.Id, Type: h.Type, Uri: h.Uri, Gzip: h.Gzip, StatusCode: h.StatusCode,
+		Status: h.Status, Timeout: h.Timeout, Meta: h.Meta, NotRun: h.NotRun}
 }
 
 // requireEncodesLikeGenerated: the bytes of generated code, or an error like it.
@@ -60,7 +62,8 @@ func requireDecodesLikeGenerated(t *testing.T, b []byte) {
 	var want headerpb.Header
 	wantErr := proto.Unmarshal(b, &want)
 	in := bytes.Clone(b)
-	got := packet.Header{Id: "of", Type: 9, Uri: "the", Gzip: 9, StatusCode: 9, Status: "last", Timeout: 9, Meta: map[string]string{"a": "b"}, NotRun: true}
+	got := packet.Header{Id: "of", Type: 9, Uri: "the", Gzip: 9, StatusCode: 9, Status: "last", Timeout: 9,
+		Meta: map[string]string{"a": "b"}, NotRun: true}
 	err := packet.DecodeHeader(codec.IdProtobuf, in, &got)
 	clear(in) // what was decoded must not be a part of it
 	if wantErr != nil {
@@ -78,7 +81,8 @@ var someHeaders = []packet.Header{
 	{Id: "18446744073709551615", Type: packet.TypeReply, StatusCode: 200, Status: "OK"},
 	{Type: packet.TypePush, Uri: "/a"},
 	{Id: "1", Type: packet.TypeReply, StatusCode: 503, Status: "later", NotRun: true},
-	{Id: "2", Type: packet.TypePull, Timeout: 1500, Meta: map[string]string{"b": "2", "a": "1", "": "", "long": strings.Repeat("m", 300)}},
+	{Id: "2", Type: packet.TypePull, Timeout: 1500, Meta: map[string]string{"b": "2", "a": "1", "": "",
+		"long": strings.Repeat("m", 300)}},
 	{Type: packet.TypeReply, Timeout: math.MinInt64, Meta: map[string]string{}},
 	{Type: -1, Gzip: -2, StatusCode: -1},
 	{Type: math.MaxInt32, Gzip: math.MaxInt32, StatusCode: math.MaxInt32},
@@ -241,7 +245,8 @@ func TestRandomHeadersLikeGeneratedCode(t *testing.T) {
 	for range 3000 {
 		requireEncodesLikeGenerated(t, packet.Header{
 			Id: text(), Type: number(), Uri: text(), Gzip: number(), StatusCode: number(), Status: text(),
-			Timeout: int64(random.Uint64()) >> random.IntN(64), Meta: map[string]string{text(): text(), text(): text()}, NotRun: random.IntN(2) == 0,
+			Timeout: int64(random.Uint64()) >> random.IntN(64), Meta: map[string]string{text(): text(),
+				text(): text()}, NotRun: random.IntN(2) == 0,
 		})
 	}
 	for range 3000 {
@@ -274,7 +279,8 @@ func TestJSONHeaderOnTheWire(t *testing.T) {
 		{packet.Header{}, `{}`},
 		{packet.Header{Id: "1", Type: 1, Uri: "/a?b=c&d", Gzip: 5, StatusCode: 200, Status: "OK"},
 			`{"id":"1","type":1,"uri":"/a?b=c&d","gzip":5,"status_code":200,"status":"OK"}`},
-		{packet.Header{Type: -1, Gzip: -2, StatusCode: math.MinInt32}, `{"type":-1,"gzip":-2,"status_code":-2147483648}`},
+		{packet.Header{Type: -1, Gzip: -2, StatusCode: math.MinInt32},
+			`{"type":-1,"gzip":-2,"status_code":-2147483648}`},
 		{packet.Header{Uri: "\"\\\n世", Status: "<b>"}, `{"uri":"\"\\\n世","status":"<b>"}`},
 	} {
 		got, err := packet.AppendHeader([]byte("front"), c, &tc.header)
@@ -293,18 +299,21 @@ func TestJSONHeaderDecodes(t *testing.T) {
 		want       packet.Header
 	}{
 		{"absent is zero", `{}`, packet.Header{}},
-		{"unknown keys are ignored", `{"trace":{"a":[1,"}"]},"id":"1","x":null,"y":1.5e3}`, packet.Header{Id: "1"}},
+		{"unknown keys are ignored", `{"trace":{"a":[1,"}"]},"id":"1","x":null,"y":1.5e3}`,
+			packet.Header{Id: "1"}},
 		{"the names are exact", `{"Id":"1","TYPE":1,"StatusCode":5,"statusCode":5}`, packet.Header{}},
 		{"any order", `{"status_code":404,"id":"7"}`, packet.Header{Id: "7", StatusCode: 404}},
 		{"white space", " {\n\t\"id\" : \"7\" \r} ", packet.Header{Id: "7"}},
 		{"escapes", `{"id":"\u00e9\ud83d\ude00\n","uri":"\/a"}`, packet.Header{Id: "é😀\n", Uri: "/a"}},
 		{"the last one holds", `{"type":1,"type":3}`, packet.Header{Type: 3}},
 		{"null is absent", `{"id":null,"type":null}`, packet.Header{}},
-		{"numbers of others may be of any size", `{"x":1e999,"id":"1","type":2,"uri":"/a","gzip":-1,"status_code":5,"status":"s","y":[-1e-999,123456789012345678901234567890]}`,
+		{"numbers of others may be of any size",
+			`{"x":1e999,"id":"1","type":2,"uri":"/a","gzip":-1,"status_code":5,"status":"s","y":[-1e-999,123456789012345678901234567890]}`,
 			packet.Header{Id: "1", Type: 2, Uri: "/a", Gzip: -1, StatusCode: 5, Status: "s"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got := packet.Header{Id: "of", Type: 9, Uri: "the", Gzip: 9, StatusCode: 9, Status: "last", NotRun: true}
+			got := packet.Header{Id: "of", Type: 9, Uri: "the", Gzip: 9, StatusCode: 9, Status: "last",
+				NotRun: true}
 			data := []byte(tc.data)
 			require.NoError(t, packet.DecodeHeader(codec.IdJSON, data, &got))
 			clear(data)
@@ -315,7 +324,8 @@ func TestJSONHeaderDecodes(t *testing.T) {
 
 // Another implementation's json decoder reads the header of this one.
 func TestJSONHeaderIsReadByTheStandardLibrary(t *testing.T) {
-	want := packet.Header{Id: "é", Type: 2, Uri: "/\"\\\u2028<>&", Gzip: -2, StatusCode: -404, Status: "\x00\x1f", Timeout: 7, Meta: map[string]string{"é": "\x01"}, NotRun: true}
+	want := packet.Header{Id: "é", Type: 2, Uri: "/\"\\\u2028<>&", Gzip: -2, StatusCode: -404,
+		Status: "\x00\x1f", Timeout: 7, Meta: map[string]string{"é": "\x01"}, NotRun: true}
 	b, err := packet.AppendHeader(nil, byName(t, "json"), &want)
 	require.NoError(t, err)
 	var got struct {
@@ -457,7 +467,8 @@ func TestCheckHeaderCodec(t *testing.T) {
 
 // A user's codec is handed the *Header itself.
 func TestHeaderInAUsersCodec(t *testing.T) {
-	want := packet.Packet{HeaderCodec: "std", BodyCodec: "std", Body: "x", Header: &packet.Header{Id: "1", Type: packet.TypePush, Uri: "/a"}}
+	want := packet.Packet{HeaderCodec: "std", BodyCodec: "std", Body: "x", Header: &packet.Header{Id: "1",
+		Type: packet.TypePush, Uri: "/a"}}
 	frame, err := packet.Append(nil, &want, packet.Limits{})
 	require.NoError(t, err)
 	require.Contains(t, string(frame), `H{"Id":"1","Type":3,"Uri":"/a","Gzip":0,"StatusCode":0,"Status":""}`)
@@ -474,7 +485,8 @@ func TestHeaderInAUsersCodec(t *testing.T) {
 // The header of every packet that is sent or received passes here.
 func TestProtobufHeaderAllocations(t *testing.T) {
 	c := byName(t, "protobuf")
-	h := packet.Header{Id: "12345", Type: packet.TypeReply, Uri: "/group/home/test?peer_id=a", Gzip: 5, StatusCode: 200, Status: "OK"}
+	h := packet.Header{Id: "12345", Type: packet.TypeReply, Uri: "/group/home/test?peer_id=a", Gzip: 5,
+		StatusCode: 200, Status: "OK"}
 	dst := make([]byte, 0, 256)
 	var err error
 	require.Zero(t, testing.AllocsPerRun(100, func() {
@@ -512,7 +524,8 @@ func FuzzHeaderProtobuf(f *testing.F) {
 		if len(b) > 6 {
 			n := len(b) / 3
 			requireEncodesLikeGenerated(t, packet.Header{
-				Id: string(b[:n]), Uri: string(b[n : 2*n]), Status: string(b[2*n:]), Type: int32(b[0]) << 24, Gzip: int32(b[1]), StatusCode: -int32(b[2]),
+				Id: string(b[:n]), Uri: string(b[n : 2*n]), Status: string(b[2*n:]), Type: int32(b[0]) << 24,
+				Gzip: int32(b[1]), StatusCode: -int32(b[2]),
 			})
 		}
 	})
@@ -525,7 +538,8 @@ func decodeStandard(b []byte) (h packet.Header, ok bool) {
 		return h, false
 	}
 	for name, to := range map[string]interface{}{
-		"id": &h.Id, "type": &h.Type, "uri": &h.Uri, "gzip": &h.Gzip, "status_code": &h.StatusCode, "status": &h.Status, "timeout": &h.Timeout, "meta": &h.Meta, "not_run": &h.NotRun,
+		"id": &h.Id, "type": &h.Type, "uri": &h.Uri, "gzip": &h.Gzip, "status_code": &h.StatusCode,
+		"status": &h.Status, "timeout": &h.Timeout, "meta": &h.Meta, "not_run": &h.NotRun,
 	} {
 		if v, there := fields[name]; there && json.Unmarshal(v, to) != nil {
 			return h, false
@@ -542,7 +556,8 @@ func FuzzHeaderJSON(f *testing.F) {
 			f.Add(b)
 		}
 	}
-	for _, s := range []string{``, `null`, `{"id":null}`, `{"id":"\ud800"}`, "{\"id\":\"\xff\"}", `{"type":-0}`, `{"type":1e2}`, `[`, `{"a":[[[[`} {
+	for _, s := range []string{``, `null`, `{"id":null}`, `{"id":"\ud800"}`, "{\"id\":\"\xff\"}",
+		`{"type":-0}`, `{"type":1e2}`, `[`, `{"a":[[[[`} {
 		f.Add([]byte(s))
 	}
 	c := byName(f, "json")

@@ -44,13 +44,15 @@ func TestFieldsOfPacketAndHeader(t *testing.T) {
 		{"Meta", "map[string]string", `json:",omitempty"`},
 		{"NotRun", "bool", `json:",omitempty"`},
 	}, fieldsOf(packet.Header{}))
-	require.Equal(t, []int32{1, 2, 3, 4, 5}, []int32{packet.TypePull, packet.TypeReply, packet.TypePush, packet.TypeCancel, packet.TypeGoAway})
+	require.Equal(t, []int32{1, 2, 3, 4, 5}, []int32{packet.TypePull, packet.TypeReply, packet.TypePush,
+		packet.TypeCancel, packet.TypeGoAway})
 }
 
 func TestPacketAsJSON(t *testing.T) {
 	b, err := json.Marshal(packet.Packet{
 		HeaderCodec: "protobuf", BodyCodec: "json", Body: []int{1}, HeaderLength: 2, BodyLength: 3, Length: 5,
-		Header: &packet.Header{Id: "1", Type: packet.TypePull, Uri: "/a", Gzip: 5, StatusCode: 200, Status: "OK"},
+		Header: &packet.Header{Id: "1", Type: packet.TypePull, Uri: "/a", Gzip: 5, StatusCode: 200,
+			Status: "OK"},
 	})
 	require.NoError(t, err)
 	require.Equal(t, `{"header_codec":"protobuf","body_codec":"json",`+
@@ -63,7 +65,8 @@ func TestRawBodyCodec(t *testing.T) {
 		raw  packet.RawBody
 		want string
 	}{
-		{nil, ""}, {packet.RawBody{}, ""}, {packet.RawBody("j1"), "json"}, {packet.RawBody("p"), "protobuf"}, {packet.RawBody("sx"), "string"},
+		{nil, ""}, {packet.RawBody{}, ""}, {packet.RawBody("j1"), "json"}, {packet.RawBody("p"), "protobuf"},
+		{packet.RawBody("sx"), "string"},
 	} {
 		name, err := tc.raw.Codec()
 		require.NoError(t, err)

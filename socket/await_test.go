@@ -200,7 +200,8 @@ func TestPacketsAroundTheLull(t *testing.T) {
 				for i := range packets {
 					rest := frame(t, message(strconv.Itoa(i), text[:1+r.IntN(sizes[i%len(sizes)])]))
 					for part := range parts {
-						time.Sleep(time.Duration(r.Int64N(int64(3 * lull)))) // the moment, not a synchronisation
+						// the moment, not a synchronisation
+						time.Sleep(time.Duration(r.Int64N(int64(3 * lull))))
 						n := len(rest)
 						if part < parts-1 {
 							n = r.IntN(min(n, 20))
@@ -357,7 +358,9 @@ func TestAwaitCutsNoBodyOff(t *testing.T) {
 				half := bodyAt + size/3
 				time.AfterFunc(4*quiet, func() {
 					c.Write(b[bodyAt:half])
-					time.AfterFunc(4*quiet, func() { c.Write(append(b[half:], frame(t, message("2", "next"))...)) })
+					time.AfterFunc(4*quiet, func() {
+						c.Write(append(b[half:], frame(t, message("2", "next"))...))
+					})
 				})
 				if skip {
 					s.SkipBody()
@@ -391,7 +394,8 @@ func TestBuffered(t *testing.T) {
 			send(t, ca, both[:cut])
 			var p packet.Packet
 			require.NoError(t, s.ReadHeader(&p))
-			require.Equal(t, cut >= len(first), s.BodyBuffered(), "%s, %d of %d bytes", tr.name, cut, len(first))
+			require.Equal(t, cut >= len(first), s.BodyBuffered(), "%s, %d of %d bytes", tr.name, cut,
+				len(first))
 			require.Equal(t, cut == len(both), s.Buffered(), "%s, %d of %d bytes", tr.name, cut, len(both))
 			if cut >= len(first) {
 				body, err := s.ReadBody(nil)
@@ -433,12 +437,14 @@ func TestReadHeaderView(t *testing.T) {
 			for _, h := range []packet.Header{
 				{},
 				{Id: "1", Type: packet.TypePush, Uri: "/a"},
-				{Id: strings.Repeat("i", 200), Type: packet.TypeReply, Uri: "/" + strings.Repeat("ü", 3000), StatusCode: -404, Status: "not found\n\x00"},
+				{Id: strings.Repeat("i", 200), Type: packet.TypeReply, Uri: "/" + strings.Repeat("ü", 3000),
+					StatusCode: -404, Status: "not found\n\x00"},
 			} {
 				t.Run(fmt.Sprintf("%s, %s, %d", tr.name, name, len(h.Id)), func(t *testing.T) {
 					ca, cb := tr.open(t)
 					s := socket.New(cb, socket.Options{})
-					b := frame(t, &packet.Packet{HeaderCodec: name, BodyCodec: "string", Header: &h, Body: "text"})
+					b := frame(t, &packet.Packet{HeaderCodec: name, BodyCodec: "string", Header: &h,
+						Body: "text"})
 					send(t, ca, b)
 					send(t, ca, b)
 					send(t, ca, b)

@@ -18,14 +18,16 @@ func FuzzReadPacket(f *testing.F) {
 	gzipped := message("3", "some text, some text, some text")
 	gzipped.Header.Gzip = 9
 	good := append(frame(f, message("1", "text")), frame(f, gzipped)...)
-	good = append(good, frame(f, &packet.Packet{HeaderCodec: "json", Header: &packet.Header{Id: "2"}, Body: 1})...)
+	good = append(good, frame(f, &packet.Packet{HeaderCodec: "json", Header: &packet.Header{Id: "2"},
+		Body: 1})...)
 	for chunk := range uint8(4) {
 		f.Add(good, chunk)
 		f.Add(good[:len(good)-1], chunk)
 		f.Add([]byte(nil), chunk)
 		f.Add([]byte("\x00\x00\x00\x00"), chunk)
 		f.Add([]byte("\x00\x00\x00\x01p\x00\x01\x00\x00sx"), chunk)
-		f.Add(append([]byte("\x00\x00\x00\x01p\x00\x00\x00\x02\xeex\x00\x00\x00\x02p\x00\x00\x00\x00\x00"), good...), chunk)
+		f.Add(append([]byte("\x00\x00\x00\x01p\x00\x00\x00\x02\xeex\x00\x00\x00\x02p\x00\x00\x00\x00\x00"),
+			good...), chunk)
 		f.Add(append(frame(f, message("4", string(make([]byte, 2000)))), good...), chunk)
 	}
 	limits := packet.Limits{Header: 500, Body: 1000, Inflated: 1000}

@@ -58,7 +58,8 @@ func TestOutputThatStaysFull(t *testing.T) {
 		ca, cb := pipe.New(pipe.Options{Buffer: 100})
 		defer cb.Close()
 		a := socket.New(ca, socket.Options{MaxOutput: 10_000})
-		go func() { _ = a.WritePacket(message("1", strings.Repeat("x", 20_000))) }() // without a write timeout
+		// without a write timeout
+		go func() { _ = a.WritePacket(message("1", strings.Repeat("x", 20_000))) }()
 		synctest.Wait()
 		a.SetWriteTimeout(5 * time.Second)
 		start := time.Now()
@@ -171,7 +172,8 @@ func TestFrameTimeout(t *testing.T) {
 						b.SkipBody()
 						return b.ReadHeader(&p) // which passes over the body
 					}
-					return b.ReadPacket(new(packet.Packet), func(*packet.Header) interface{} { return new(string) })
+					return b.ReadPacket(new(packet.Packet),
+						func(*packet.Header) interface{} { return new(string) })
 				}
 				go func() {
 					time.Sleep(time.Hour)
@@ -238,7 +240,8 @@ func TestMemoryOfABody(t *testing.T) {
 			require.NoError(t, err)
 			require.Len(t, body.B, size+1)
 			took := after.TotalAlloc - before.TotalAlloc
-			require.LessOrEqual(t, took, uint64(2*packet.DefaultMaxBody+256<<10), "%d bytes in pieces of %d", size, chunk)
+			require.LessOrEqual(t, took, uint64(2*packet.DefaultMaxBody+256<<10), "%d bytes in pieces of %d",
+				size, chunk)
 			_, _ = ca.Close(), b.Close()
 		}
 	}

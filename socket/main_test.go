@@ -60,7 +60,8 @@ func sockets(t testing.TB, o pipe.Options, so socket.Options) (*socket.Socket, *
 
 // message is a push with a body of text.
 func message(id, body string) *packet.Packet {
-	return &packet.Packet{BodyCodec: "string", Header: &packet.Header{Id: id, Type: packet.TypePush, Uri: "/a"}, Body: body}
+	return &packet.Packet{BodyCodec: "string", Header: &packet.Header{Id: id, Type: packet.TypePush,
+		Uri: "/a"}, Body: body}
 }
 
 func frame(t testing.TB, p *packet.Packet) []byte {

@@ -76,7 +76,10 @@ func TestQueuedFramesWait(t *testing.T) {
 		over bool
 	}{
 		{"flush", "text", func(t *testing.T, s *socket.Socket) { require.NoError(t, s.Flush()) }, 0, false},
-		{"flush of large frames", strings.Repeat("x", 20<<10), func(t *testing.T, s *socket.Socket) { require.NoError(t, s.Flush()) }, 0, false},
+		{"flush of large frames", strings.Repeat("x", 20<<10), func(t *testing.T,
+			s *socket.Socket) {
+			require.NoError(t, s.Flush())
+		}, 0, false},
 		{"another packet", "text", func(t *testing.T, s *socket.Socket) {
 			require.NoError(t, sendFrame(s, encode(t, s, message("10", "text")), socket.Now))
 		}, 1, false},
@@ -84,7 +87,10 @@ func TestQueuedFramesWait(t *testing.T) {
 			require.NoError(t, sendFrame(s, encode(t, s, message("10", "text")), socket.Later))
 		}, 1, false},
 		{"close", "text", func(t *testing.T, s *socket.Socket) { require.NoError(t, s.Close()) }, 0, true},
-		{"close of one direction", "text", func(t *testing.T, s *socket.Socket) { require.True(t, s.CloseWrite(time.Minute)) }, 0, true},
+		{"close of one direction", "text", func(t *testing.T, s *socket.Socket) {
+			require.True(t,
+				s.CloseWrite(time.Minute))
+		}, 0, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -159,7 +165,9 @@ func TestFramesAfterClose(t *testing.T) {
 		end  func(t *testing.T, s *socket.Socket)
 	}{
 		{"close", func(t *testing.T, s *socket.Socket) { require.NoError(t, s.Close()) }},
-		{"close of one direction", func(t *testing.T, s *socket.Socket) { require.True(t, s.CloseWrite(time.Minute)) }},
+		{"close of one direction", func(t *testing.T, s *socket.Socket) {
+			require.True(t, s.CloseWrite(time.Minute))
+		}},
 	} {
 		t.Run(end.name, func(t *testing.T) {
 			a, b := sockets(t, pipe.Options{}, socket.Options{})
@@ -282,7 +290,8 @@ func TestSendLater(t *testing.T) {
 				for w := range writers {
 					wg.Go(func() {
 						for i := range packets {
-							f, err := a.Encode(socket.Permit{}, nil, message(fmt.Sprintf("%d %d", w, i), body))
+							f, err := a.Encode(socket.Permit{}, nil, message(fmt.Sprintf("%d %d", w, i),
+								body))
 							if !assert.NoError(t, err) || !assert.NoError(t, sendFrame(a, f, socket.Later)) {
 								return
 							}

@@ -95,7 +95,8 @@ func TestErrorsOfOneBody(t *testing.T) {
 		{"gzip cut off", gzipped + "\x00\x00\x00\x04s\x1f\x8b\x08", packet.ErrGzip, false},
 		{"gzip level 10", "\x00\x00\x00\x06p\x0a\x011\x20\x0a\x00\x00\x00\x02s1", packet.ErrGzip, false},
 		{"too large to inflate", string(frame(t, bomb)), packet.ErrTooLarge, false},
-		{"too large by one", header + "\x00\x00\x03\xe9s" + strings.Repeat("x", 1000), packet.ErrTooLarge, true},
+		{"too large by one", header + "\x00\x00\x03\xe9s" + strings.Repeat("x", 1000), packet.ErrTooLarge,
+			true},
 		{"too large", header + "\x00\x01\x86\xa1s" + strings.Repeat("x", 100000), packet.ErrTooLarge, true},
 		{"the codec's io.EOF", header + "\x00\x00\x00\x01\x01", io.EOF, false},
 		{"the codec's wrapped io.EOF", header + "\x00\x00\x00\x01\x02", io.EOF, false},
@@ -141,7 +142,8 @@ func TestErrorsThatEndTheStream(t *testing.T) {
 		{"header length 0", "\x00\x00\x00\x00p\x00\x00\x00\x00", []error{packet.ErrHeader}},
 		{"header past its limit", "\x00\x00\x00\x65p", []error{packet.ErrHeader, packet.ErrTooLarge}},
 		{"header of 4 GiB", "\xff\xff\xff\xff", []error{packet.ErrHeader, packet.ErrTooLarge}},
-		{"unknown header codec", "\x00\x00\x00\x01\xee\x00\x00\x00\x00", []error{packet.ErrHeader, codec.ErrUnknown}},
+		{"unknown header codec", "\x00\x00\x00\x01\xee\x00\x00\x00\x00", []error{packet.ErrHeader,
+			codec.ErrUnknown}},
 		{"broken header", "\x00\x00\x00\x02p\xff\x00\x00\x00\x00", []error{packet.ErrHeader}},
 		{"another protocol", "GET / HTTP/1.1\r\nHost: a\r\n\r\n", []error{packet.ErrHeader}},
 	} {
@@ -222,7 +224,8 @@ func TestReadHeaderThenBody(t *testing.T) {
 
 func TestReadPacketThatWantsNoBody(t *testing.T) {
 	a, b := sockets(t, pipe.Options{}, socket.Options{})
-	for _, newBody := range []func(*packet.Header) interface{}{nil, func(*packet.Header) interface{} { return nil }} {
+	for _, newBody := range []func(*packet.Header) interface{}{nil,
+		func(*packet.Header) interface{} { return nil }} {
 		require.NoError(t, a.WritePacket(message("1", "unwanted")))
 		require.NoError(t, a.WritePacket(message("2", "next")))
 		var p packet.Packet
@@ -261,7 +264,8 @@ func (o odd) Read(p []byte) (int, error) { return o.r.Read(p) }
 
 // A connection may return its last bytes and the end in one call.
 func TestReadsThatEndWithTheirLastBytes(t *testing.T) {
-	stream := append(frame(t, message("1", strings.Repeat("x", 5000))), frame(t, &packet.Packet{Header: new(packet.Header)})...)
+	stream := append(frame(t, message("1", strings.Repeat("x", 5000))),
+		frame(t, &packet.Packet{Header: new(packet.Header)})...)
 	for _, r := range []io.Reader{
 		iotest.DataErrReader(strings.NewReader(string(stream))),
 		iotest.DataErrReader(iotest.OneByteReader(strings.NewReader(string(stream)))),

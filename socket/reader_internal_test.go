@@ -33,7 +33,8 @@ func pair(t *testing.T) (net.Conn, *Socket) {
 
 func write(t *testing.T, c net.Conn, id, body string) {
 	t.Helper()
-	b, err := packet.Append(nil, &packet.Packet{BodyCodec: "string", Header: &packet.Header{Id: id, Type: packet.TypePush, Uri: "/a"}, Body: body}, packet.Limits{})
+	b, err := packet.Append(nil, &packet.Packet{BodyCodec: "string", Header: &packet.Header{Id: id,
+		Type: packet.TypePush, Uri: "/a"}, Body: body}, packet.Limits{})
 	require.NoError(t, err)
 	_, err = c.Write(b)
 	require.NoError(t, err)

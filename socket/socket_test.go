@@ -32,12 +32,18 @@ func TestRoundTrip(t *testing.T) {
 				want interface{}
 			}{
 				{"defaults", packet.Packet{Header: &pull, Body: []int{1, 2}}, new([]int), &[]int{1, 2}},
-				{"json header", packet.Packet{HeaderCodec: "json", Header: &pull, Body: "x"}, new(interface{}), func() *interface{} { var v interface{} = "x"; return &v }()},
+				{"json header", packet.Packet{HeaderCodec: "json", Header: &pull, Body: "x"},
+					new(interface{}), func() *interface{} { var v interface{} = "x"; return &v }()},
 				{"string", packet.Packet{BodyCodec: "string", Header: &pull, Body: text}, new(string), &text},
-				{"bytes", packet.Packet{BodyCodec: "string", Header: &pull, Body: []byte{0, 255}}, new([]byte), &[]byte{0, 255}},
-				{"raw", packet.Packet{Header: &pull, Body: packet.RawBody("\xeeanything")}, new(packet.RawBody), func() *packet.RawBody { b := packet.RawBody("\xeeanything"); return &b }()},
-				{"gzip", packet.Packet{Header: &compressed, Body: strings.Repeat("long ", 1000)}, new(string), func() *string { s := strings.Repeat("long ", 1000); return &s }()},
-				{"no body", packet.Packet{Header: &packet.Header{Id: "2", Type: packet.TypeReply, StatusCode: 404, Status: "not found"}}, nil, nil},
+				{"bytes", packet.Packet{BodyCodec: "string", Header: &pull, Body: []byte{0, 255}},
+					new([]byte), &[]byte{0, 255}},
+				{"raw", packet.Packet{Header: &pull, Body: packet.RawBody("\xeeanything")},
+					new(packet.RawBody),
+					func() *packet.RawBody { b := packet.RawBody("\xeeanything"); return &b }()},
+				{"gzip", packet.Packet{Header: &compressed, Body: strings.Repeat("long ", 1000)}, new(string),
+					func() *string { s := strings.Repeat("long ", 1000); return &s }()},
+				{"no body", packet.Packet{Header: &packet.Header{Id: "2", Type: packet.TypeReply,
+					StatusCode: 404, Status: "not found"}}, nil, nil},
 				{"empty header", packet.Packet{Header: new(packet.Header)}, nil, nil},
 			} {
 				for _, dir := range []struct{ from, to *socket.Socket }{{a, b}, {b, a}} {
@@ -49,13 +55,15 @@ func TestRoundTrip(t *testing.T) {
 					require.NoError(t, <-done)
 					require.Equal(t, tc.out.Header, got.Header, tc.name)
 					require.Equal(t, tc.want, got.Body, tc.name)
-					require.Equal(t, []int64{out.HeaderLength, out.BodyLength, out.Length}, []int64{got.HeaderLength, got.BodyLength, got.Length}, tc.name)
+					require.Equal(t, []int64{out.HeaderLength, out.BodyLength, out.Length},
+						[]int64{got.HeaderLength, got.BodyLength, got.Length}, tc.name)
 				}
 			}
 			m := new(wrapperspb.StringValue)
 			done := make(chan error, 1)
 			go func() {
-				done <- a.WritePacket(&packet.Packet{BodyCodec: "protobuf", Header: &pull, Body: wrapperspb.String("hi")})
+				done <- a.WritePacket(&packet.Packet{BodyCodec: "protobuf", Header: &pull,
+					Body: wrapperspb.String("hi")})
 			}()
 			got, err := receivePacket(b, m)
 			require.NoError(t, err)
@@ -80,7 +88,8 @@ func TestLargeBodies(t *testing.T) {
 			defer wg.Wait()
 			wg.Go(func() {
 				for _, size := range sizes {
-					assert.NoError(t, a.WritePacket(message("large", strings.Repeat("0123456789abcdef", size/16))))
+					assert.NoError(t, a.WritePacket(message("large", strings.Repeat("0123456789abcdef",
+						size/16))))
 					assert.NoError(t, a.WritePacket(message("small", "x")))
 				}
 			})
@@ -98,12 +107,14 @@ func TestLargeHeader(t *testing.T) {
 		t.Run(tr.name, func(t *testing.T) {
 			ca, cb := tr.open(t)
 			a, b := socket.New(ca, socket.Options{}), socket.New(cb, socket.Options{})
-			uris := []string{strings.Repeat("x", 5000), "/short", strings.Repeat("y", packet.DefaultMaxHeader-5), "/short", strings.Repeat("z", 3000)}
+			uris := []string{strings.Repeat("x", 5000), "/short", strings.Repeat("y",
+				packet.DefaultMaxHeader-5), "/short", strings.Repeat("z", 3000)}
 			var wg sync.WaitGroup
 			defer wg.Wait()
 			wg.Go(func() {
 				for _, uri := range uris {
-					assert.NoError(t, a.WritePacket(&packet.Packet{Header: &packet.Header{Uri: uri}, Body: uri}))
+					assert.NoError(t, a.WritePacket(&packet.Packet{Header: &packet.Header{Uri: uri},
+						Body: uri}))
 				}
 			})
 			for _, uri := range uris {
@@ -156,11 +167,13 @@ func TestFatalOfOtherErrors(t *testing.T) {
 func TestReadIntoAUsedPacket(t *testing.T) {
 	a, b := sockets(t, pipe.Options{}, socket.Options{})
 	require.NoError(t, a.WritePacket(message("1", "first")))
-	require.NoError(t, a.WritePacket(&packet.Packet{HeaderCodec: "json", Header: &packet.Header{Type: packet.TypeReply}}))
+	require.NoError(t, a.WritePacket(&packet.Packet{HeaderCodec: "json",
+		Header: &packet.Header{Type: packet.TypeReply}}))
 	var p packet.Packet
 	var body string
 	newBody := func(*packet.Header) interface{} { return &body }
 	require.NoError(t, b.ReadPacket(&p, newBody))
 	require.NoError(t, b.ReadPacket(&p, nil))
-	require.Equal(t, packet.Packet{HeaderCodec: "json", Header: &packet.Header{Type: packet.TypeReply}, HeaderLength: 11, Length: 11}, p)
+	require.Equal(t, packet.Packet{HeaderCodec: "json", Header: &packet.Header{Type: packet.TypeReply},
+		HeaderLength: 11, Length: 11}, p)
 }

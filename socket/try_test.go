@@ -32,7 +32,8 @@ func TestSendTry(t *testing.T) {
 			require.NoError(t, sendFrame(a, encode(t, a, message("last", "alone")), socket.Try))
 			requireMessage(t, b, "last", "alone")
 			require.NoError(t, b.Close())
-			for sendFrame(a, encode(t, a, message("late", body)), socket.Try) == nil { // until the writer has noticed
+			// until the writer has noticed
+			for sendFrame(a, encode(t, a, message("late", body)), socket.Try) == nil {
 				time.Sleep(time.Millisecond)
 			}
 			require.NoError(t, a.Close())

@@ -41,7 +41,8 @@ func TestView(t *testing.T) {
 		require.NoError(t, s.Close())
 	}
 	require.ErrorIs(t, v.Control(func(uintptr) {}), net.ErrClosed)
-	require.Equal(t, ln.Addr().String(), v.RemoteAddr().String(), "it can be asked when the connection has ended")
+	require.Equal(t, ln.Addr().String(), v.RemoteAddr().String(),
+		"it can be asked when the connection has ended")
 }
 
 func TestViewWithoutDescriptor(t *testing.T) {

@@ -35,12 +35,16 @@ func TestEncodeErrors(t *testing.T) {
 	}{
 		{"no header", &packet.Packet{Body: "x"}, nil},
 		{"header codec", &packet.Packet{HeaderCodec: "nope", Header: new(packet.Header)}, codec.ErrUnknown},
-		{"body codec", &packet.Packet{BodyCodec: "nope", Header: new(packet.Header), Body: 1}, codec.ErrUnknown},
-		{"body", &packet.Packet{Header: new(packet.Header), Body: []interface{}{"half", make(chan int)}}, nil},
-		{"body half way", &packet.Packet{Header: new(packet.Header), Body: []interface{}{strings.Repeat("x", 600), math.NaN()}}, nil},
+		{"body codec", &packet.Packet{BodyCodec: "nope", Header: new(packet.Header), Body: 1},
+			codec.ErrUnknown},
+		{"body", &packet.Packet{Header: new(packet.Header), Body: []interface{}{"half", make(chan int)}},
+			nil},
+		{"body half way", &packet.Packet{Header: new(packet.Header), Body: []interface{}{strings.Repeat("x",
+			600), math.NaN()}}, nil},
 		{"body too large", message("1", strings.Repeat("x", 1000)), packet.ErrTooLarge},
 		{"gzip level", &packet.Packet{Header: &packet.Header{Gzip: 10}, Body: 1}, packet.ErrGzip},
-		{"the codec's own error", &packet.Packet{BodyCodec: "bad1", Header: new(packet.Header), Body: 1}, io.EOF},
+		{"the codec's own error", &packet.Packet{BodyCodec: "bad1", Header: new(packet.Header), Body: 1},
+			io.EOF},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			require.NoError(t, a.WritePacket(message("1", "before")))
@@ -428,7 +432,8 @@ func TestFlusherIsNotKeptByOthers(t *testing.T) {
 	var stop atomic.Bool
 	conn.feed = func() {
 		if !stop.Load() {
-			if err := s.WritePacket(&packet.Packet{Header: &packet.Header{Type: packet.TypePush}}); err != nil {
+			p := &packet.Packet{Header: &packet.Header{Type: packet.TypePush}}
+			if err := s.WritePacket(p); err != nil {
 				t.Error(err)
 			}
 		}

@@ -26,7 +26,8 @@ func TestMain(m *testing.M) {
 // Every system, server and client as processes, for a moment. The callers check
 // the answers.
 func TestEverySystem(t *testing.T) {
-	calls := plan.Workload{Name: "calls", Mode: plan.Calls, Conns: 2, Callers: 3, Refs: []string{"grpc"}, Compare: []string{plan.Rate}}
+	calls := plan.Workload{Name: "calls", Mode: plan.Calls, Conns: 2, Callers: 3, Refs: []string{"grpc"},
+		Compare: []string{plan.Rate}}
 	push := plan.Workload{Name: "push", Mode: plan.Push, Conns: 1, Callers: 2}
 	var progress bytes.Buffer
 	after := 0
@@ -65,7 +66,8 @@ func TestEverySystem(t *testing.T) {
 			}
 		}
 	}
-	if lines := strings.Count(progress.String(), "\n"); lines != len(systems.All())+len(rep.Results[1].Systems) {
+	if lines := strings.Count(progress.String(),
+		"\n"); lines != len(systems.All())+len(rep.Results[1].Systems) {
 		t.Errorf("%d lines of progress:\n%s", lines, &progress)
 	}
 }
@@ -76,7 +78,8 @@ func TestIdle(t *testing.T) {
 		t.Fatal(err)
 	}
 	idle := plan.Workload{Name: "idle", Mode: plan.Idle, Conns: 50, Callers: 1}
-	rep, err := Run(t.Context(), Options{Systems: some, Workloads: []plan.Workload{idle}, Rounds: 1, Progress: io.Discard})
+	rep, err := Run(t.Context(), Options{Systems: some, Workloads: []plan.Workload{idle}, Rounds: 1,
+		Progress: io.Discard})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +99,8 @@ func TestAFailureIsReported(t *testing.T) {
 	}
 	tooLarge := plan.Workload{Name: "large", Mode: plan.Calls, Conns: 1, Callers: 1, Data: 5 << 20}
 	rep, err := Run(t.Context(), Options{
-		Systems: some, Workloads: []plan.Workload{tooLarge}, Rounds: 1, Window: 50 * time.Millisecond, Progress: io.Discard,
+		Systems: some, Workloads: []plan.Workload{tooLarge}, Rounds: 1, Window: 50 * time.Millisecond,
+		Progress: io.Discard,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -118,7 +122,8 @@ func TestRunEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	start := time.Now()
-	_, err = Run(ctx, Options{Systems: some, Workloads: plan.All()[:1], Rounds: 1, Window: time.Hour, Progress: io.Discard})
+	_, err = Run(ctx, Options{Systems: some, Workloads: plan.All()[:1], Rounds: 1, Window: time.Hour,
+		Progress: io.Discard})
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("error %v", err)
 	}
@@ -182,7 +187,8 @@ func TestCPUTimeGrowsWithWork(t *testing.T) {
 
 func TestMetrics(t *testing.T) {
 	c0 := snapshot{Uptime: 1e9, CPU: 5e9, Mallocs: 1000, Done: 100, Took: stats.Counts{30: 5}}
-	c1 := snapshot{Uptime: 3e9, CPU: 6e9, Mallocs: 7000, Done: 1100, Took: stats.Counts{30: 5, 20: 90, 25: 10}}
+	c1 := snapshot{Uptime: 3e9, CPU: 6e9, Mallocs: 7000, Done: 1100, Took: stats.Counts{30: 5, 20: 90,
+		25: 10}}
 	s0 := snapshot{Uptime: 7e9, CPU: 1e9, Mallocs: 10, Done: 50}
 	s1 := snapshot{Uptime: 9e9, CPU: 3e9, Mallocs: 3010, Done: 550}
 
@@ -204,7 +210,8 @@ func TestMetrics(t *testing.T) {
 		plan.CPUClient: 1000, plan.CPUServer: 4000, plan.CPU: 5000,
 		plan.AllocsClient: 6, plan.AllocsServer: 6, plan.Allocs: 12,
 	})
-	expect(t, idleMetrics(plan.Workload{Conns: 100}, snapshot{RSS: 1 << 20}, snapshot{RSS: 3 << 20}, snapshot{RSS: 2 << 20}),
+	expect(t, idleMetrics(plan.Workload{Conns: 100}, snapshot{RSS: 1 << 20}, snapshot{RSS: 3 << 20},
+		snapshot{RSS: 2 << 20}),
 		map[string]float64{plan.RSS: 10.24, plan.RSSAsIs: 20.48})
 
 	// Where the system does not tell, nothing is claimed.

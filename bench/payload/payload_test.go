@@ -60,7 +60,8 @@ func TestHandleAndCheck(t *testing.T) {
 		if err := p.Check(1234, 5); err != nil {
 			t.Errorf("%v: %v", k, err)
 		}
-		for _, wrong := range []error{m.Check(1235, 5), m.Check(1234, 4), new(Message).Check(0, 0), p.Check(1, 5)} {
+		for _, wrong := range []error{m.Check(1235, 5), m.Check(1234, 4), new(Message).Check(0, 0),
+			p.Check(1, 5)} {
 			if wrong == nil {
 				t.Errorf("%v: a wrong answer passes", k)
 			}

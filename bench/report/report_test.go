@@ -40,12 +40,16 @@ func callers(n int, some ...SystemResult) Result {
 }
 
 func sample() *Report {
-	rep := &Report{Machine: Machine{OS: "linux", Arch: "amd64", Cores: 2, MaxProcs: 2, Go: "go1.26"}, Rounds: 3, WarmUp: time.Second, Window: 2 * time.Second}
+	rep := &Report{Machine: Machine{OS: "linux", Arch: "amd64", Cores: 2, MaxProcs: 2, Go: "go1.26"},
+		Rounds: 3, WarmUp: time.Second, Window: 2 * time.Second}
 	nan := math.NaN()
 	rep.Add(callers(1,
-		SystemResult{System: "tp", Rounds: rounds([2]float64{10000, 100}, [2]float64{12000, 90}, [2]float64{11000, 95})},
-		SystemResult{System: "tp-func", Rounds: rounds([2]float64{10000, 99.5}, [2]float64{12000, 89}, [2]float64{11000, 94.75})},
-		SystemResult{System: "grpc", Rounds: rounds([2]float64{5000, 200}, [2]float64{3000, 270}, [2]float64{nan, nan})},
+		SystemResult{System: "tp", Rounds: rounds([2]float64{10000, 100}, [2]float64{12000, 90},
+			[2]float64{11000, 95})},
+		SystemResult{System: "tp-func", Rounds: rounds([2]float64{10000, 99.5}, [2]float64{12000, 89},
+			[2]float64{11000, 94.75})},
+		SystemResult{System: "grpc", Rounds: rounds([2]float64{5000, 200}, [2]float64{3000, 270},
+			[2]float64{nan, nan})},
 	))
 	rep.Add(callers(16,
 		SystemResult{System: "tp", Rounds: rounds([2]float64{160000, 10})},
@@ -75,7 +79,8 @@ func TestAdd(t *testing.T) {
 func TestMessagesAreAddedUp(t *testing.T) {
 	rep := new(Report)
 	lost := func(n float64) Round { return Round{Metrics: map[string]float64{plan.Sent: 100, plan.Lost: n}} }
-	rep.Add(Result{Workload: plan.Workload{Mode: plan.Push}, Systems: []SystemResult{{System: "tp", Rounds: []Round{lost(0), lost(0), lost(7)}}}})
+	rep.Add(Result{Workload: plan.Workload{Mode: plan.Push}, Systems: []SystemResult{{System: "tp",
+		Rounds: []Round{lost(0), lost(0), lost(7)}}}})
 	if m := rep.Results[0].Systems[0].Median; m[plan.Lost] != 7 || m[plan.Sent] != 300 {
 		t.Errorf("%v", m)
 	}
@@ -170,7 +175,8 @@ func TestNumbers(t *testing.T) {
 			t.Errorf("short(%v) is %s, want %s", tc.v, got, tc.short)
 		}
 	}
-	if percent(0.123) != "12%" || percent(math.NaN()) != "-" || fixed1(6.04) != "6.0" || fixed1(math.NaN()) != "-" {
+	if percent(0.123) != "12%" || percent(math.NaN()) != "-" || fixed1(6.04) != "6.0" ||
+		fixed1(math.NaN()) != "-" {
 		t.Error("percent or fixed1 is wrong")
 	}
 }
@@ -275,7 +281,8 @@ func TestTicks(t *testing.T) {
 		t.Errorf("ticks: %v", got)
 	}
 	if floorTick(1900) != 1000 || ceilTick(1900) != 2000 || floorTick(5) != 5 || ceilTick(5) != 5 {
-		t.Errorf("ticks around 1900: %v, %v; around 5: %v, %v", floorTick(1900), ceilTick(1900), floorTick(5), ceilTick(5))
+		t.Errorf("ticks around 1900: %v, %v; around 5: %v, %v", floorTick(1900), ceilTick(1900), floorTick(5),
+			ceilTick(5))
 	}
 	for in, want := range map[string]string{"1.00k": "1k", "20.0": "20", "500": "500", "2.50M": "2.5M"} {
 		if got := trim(in); got != want {
@@ -290,7 +297,8 @@ func TestThisMachine(t *testing.T) {
 		t.Errorf("%+v", m)
 	}
 	m.CPU, m.Modules = "a CPU", map[string]string{"google.golang.org/grpc": "v1"}
-	if s := m.String(); !strings.Contains(s, ", a CPU,") || !strings.Contains(s, "google.golang.org/grpc v1\n") {
+	if s := m.String(); !strings.Contains(s, ", a CPU,") || !strings.Contains(s,
+		"google.golang.org/grpc v1\n") {
 		t.Errorf("%q", s)
 	}
 }

@@ -33,7 +33,8 @@ func builtIn(t *testing.T, name string) codec.Codec {
 
 func TestBuiltInJSON(t *testing.T) {
 	Run(t, builtIn(t, codec.NameJSON),
-		Of(point{X: 1, Y: -2, Label: "größer <&>", Tags: []string{"a", ""}, Inner: map[string]float64{"x": 0.5, "y": -1e300, "z": 3}}),
+		Of(point{X: 1, Y: -2, Label: "größer <&>", Tags: []string{"a", ""},
+			Inner: map[string]float64{"x": 0.5, "y": -1e300, "z": 3}}),
 		Of(&point{Label: "pointer"}),
 		Of("text"),
 		Of(""),
@@ -274,8 +275,10 @@ func (o appendOneAtATime) AppendMarshal(dst []byte, v interface{}) ([]byte, erro
 // rules that it breaks and no other.
 func TestBrokenCodecsAreFoundOut(t *testing.T) {
 	found := make(map[string]bool)
-	marshal := []string{"round trip", "Marshal gives its memory away", "Unmarshal keeps no data", "broken input", "concurrent use"}
-	unmarshal := []string{"round trip", "Marshal gives its memory away", "Unmarshal keeps no data", "concurrent use"}
+	marshal := []string{"round trip", "Marshal gives its memory away", "Unmarshal keeps no data",
+		"broken input", "concurrent use"}
+	unmarshal := []string{"round trip", "Marshal gives its memory away", "Unmarshal keeps no data",
+		"concurrent use"}
 	appending := []string{"AppendMarshal appends", "AppendMarshal equals Marshal", "concurrent use"}
 	for _, tc := range []struct {
 		make  func() codec.Codec
@@ -284,25 +287,38 @@ func TestBrokenCodecsAreFoundOut(t *testing.T) {
 	}{
 		{func() codec.Codec { return idZero{} }, []string{"identity"}, "id 0 is never a codec"},
 		{func() codec.Codec { return noName{} }, []string{"identity"}, "the name is empty"},
-		{func() codec.Codec { return restless{calls: new(atomic.Uint32)} }, []string{"identity"}, "the name was"},
+		{func() codec.Codec { return restless{calls: new(atomic.Uint32)} }, []string{"identity"},
+			"the name was"},
 		{func() codec.Codec { return marshalFails{} }, marshal, "Marshal: will not"},
 		{func() codec.Codec { return marshalPanics{} }, marshal, "Marshal panicked: oh"},
 		{func() codec.Codec { return unmarshalFails{} }, unmarshal, "Unmarshal: will not"},
 		{func() codec.Codec { return losesLast{} }, unmarshal, "came back as string some tex"},
-		{func() codec.Codec { return sharesBuffer{buf: new([100]byte)} }, []string{"Marshal gives its memory away"}, "result of another Marshal"},
-		{func() codec.Codec { return caches{made: new(sync.Map)} }, []string{"Marshal gives its memory away"}, "result of another Marshal"},
-		{func() codec.Codec { return remembers{made: new(sync.Map)} }, []string{"Marshal gives its memory away"}, "result of an earlier Marshal"},
-		{func() codec.Codec { return appendReplaces{} }, []string{"AppendMarshal appends"}, `behind "bytes that are there", with room for 0 bytes more, returned "some text"`},
-		{func() codec.Codec { return appendWritesInFront{} }, []string{"AppendMarshal appends"}, "changed the bytes in front"},
-		{func() codec.Codec { return appendOnlyWithRoom{} }, appending, "with room for 0 bytes: string some text came back as string"},
+		{func() codec.Codec { return sharesBuffer{buf: new([100]byte)} },
+			[]string{"Marshal gives its memory away"}, "result of another Marshal"},
+		{func() codec.Codec { return caches{made: new(sync.Map)} }, []string{"Marshal gives its memory away"},
+			"result of another Marshal"},
+		{func() codec.Codec { return remembers{made: new(sync.Map)} },
+			[]string{"Marshal gives its memory away"}, "result of an earlier Marshal"},
+		{func() codec.Codec { return appendReplaces{} }, []string{"AppendMarshal appends"},
+			`behind "bytes that are there", with room for 0 bytes more, returned "some text"`},
+		{func() codec.Codec { return appendWritesInFront{} }, []string{"AppendMarshal appends"},
+			"changed the bytes in front"},
+		{func() codec.Codec { return appendOnlyWithRoom{} }, appending,
+			"with room for 0 bytes: string some text came back as string"},
 		{func() codec.Codec { return appendFails{} }, appending, "AppendMarshal: will not"},
 		{func() codec.Codec { return appendPanics{} }, appending, "AppendMarshal panicked: oh"},
-		{func() codec.Codec { return appendDiffers{} }, []string{"AppendMarshal equals Marshal"}, `made "some text " of it and Marshal "some text"`},
-		{func() codec.Codec { return keepsData{} }, []string{"Unmarshal keeps no data"}, "after writing over the data"},
-		{func() codec.Codec { return panicsOnShort{} }, []string{"broken input"}, "cut off after 0 of 9 bytes: Unmarshal panicked: runtime error: index out of range"},
-		{func() codec.Codec { return panicsOnChanged{} }, []string{"broken input"}, "byte 0 changed: Unmarshal panicked: not ASCII"},
-		{func() codec.Codec { return oneAtATime{inside: new(atomic.Int32)} }, []string{"concurrent use"}, "busy"},
-		{func() codec.Codec { return appendOneAtATime{one: oneAtATime{inside: new(atomic.Int32)}} }, []string{"concurrent use"}, "busy"},
+		{func() codec.Codec { return appendDiffers{} }, []string{"AppendMarshal equals Marshal"},
+			`made "some text " of it and Marshal "some text"`},
+		{func() codec.Codec { return keepsData{} }, []string{"Unmarshal keeps no data"},
+			"after writing over the data"},
+		{func() codec.Codec { return panicsOnShort{} }, []string{"broken input"},
+			"cut off after 0 of 9 bytes: Unmarshal panicked: runtime error: index out of range"},
+		{func() codec.Codec { return panicsOnChanged{} }, []string{"broken input"},
+			"byte 0 changed: Unmarshal panicked: not ASCII"},
+		{func() codec.Codec { return oneAtATime{inside: new(atomic.Int32)} }, []string{"concurrent use"},
+			"busy"},
+		{func() codec.Codec { return appendOneAtATime{one: oneAtATime{inside: new(atomic.Int32)}} },
+			[]string{"concurrent use"}, "busy"},
 	} {
 		t.Run(reflect.TypeOf(tc.make()).Name(), func(t *testing.T) {
 			fails, says := broken(tc.make, Of("some text"))
@@ -338,7 +354,8 @@ func TestUsableRefusesWhatCannotBeChecked(t *testing.T) {
 	require.NoError(t, usable(plain{}, []Sample{Of("a")}))
 	require.ErrorContains(t, usable(nil, []Sample{Of("a")}), "codec is nil")
 	require.ErrorContains(t, usable(plain{}, nil), "no samples")
-	require.ErrorContains(t, usable(plain{}, []Sample{Of("a"), {Name: "half", Value: 1}}), "sample 1 (half) has no New")
+	require.ErrorContains(t, usable(plain{}, []Sample{Of("a"), {Name: "half", Value: 1}}),
+		"sample 1 (half) has no New")
 }
 
 func TestOf(t *testing.T) {

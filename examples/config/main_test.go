@@ -17,7 +17,8 @@ func TestFileAndFlags(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if cfg.ListenAddrs[0] != "127.0.0.1:9191" || cfg.DefaultReadTimeout != 3*time.Minute || cfg.SlowCometDuration != time.Second/2 ||
+	if cfg.ListenAddrs[0] != "127.0.0.1:9191" || cfg.DefaultReadTimeout != 3*time.Minute ||
+		cfg.SlowCometDuration != time.Second/2 ||
 		cfg.MaxBodyBytes != 1<<20 || cfg.Redial.MaxBackoff != 5*time.Second {
 		t.Errorf("%+v", cfg)
 	}

@@ -115,9 +115,11 @@ func TestSignsOfLife(t *testing.T) {
 	}{
 		{"something has come", func(s *keepalive.Signs) { s.Reads++ }, true},
 		{"this side has written", func(s *keepalive.Signs) { s.Writes++ }, false},
-		{"this side has written, and more waits", func(s *keepalive.Signs) { s.Waits = true; s.Writes++ }, true},
+		{"this side has written, and more waits", func(s *keepalive.Signs) { s.Waits = true; s.Writes++ },
+			true},
 		{"the kernel has taken something", func(s *keepalive.Signs) { s.Acked++ }, false},
-		{"the kernel has taken something, and more waits", func(s *keepalive.Signs) { s.Waits = true; s.Acked++ }, true},
+		{"the kernel has taken something, and more waits",
+			func(s *keepalive.Signs) { s.Waits = true; s.Acked++ }, true},
 		{"the kernel has less to take", func(s *keepalive.Signs) { s.Unacked-- }, true},
 		{"the kernel has more to take", func(s *keepalive.Signs) { s.Unacked++ }, false},
 	} {

@@ -19,7 +19,8 @@ import (
 	tp "github.com/henrylee2cn/teleport"
 )
 
-var full = flag.Bool("partition", false, "take the default timeouts, which last half a minute, not those of a second")
+var full = flag.Bool("partition", false,
+	"take the default timeouts, which last half a minute, not those of a second")
 
 // slack is what a busy machine may add to a time that is promised.
 const slack = 5 * time.Second
@@ -133,10 +134,13 @@ func newNetwork() (*network, error) {
 	n := &network{client, server}
 	err = errors.Join(
 		client.run(
-			fmt.Sprintf("ip link add eth0 address %s type veth peer name eth0 address %s netns %d", clientMAC, serverMAC, server.tid),
+			fmt.Sprintf("ip link add eth0 address %s type veth peer name eth0 address %s netns %d", clientMAC,
+				serverMAC, server.tid),
 			fmt.Sprintf("ip link add eth1 type veth peer name eth1 netns %d", server.tid),
-			"ip addr add 10.0.0.1/24 dev eth0", "ip addr add 10.0.1.1/24 dev eth1", "ip link set eth0 up", "ip link set eth1 up"),
-		server.run("ip addr add 10.0.0.2/24 dev eth0", "ip addr add 10.0.1.2/24 dev eth1", "ip link set eth0 up", "ip link set eth1 up"),
+			"ip addr add 10.0.0.1/24 dev eth0", "ip addr add 10.0.1.1/24 dev eth1", "ip link set eth0 up",
+			"ip link set eth1 up"),
+		server.run("ip addr add 10.0.0.2/24 dev eth0", "ip addr add 10.0.1.2/24 dev eth1",
+			"ip link set eth0 up", "ip link set eth1 up"),
 	)
 	if err == nil {
 		err = n.heal()
@@ -179,8 +183,10 @@ func cuts() map[string]func(*network) error {
 	if _, err := exec.LookPath("nft"); err == nil {
 		all["packets dropped by nftables"] = func(n *network) error {
 			return n.client.run("nft add table ip t",
-				"nft add chain ip t in { type filter hook input priority 0 ; }", "nft add rule ip t in iif eth0 drop",
-				"nft add chain ip t out { type filter hook output priority 0 ; }", "nft add rule ip t out oif eth0 drop")
+				"nft add chain ip t in { type filter hook input priority 0 ; }",
+				"nft add rule ip t in iif eth0 drop",
+				"nft add chain ip t out { type filter hook output priority 0 ; }",
+				"nft add rule ip t out oif eth0 drop")
 		}
 	}
 	return all
@@ -246,7 +252,9 @@ func newSides(t *testing.T) *sides {
 	release := make(chan struct{})
 	arrived := make(chan *tp.Session, 1000)
 	for _, p := range []*tp.Peer{s.cli, s.srv} {
-		tp.HandlePull(p.PullRouter, "/echo", func(_ tp.PullCtx, text *string) (string, tp.Xerror) { return *text, nil })
+		tp.HandlePull(p.PullRouter, "/echo", func(_ tp.PullCtx, text *string) (string, tp.Xerror) {
+			return *text, nil
+		})
 		tp.HandlePull(p.PullRouter, "/wait", func(ctx tp.PullCtx, _ *string) (string, tp.Xerror) {
 			arrived <- ctx.Session()
 			<-release
@@ -356,7 +364,8 @@ func TestPartition(t *testing.T) {
 			start := time.Now()
 			fromClient, fromServer := s.pulls(start, s.sess, 10), s.pulls(start, s.back, 10)
 			client, server := fromClient(), fromServer()
-			t.Logf("FIGURE %s, unacknowledged: client's pulls ended after %v, server's after %v", name, client, server)
+			t.Logf("FIGURE %s, unacknowledged: client's pulls ended after %v, server's after %v", name,
+				client, server)
 			require.Less(t, client, promised()+slack)
 			require.Less(t, server, promised()+slack)
 			s.requireOthersLive()
@@ -463,7 +472,8 @@ func TestResetOnLoopback(t *testing.T) {
 // setLinger0 has the kernel send a reset when the session closes its connection.
 func setLinger0(sess *tp.Session) (err error) {
 	control := sess.Socket().Control(func(fd uintptr) {
-		err = syscall.SetsockoptLinger(int(fd), syscall.SOL_SOCKET, syscall.SO_LINGER, &syscall.Linger{Onoff: 1})
+		err = syscall.SetsockoptLinger(int(fd), syscall.SOL_SOCKET, syscall.SO_LINGER,
+			&syscall.Linger{Onoff: 1})
 	})
 	return errors.Join(control, err)
 }
@@ -474,7 +484,10 @@ func TestSocketOptions(t *testing.T) {
 	const tcpUserTimeout = 18
 	option := func(sess *tp.Session, level, name int) (v int) {
 		var err error
-		require.NoError(t, sess.Socket().Control(func(fd uintptr) { v, err = syscall.GetsockoptInt(int(fd), level, name) }))
+		require.NoError(t, sess.Socket().Control(func(fd uintptr) {
+			v, err = syscall.GetsockoptInt(int(fd),
+				level, name)
+		}))
 		require.NoError(t, err)
 		return v
 	}
@@ -483,7 +496,8 @@ func TestSocketOptions(t *testing.T) {
 		want [5]int // on, idle, interval, count, user timeout
 	}{
 		{tp.PeerConfig{}, [5]int{1, 15, 5, 3, 30_000}},
-		{tp.PeerConfig{KeepAlive: time.Second, UserTimeout: 1500 * time.Millisecond}, [5]int{1, 1, 1, 3, 1500}},
+		{tp.PeerConfig{KeepAlive: time.Second, UserTimeout: 1500 * time.Millisecond}, [5]int{1, 1, 1, 3,
+			1500}},
 		{tp.PeerConfig{KeepAlive: -1, UserTimeout: -1}, [5]int{0, -1, -1, -1, 0}},
 	} {
 		cli, srv := tp.NewPeer(&c.cfg), tp.NewPeer(&c.cfg)

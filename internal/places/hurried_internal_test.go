@@ -13,7 +13,8 @@ import (
 // The more places are in use, the less time there is.
 func TestPatience(t *testing.T) {
 	const all = 16 * time.Second
-	for n, want := range map[int]time.Duration{0: all, 4: all, 5: all - all*15/16/4, 6: all - all*15/16/2, 8: time.Second, 9: time.Second} {
+	for n, want := range map[int]time.Duration{0: all, 4: all, 5: all - all*15/16/4, 6: all - all*15/16/2,
+		8: time.Second, 9: time.Second} {
 		require.Equal(t, want, hurried(all, n, 8), n)
 	}
 	require.Equal(t, all, hurried(all, 100, -1))

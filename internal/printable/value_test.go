@@ -106,7 +106,8 @@ func TestValue(t *testing.T) {
 		{[]interface{}{1, "x", nil}, "[1 x <nil>]"},
 		{[2]bool{}, "[false false]"},
 		{map[string]int{"a": 1}, "map[a:1]"},
-		{node{Name: "x", own: &node{}}, "{Name:x Next:<nil> Any:<nil> own:&{Name: Next:<nil> Any:<nil> own:<nil>}}"},
+		{node{Name: "x", own: &node{}},
+			"{Name:x Next:<nil> Any:<nil> own:&{Name: Next:<nil> Any:<nil> own:<nil>}}"},
 		{struct{ At time.Time }{time.Unix(0, 0).UTC()}, "{At:1970-01-01 00:00:00 +0000 UTC}"},
 		{stringer{"no\n"}, `(printing panicked: no\n)`},
 		{stringer{stringer{}}, "(printing panicked: {panics:<nil>})"},
@@ -124,9 +125,11 @@ func TestValue(t *testing.T) {
 // test's patience.
 func TestValueWithoutEnd(t *testing.T) {
 	for name, v := range map[string]interface{}{
-		"map": selfMap(), "slice": selfSlice(), "pointer": selfPointer(), "ring": ring(), "message": selfMessage(),
+		"map": selfMap(), "slice": selfSlice(), "pointer": selfPointer(), "ring": ring(),
+		"message": selfMessage(),
 		"doubled": doubled(), "doubled message": doubledMessage(), "deep": deep(1_000_000),
-		"long": make([]int, 1<<24), "text": strings.Repeat("x", 1<<24), "texts": []string{strings.Repeat("x", 1<<24)},
+		"long": make([]int, 1<<24), "text": strings.Repeat("x", 1<<24), "texts": []string{strings.Repeat("x",
+			1<<24)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := printable.Value(v, 300)
@@ -138,16 +141,20 @@ func TestValueWithoutEnd(t *testing.T) {
 
 func TestFinite(t *testing.T) {
 	for name, v := range map[string]interface{}{
-		"nil": nil, "text": "x", "numbers": make([]int, 1<<24), "bytes": make([]byte, 1<<20), "hidden ring": hiddenRing(),
-		"time": time.Now(), "nodes": node{Next: &node{}, Any: []interface{}{1}}, "deep": deep(300), "nil map": map[string]interface{}(nil),
+		"nil": nil, "text": "x", "numbers": make([]int, 1<<24), "bytes": make([]byte, 1<<20),
+		"hidden ring": hiddenRing(),
+		"time":        time.Now(), "nodes": node{Next: &node{}, Any: []interface{}{1}}, "deep": deep(300),
+		"nil map": map[string]interface{}(nil),
 		"message": structpb.NewStringValue("a"), "nil message": (*structpb.Struct)(nil),
 	} {
 		require.True(t, printable.Finite(v), name)
 	}
 	for name, v := range map[string]interface{}{
-		"map": selfMap(), "slice": selfSlice(), "pointer": selfPointer(), "ring": ring(), "message": selfMessage(),
+		"map": selfMap(), "slice": selfSlice(), "pointer": selfPointer(), "ring": ring(),
+		"message": selfMessage(),
 		"doubled": doubled(), "doubled message": doubledMessage(), "deep": deep(3000),
-		"message in a struct": struct{ M interface{} }{selfMessage()}, "messages": []*structpb.Struct{selfMessage().(*structpb.Struct)},
+		"message in a struct": struct{ M interface{} }{selfMessage()},
+		"messages":            []*structpb.Struct{selfMessage().(*structpb.Struct)},
 	} {
 		require.False(t, printable.Finite(v), name)
 	}

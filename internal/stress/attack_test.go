@@ -107,7 +107,8 @@ func (g *good) finish(s *server, attack string) {
 	}
 	st := s.stats(g.t, false)
 	g.t.Logf("heap %.1f MiB after a collection, %.1f before", inMiB(s.stats(g.t, true).Heap), inMiB(st.Heap))
-	g.t.Logf("| %s | %d of %d | %v, %v | %v, %v | %.0f MiB |", attack, len(g.wrong), len(g.times)+len(g.dials),
+	g.t.Logf("| %s | %d of %d | %v, %v | %v, %v | %.0f MiB |", attack, len(g.wrong),
+		len(g.times)+len(g.dials),
 		at(g.times, .5), at(g.times, .99), at(g.dials, .5), at(g.dials, .99), inMiB(st.PeakRSS-s.base.RSS))
 	require.Empty(g.t, g.wrong[:min(len(g.wrong), 5)], "failures of good clients: %d", len(g.wrong))
 }
@@ -231,7 +232,8 @@ func TestAttackHalfSent(t *testing.T) {
 				return nil
 			})
 			during(t, 1, func(int) { time.Sleep(10 * time.Millisecond) })
-			g.finish(srv, fmt.Sprintf("%d strangers with 6 KB, or 15 MiB, of a body that does not end, %s", figure(60, 400), map[bool]string{false: "after the handshake", true: "in it"}[o.Hello]))
+			g.finish(srv, fmt.Sprintf("%d strangers with 6 KB, or 15 MiB, of a body that does not end, %s",
+				figure(60, 400), map[bool]string{false: "after the handshake", true: "in it"}[o.Hello]))
 			srv.requireGrowth(t, 500*mib)
 		})
 	}
@@ -250,7 +252,8 @@ func TestAttackSilent(t *testing.T) {
 
 // Pulls that wait for ever, bare, and with as much header as there may be.
 func TestAttackWaiting(t *testing.T) {
-	for name, uri := range map[string]string{"bare": "/wait", "with 60 KB of header each": "/wait?" + strings.Repeat("x", 60_000)} {
+	for name, uri := range map[string]string{"bare": "/wait", "with 60 KB of header each": "/wait?" +
+		strings.Repeat("x", 60_000)} {
 		t.Run(name, func(t *testing.T) {
 			srv := start(t, options{})
 			g := srv.good(t, options{})
@@ -275,11 +278,12 @@ func TestAttackProcessor(t *testing.T) {
 		meta[fmt.Sprint("key", i)] = "value"
 	}
 	frames := map[string][]byte{
-		"deep":     pullFrame("1", "/echo", 0, []byte("j"+strings.Repeat("[", 500_000))),
-		"bombs":    pullFrame("1", "/length", 9, bomb(t, strings.Repeat(" ", 15*mib))),
-		"metadata": rawFrame(&packet.Header{Id: "1", Type: packet.TypePull, Uri: "/nowhere", Meta: meta}, nil),
-		"tiny":     bytes.Repeat(pullFrame("", "/nowhere", 0, nil), 1000),
-		"unknown":  bytes.Repeat(rawFrame(&packet.Header{Id: "1", Type: 99}, nil), 1000),
+		"deep":  pullFrame("1", "/echo", 0, []byte("j"+strings.Repeat("[", 500_000))),
+		"bombs": pullFrame("1", "/length", 9, bomb(t, strings.Repeat(" ", 15*mib))),
+		"metadata": rawFrame(&packet.Header{Id: "1", Type: packet.TypePull, Uri: "/nowhere", Meta: meta},
+			nil),
+		"tiny":    bytes.Repeat(pullFrame("", "/nowhere", 0, nil), 1000),
+		"unknown": bytes.Repeat(rawFrame(&packet.Header{Id: "1", Type: 99}, nil), 1000),
 	}
 	for _, name := range []string{"deep", "bombs", "metadata", "tiny", "unknown"} {
 		t.Run(name, func(t *testing.T) {

@@ -72,8 +72,10 @@ func TestFloodOfConnects(t *testing.T) {
 		return nil
 	})
 	held := srv.stats(t, true)
-	t.Logf("%d connects in %v: %d held and served, %d cut, %d refused by the system; the server has %d sessions of %d, heap %.1f MiB",
-		n, took.Round(time.Millisecond), alive.Load(), cut.Load(), refused.Load(), held.Sessions, most, inMiB(held.Heap))
+	t.Logf("%d connects in %v: %d held and served, %d cut, %d refused by the system; the server has %d "+
+		"sessions of %d, heap %.1f MiB",
+		n, took.Round(time.Millisecond), alive.Load(), cut.Load(), refused.Load(), held.Sessions, most,
+		inMiB(held.Heap))
 	require.LessOrEqual(t, held.Sessions, most)
 	require.EqualValues(t, held.Sessions, alive.Load()+2)
 	require.Positive(t, cut.Load(), "the cap was not reached")
@@ -198,7 +200,8 @@ func TestChurn(t *testing.T) {
 		return sess.Close()
 	})
 	took := time.Since(begin)
-	t.Logf("%d times connect, pull and close in %v, %.0f a second", n, took.Round(time.Millisecond), float64(n)/took.Seconds())
+	t.Logf("%d times connect, pull and close in %v, %.0f a second", n, took.Round(time.Millisecond),
+		float64(n)/took.Seconds())
 	require.Zero(t, cli.CountSession())
 	ctl.finish()
 	srv.requireBaseline(t, 0)

@@ -57,7 +57,8 @@ func holdLoad(t *testing.T, sessions, inFlight, callers int) {
 	begin = time.Now()
 	parallel(t, callers, callers, func(caller int) error {
 		// Each caller has sessions of its own, or shares one.
-		for i, round := caller%sessions, 0; round < 2 || time.Now().Before(end); i, round = (i+callers)%sessions, round+1 {
+		for i, round := caller%sessions, 0; round < 2 || time.Now().Before(end); i,
+			round = (i+callers)%sessions, round+1 {
 			want := fmt.Sprintf("%d of %d", round, caller)
 			var got string
 			cmd := all[i].Pull("/echo", want, &got)
@@ -78,8 +79,10 @@ func holdLoad(t *testing.T, sessions, inFlight, callers int) {
 		least = min(least, perSession[i].Load())
 	}
 	got := srv.stats(t, true)
-	t.Logf("%d sessions (made in %v) with up to %d pulls in flight for %v: %d pulls, %.0f a second, %d at least on each; server: heap %.1f MiB, resident %.1f MiB at most, %d goroutines",
-		sessions, dialled.Round(time.Millisecond), callers, took.Round(time.Millisecond), pulls.Load(), float64(pulls.Load())/took.Seconds(), least,
+	t.Logf("%d sessions (made in %v) with up to %d pulls in flight for %v: %d pulls, %.0f a second, %d at "+
+		"least on each; server: heap %.1f MiB, resident %.1f MiB at most, %d goroutines",
+		sessions, dialled.Round(time.Millisecond), callers, took.Round(time.Millisecond), pulls.Load(),
+		float64(pulls.Load())/took.Seconds(), least,
 		inMiB(got.Heap), inMiB(got.PeakRSS), got.Goroutines)
 	require.Zero(t, wrong.Load(), "replies of other pulls")
 	require.Equal(t, pulls.Load(), got.Echoes-srv.base.Echoes, "pulls that were run")

@@ -174,10 +174,12 @@ func (s *server) requireBaseline(t *testing.T, sessions int) {
 	t.Helper()
 	start := time.Now()
 	got := s.eventually(t, "the baseline", func(got stats) bool {
-		return got.Sessions <= s.base.Sessions+sessions && got.Files <= s.base.Files+sessions && got.Goroutines <= s.base.Goroutines+sessions+8
+		return got.Sessions <= s.base.Sessions+sessions && got.Files <= s.base.Files+sessions &&
+			got.Goroutines <= s.base.Goroutines+sessions+8
 	})
 	t.Logf("baseline again after %v: %d goroutines (%d before), %d files (%d), heap %.1f MiB (%.1f)",
-		time.Since(start).Round(time.Millisecond), got.Goroutines, s.base.Goroutines, got.Files, s.base.Files, inMiB(got.Heap), inMiB(s.base.Heap))
+		time.Since(start).Round(time.Millisecond), got.Goroutines, s.base.Goroutines, got.Files, s.base.Files,
+		inMiB(got.Heap), inMiB(s.base.Heap))
 }
 
 func inMiB(n int64) float64 { return float64(n) / mib }
@@ -188,7 +190,8 @@ func (s *server) requireGrowth(t *testing.T, most int64) {
 	t.Helper()
 	got := s.stats(t, false)
 	growth := got.PeakRSS - s.base.RSS
-	t.Logf("memory: resident %.1f MiB before, %.1f at most, so it grew by %.1f MiB at most", inMiB(s.base.RSS), inMiB(got.PeakRSS), inMiB(growth))
+	t.Logf("memory: resident %.1f MiB before, %.1f at most, so it grew by %.1f MiB at most",
+		inMiB(s.base.RSS), inMiB(got.PeakRSS), inMiB(growth))
 	if !raceEnabled {
 		require.LessOrEqual(t, growth, most)
 	}
@@ -247,7 +250,8 @@ func (c *control) finish() {
 	c.t.Helper()
 	c.halt()
 	require.Empty(c.t, c.wrong, "wrong answers to the control client, of %d", c.pulls)
-	c.t.Logf("control client: %d of %d pulls answered right, the slowest after %v", c.pulls, c.pulls, c.longest.Round(time.Microsecond))
+	c.t.Logf("control client: %d of %d pulls answered right, the slowest after %v", c.pulls, c.pulls,
+		c.longest.Round(time.Microsecond))
 	require.NoError(c.t, c.sess.Close())
 }
 
@@ -374,5 +378,6 @@ func readReply(r io.Reader) (*packet.Header, packet.RawBody, error) {
 }
 
 func pushPacket(uri string, body interface{}) *packet.Packet {
-	return &packet.Packet{Header: &packet.Header{Type: packet.TypePush, Uri: uri}, BodyCodec: "string", Body: body}
+	return &packet.Packet{Header: &packet.Header{Type: packet.TypePush, Uri: uri}, BodyCodec: "string",
+		Body: body}
 }

@@ -42,10 +42,12 @@ func goodFrames(t *testing.T) [][]byte {
 				{Id: "10", Type: 77, Uri: "/echo"},
 			} {
 				for bodyCodec, body := range map[string]interface{}{
-					"json": map[string]interface{}{"text": "some text", "list": []int{1, 2, 3}}, "protobuf": list, "string": "text", "": nil,
+					"json":     map[string]interface{}{"text": "some text", "list": []int{1, 2, 3}},
+					"protobuf": list, "string": "text", "": nil,
 				} {
 					h.Gzip = level
-					b, err := packet.Append(nil, &packet.Packet{HeaderCodec: headerCodec, BodyCodec: bodyCodec, Header: &h, Body: body}, packet.Limits{})
+					b, err := packet.Append(nil, &packet.Packet{HeaderCodec: headerCodec,
+						BodyCodec: bodyCodec, Header: &h, Body: body}, packet.Limits{})
 					require.NoError(t, err)
 					frames = append(frames, b)
 				}
@@ -76,7 +78,8 @@ func mutate(r *rand.Rand, frames [][]byte) []byte {
 			b = b[:i]
 		case 5: // a number where there may be a length
 			if i+4 <= len(b) {
-				numbers := []uint32{0, 1, 2, 1 << 10, 64<<10 + 1, 16 << 20, 16<<20 + 1, 1<<31 - 1, 1 << 31, 1<<32 - 1}
+				numbers := []uint32{0, 1, 2, 1 << 10, 64<<10 + 1, 16 << 20, 16<<20 + 1, 1<<31 - 1, 1 << 31,
+					1<<32 - 1}
 				binary.BigEndian.PutUint32(b[i:], numbers[r.IntN(len(numbers))])
 			}
 		case 6: // a piece of it again
@@ -122,7 +125,8 @@ func TestMutatedFramesParsed(t *testing.T) {
 		return nil
 	})
 	require.Zero(t, lim.Budget.Used())
-	t.Logf("%d mutated frames in %v: %d refused, %d read", n, time.Since(start).Round(time.Millisecond), bad.Load(), good.Load())
+	t.Logf("%d mutated frames in %v: %d refused, %d read", n, time.Since(start).Round(time.Millisecond),
+		bad.Load(), good.Load())
 }
 
 // A peer that reads mutated frames serves its other sessions all the time, and the
@@ -188,9 +192,11 @@ func TestMutatedFramesToAPeer(t *testing.T) {
 		return nil
 	})
 	for late := time.Now(); runtime.NumGoroutine() > before+8; runtime.Gosched() {
-		require.Less(t, time.Since(late), patience, "%d goroutines, before %d", runtime.NumGoroutine(), before)
+		require.Less(t, time.Since(late), patience, "%d goroutines, before %d", runtime.NumGoroutine(),
+			before)
 	}
-	t.Logf("%d mutated frames on %d sessions in %v; %d control pulls answered right", written.Load(), sessions.Load(), time.Since(start).Round(time.Millisecond), 1+sessions.Load())
+	t.Logf("%d mutated frames on %d sessions in %v; %d control pulls answered right", written.Load(),
+		sessions.Load(), time.Since(start).Round(time.Millisecond), 1+sessions.Load())
 }
 
 // Whatever a connection sends first, the server serves others, ends it when it has
@@ -219,7 +225,8 @@ func TestMutatedFramesOverTCP(t *testing.T) {
 		}
 		return err
 	})
-	t.Logf("%d connections with a mutated frame each in %v, %d of them answered", n, time.Since(start).Round(time.Millisecond), answered.Load())
+	t.Logf("%d connections with a mutated frame each in %v, %d of them answered", n,
+		time.Since(start).Round(time.Millisecond), answered.Load())
 	ctl.finish()
 	srv.requireBaseline(t, 0)
 	srv.requireGrowth(t, 64*mib)
@@ -325,7 +332,8 @@ func TestBadBodies(t *testing.T) {
 		}
 	}
 	require.NoError(t, <-sent)
-	t.Logf("%d bad bodies and as many good ones on one connection in %v, each answered once and right", n, time.Since(start).Round(time.Millisecond))
+	t.Logf("%d bad bodies and as many good ones on one connection in %v, each answered once and right", n,
+		time.Since(start).Round(time.Millisecond))
 	ctl.finish()
 	require.NoError(t, conn.Close())
 	srv.requireBaseline(t, 0)

@@ -158,7 +158,8 @@ func (s *service) stats(gc bool) *stats {
 	runtime.ReadMemStats(&m)
 	st := &stats{
 		Goroutines: runtime.NumGoroutine(), Heap: int64(m.HeapInuse), Sessions: s.peer.CountSession(),
-		Echoes: s.echoes.Load(), Waiting: s.waiting.Load(), MostWaiting: s.most.Load(), Waited: s.waited.Load(),
+		Echoes: s.echoes.Load(), Waiting: s.waiting.Load(), MostWaiting: s.most.Load(),
+		Waited: s.waited.Load(),
 		Pushed: s.pushed.Load(), Floods: s.floods.Load(), Failed: s.failedPushes.Load(),
 	}
 	measureProcess(st)

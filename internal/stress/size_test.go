@@ -41,7 +41,8 @@ func TestDeclaredSizes(t *testing.T) {
 	}{
 		{"header of 4 GiB", append([]byte{0xff, 0xff, 0xff, 0xff}, 'p'), nil},
 		// The good pull's reply shows that the server has read what came with it.
-		{"body of 4 GiB", append(bytes.Clone(good), declare(1<<32-1)...), map[string]int32{"good": 200, "declared": 413}},
+		{"body of 4 GiB", append(bytes.Clone(good), declare(1<<32-1)...), map[string]int32{"good": 200,
+			"declared": 413}},
 		{"body of 4 MiB", append(bytes.Clone(good), declare(4*mib)...), map[string]int32{"good": 200}},
 	} {
 		begin := time.Now()
@@ -71,7 +72,8 @@ func TestDeclaredSizes(t *testing.T) {
 			return nil
 		})
 		held := srv.stats(t, false)
-		t.Logf("%s: %d connections in %v, %d of them held: heap %.1f MiB", c.name, n, time.Since(begin).Round(time.Millisecond), held.Sessions-2, inMiB(held.Heap))
+		t.Logf("%s: %d connections in %v, %d of them held: heap %.1f MiB", c.name, n,
+			time.Since(begin).Round(time.Millisecond), held.Sessions-2, inMiB(held.Heap))
 		if c.codes != nil {
 			require.Equal(t, n+2, held.Sessions)
 		}
@@ -85,7 +87,8 @@ func TestDeclaredSizes(t *testing.T) {
 // attack pulls the body as it stands, so many times at once on as many sessions, and
 // requires that each is answered with one of the statuses and that the session
 // answers the next pull. It returns how many there were of each.
-func attack(t *testing.T, srv *server, uri string, body packet.RawBody, at int, codes []int32, settings ...tp.PacketSetting) map[int32]int {
+func attack(t *testing.T, srv *server, uri string, body packet.RawBody, at int, codes []int32,
+	settings ...tp.PacketSetting) map[int32]int {
 	t.Helper()
 	cli := options{}.client()
 	defer cli.Close()
@@ -144,7 +147,8 @@ func inflate(t *testing.T, sizes []int, codes []int32, growth int64) {
 		begin := time.Now()
 		seen := attack(t, srv, "/length", bomb, at, codes, tp.WithGzip(9))
 		peak := srv.stats(t, false).PeakRSS
-		t.Logf("%d bodies at once of %d bytes for %d (%d:1) in %v, answered with %v; resident at most %.1f MiB so far",
+		t.Logf("%d bodies at once of %d bytes for %d (%d:1) in %v, answered with %v; resident at most %.1f "+
+			"MiB so far",
 			at, len(bomb), size, ratio, time.Since(begin).Round(time.Millisecond), seen, inMiB(peak))
 	}
 	ctl.finish()
@@ -181,7 +185,8 @@ func TestEmptyGzipMembers(t *testing.T) {
 	ctl := srv.control(t, options{})
 	begin := time.Now()
 	seen := attack(t, srv, "/echo", body, 4, []int32{400}, tp.WithGzip(9))
-	t.Logf("4 bodies of %d streams, %.1f MiB each, in %v, answered with %v", members, inMiB(int64(len(body))), time.Since(begin).Round(time.Millisecond), seen)
+	t.Logf("4 bodies of %d streams, %.1f MiB each, in %v, answered with %v", members, inMiB(int64(len(body))),
+		time.Since(begin).Round(time.Millisecond), seen)
 	ctl.finish()
 	srv.requireGrowth(t, budget+64*mib)
 	srv.requireBaseline(t, 0)
@@ -200,13 +205,15 @@ func TestDeepBodies(t *testing.T) {
 	}{
 		{"arrays", "/echo", "j" + strings.Repeat("[", deepJSON) + strings.Repeat("]", deepJSON), 400},
 		{"open arrays", "/echo", "j" + strings.Repeat("[", deepJSON), 400},
-		{"objects", "/echo", "j" + strings.Repeat(`{"a":`, deepJSON) + "1" + strings.Repeat("}", deepJSON), 400},
+		{"objects", "/echo", "j" + strings.Repeat(`{"a":`, deepJSON) + "1" + strings.Repeat("}", deepJSON),
+			400},
 		{"protobuf", "/value", "p" + deepValue(deepProto), 400},
 		{"protobuf, 200 deep", "/value", "p" + deepValue(100), 200}, // it is made right
 	} {
 		begin := time.Now()
 		seen := attack(t, srv, c.uri, packet.RawBody(c.body), 16, []int32{c.code})
-		t.Logf("%s: 16 bodies of %.1f MiB at once in %v, answered with %v", c.name, inMiB(int64(len(c.body))), time.Since(begin).Round(time.Millisecond), seen)
+		t.Logf("%s: 16 bodies of %.1f MiB at once in %v, answered with %v", c.name, inMiB(int64(len(c.body))),
+			time.Since(begin).Round(time.Millisecond), seen)
 	}
 	ctl.finish()
 	srv.requireBaseline(t, 0)

@@ -72,7 +72,8 @@ func TestSlowloris(t *testing.T) {
 			select {
 			case err := <-end:
 				took := time.Since(began)
-				for most := longest.Load(); int64(took) > most && !longest.CompareAndSwap(most, int64(took)); most = longest.Load() {
+				for most := longest.Load(); int64(took) > most && !longest.CompareAndSwap(most,
+					int64(took)); most = longest.Load() {
 				}
 				if took < frameTimeout {
 					return fmt.Errorf("cut after %v already", took)
@@ -89,8 +90,10 @@ func TestSlowloris(t *testing.T) {
 			}
 		}
 	})
-	t.Logf("%d connections with a byte every %v, %d bytes: all cut after %v at most, the limit is %v; %v in all",
-		n, pace, bytesSent.Load(), time.Duration(longest.Load()).Round(time.Millisecond), frameTimeout, time.Since(start).Round(time.Millisecond))
+	t.Logf("%d connections with a byte every %v, %d bytes: all cut after %v at most, the limit is %v; %v "+
+		"in all",
+		n, pace, bytesSent.Load(), time.Duration(longest.Load()).Round(time.Millisecond), frameTimeout,
+		time.Since(start).Round(time.Millisecond))
 	for _, sess := range idle {
 		require.Nil(t, sess.Pull("/echo", 1, nil).Xerror, "an idle session was cut")
 	}
@@ -117,19 +120,22 @@ func TestPeerThatNeverReads(t *testing.T) {
 		}, 1},
 		{"pushes of many handlers", func() (b []byte) {
 			for range 1000 {
-				b = append(b, rawFrame(&packet.Header{Id: "1", Type: packet.TypePull, Uri: "/flood"}, []byte(`j{"Pushes":1000,"Size":2000}`))...)
+				b = append(b, rawFrame(&packet.Header{Id: "1", Type: packet.TypePull, Uri: "/flood"},
+					[]byte(`j{"Pushes":1000,"Size":2000}`))...)
 			}
 			return b
 		}, 1000},
 		{"large replies", func() (b []byte) {
 			for i := range figure(light(100, 20), 2000) {
-				b = append(b, rawFrame(&packet.Header{Id: fmt.Sprint(i), Type: packet.TypePull, Uri: "/large"}, []byte("j1000000"))...)
+				b = append(b, rawFrame(&packet.Header{Id: fmt.Sprint(i), Type: packet.TypePull,
+					Uri: "/large"}, []byte("j1000000"))...)
 			}
 			return b
 		}, 0},
 		{"large replies without handlers", func() (b []byte) {
 			for range figure(20_000, 100_000) {
-				b = append(b, rawFrame(&packet.Header{Id: strings.Repeat("i", 1000), Type: packet.TypePull, Uri: "/nowhere"}, nil)...)
+				b = append(b, rawFrame(&packet.Header{Id: strings.Repeat("i", 1000), Type: packet.TypePull,
+					Uri: "/nowhere"}, nil)...)
 			}
 			return b
 		}, 0},
@@ -153,8 +159,10 @@ func TestPeerThatNeverReads(t *testing.T) {
 			got := srv.eventually(t, "the end of the session", func(got stats) bool {
 				return got.Sessions == 2 && (got.Floods > 0) == (c.floods > 0) // some may never have begun
 			})
-			t.Logf("%d frames of %.1f MiB sent, nothing read: session closed after %v, %d pushes handed over, %d floods cut",
-				strings.Count(string(frames), "/"), inMiB(int64(len(frames))), time.Since(start).Round(time.Millisecond), got.Pushed, got.Failed)
+			t.Logf("%d frames of %.1f MiB sent, nothing read: session closed after %v, %d pushes handed "+
+				"over, %d floods cut",
+				strings.Count(string(frames), "/"), inMiB(int64(len(frames))),
+				time.Since(start).Round(time.Millisecond), got.Pushed, got.Failed)
 			ctl.finish()
 			srv.requireBaseline(t, 0)
 			srv.requireGrowth(t, output+64*mib)
@@ -169,7 +177,8 @@ func TestSilentHandshakes(t *testing.T) {
 	for name, with := range map[string]func(t *testing.T) options{
 		"TLS": func(t *testing.T) options {
 			cert, key := certificate(t)
-			return options{Config: tp.PeerConfig{TlsCertFile: cert, TlsKeyFile: key, HandshakeTimeout: timeout}}
+			return options{Config: tp.PeerConfig{TlsCertFile: cert, TlsKeyFile: key,
+				HandshakeTimeout: timeout}}
 		},
 		"PostAccept": func(*testing.T) options {
 			return options{Hello: true, Config: tp.PeerConfig{HookTimeout: timeout}}
@@ -203,7 +212,8 @@ func TestSilentHandshakes(t *testing.T) {
 				}
 				return err
 			})
-			t.Logf("beside %d silent connections %d others dialled and pulled in %v at most; the silent ones were cut after another %v, the limit is %v",
+			t.Logf("beside %d silent connections %d others dialled and pulled in %v at most; the silent "+
+				"ones were cut after another %v, the limit is %v",
 				n, good, longest.Round(time.Microsecond), time.Since(start).Round(time.Millisecond), timeout)
 			release()
 			ctl.finish()
@@ -219,8 +229,9 @@ func certificate(t *testing.T) (cert, key string) {
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		IsCA: true, BasicConstraintsValid: true,
+		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		IsCA:        true, BasicConstraintsValid: true,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private)
 	require.NoError(t, err)
@@ -228,8 +239,10 @@ func certificate(t *testing.T) (cert, key string) {
 	require.NoError(t, err)
 	dir := t.TempDir()
 	cert, key = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	require.NoError(t, os.WriteFile(cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
-	require.NoError(t, os.WriteFile(key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600))
+	require.NoError(t, os.WriteFile(cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+		0o600))
+	require.NoError(t, os.WriteFile(key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}),
+		0o600))
 	return cert, key
 }
 

@@ -23,7 +23,9 @@ func TestBoth(t *testing.T) {
 	require.Error(t, tlsconf.CanServe(new(tls.Config)))
 
 	old := &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}
-	base := &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return old, nil }}
+	base := &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		return old, nil
+	}}
 	server, _, err = tlsconf.Both("", "", base)
 	require.NoError(t, err)
 	require.NoError(t, tlsconf.CanServe(server))
@@ -32,7 +34,8 @@ func TestBoth(t *testing.T) {
 	require.EqualValues(t, tls.VersionTLS12, got.MinVersion)
 	require.EqualValues(t, tls.VersionTLS10, old.MinVersion, "theirs is theirs")
 
-	for _, auth := range []tls.ClientAuthType{tls.NoClientCert, tls.RequestClientCert, tls.RequireAnyClientCert, tls.RequireAndVerifyClientCert} {
+	for _, auth := range []tls.ClientAuthType{tls.NoClientCert, tls.RequestClientCert,
+		tls.RequireAnyClientCert, tls.RequireAndVerifyClientCert} {
 		base := &tls.Config{ClientCAs: x509.NewCertPool(), ClientAuth: auth}
 		server, _, err := tlsconf.Both("", "", base)
 		require.NoError(t, err)

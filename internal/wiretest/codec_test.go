@@ -22,7 +22,8 @@ const sampleText = "text with \x00 \" \\ < & é 世界 🙂"
 
 func bodyCases() []bodyCase {
 	return []bodyCase{
-		{"json", idJSON, []byte(`{"note":"a \"note\"","n":[1,2.5,null,{"deep":true}]}`), "/echo/map", "/note/map"},
+		{"json", idJSON, []byte(`{"note":"a \"note\"","n":[1,2.5,null,{"deep":true}]}`), "/echo/map",
+			"/note/map"},
 		{"protobuf", idProtobuf, stringValue(sampleText), "/echo/message", "/note/message"},
 		{"string", idString, []byte(sampleText), "/echo/text", "/note/text"},
 	}
@@ -58,11 +59,15 @@ func TestKnownBytes(t *testing.T) {
 	pull := header{ID: "1", Type: typePull, URI: "/echo/text"}
 	reply := header{ID: "1", Type: typeReply, Gzip: -1, StatusCode: 200, Status: "OK"}
 
-	protobufPull := unhex("00000012" + "70" + "0a0131" + "1001" + "1a0a2f6563686f2f74657874" + "00000003" + "73" + "6869")
-	jsonPull := unhex("0000002a" + "6a" + hex.EncodeToString([]byte(`{"id":"1","type":1,"uri":"/echo/text"}   `)) + "00000003" + "73" + "6869")
-	protobufReply := unhex("0000001b" + "70" + "0a0131" + "1002" + "20ffffffffffffffffff01" + "28c801" + "32024f4b" + "3a0179" + "00000000")
+	protobufPull := unhex("00000012" + "70" + "0a0131" + "1001" + "1a0a2f6563686f2f74657874" + "00000003" +
+		"73" + "6869")
+	jsonPull := unhex("0000002a" + "6a" +
+		hex.EncodeToString([]byte(`{"id":"1","type":1,"uri":"/echo/text"}   `)) + "00000003" + "73" + "6869")
+	protobufReply := unhex("0000001b" + "70" + "0a0131" + "1002" + "20ffffffffffffffffff01" + "28c801" +
+		"32024f4b" + "3a0179" + "00000000")
 
-	require.Equal(t, protobufPull, frame{headerCodec: idProtobuf, header: pull}.withBody(idString, []byte("hi")).encode())
+	require.Equal(t, protobufPull, frame{headerCodec: idProtobuf, header: pull}.withBody(idString,
+		[]byte("hi")).encode())
 	r := &chunks{b: append(protobufReply, jsonPull...)}
 	f, err := readFrame(r)
 	require.NoError(t, err)
@@ -93,17 +98,18 @@ func TestPull(t *testing.T) {
 	for headerName, headerCodec := range headerCodecs() {
 		for _, bc := range bodyCases() {
 			for _, level := range gzipLevels {
-				t.Run(fmt.Sprintf("%s header, %s body, gzip %d", headerName, bc.name, level), func(t *testing.T) {
-					_, c := start(t)
-					pull := frame{
-						headerCodec: headerCodec,
-						header:      header{ID: "an id", Type: typePull, URI: bc.echo, Gzip: level},
-					}.withBody(bc.codecID, bc.plain)
-					reply := c.ask(t, pull)
-					requireReply(t, pull, reply)
-					bc.requireSameBody(t, reply)
-					c.alive(t)
-				})
+				t.Run(fmt.Sprintf("%s header, %s body, gzip %d", headerName, bc.name, level),
+					func(t *testing.T) {
+						_, c := start(t)
+						pull := frame{
+							headerCodec: headerCodec,
+							header:      header{ID: "an id", Type: typePull, URI: bc.echo, Gzip: level},
+						}.withBody(bc.codecID, bc.plain)
+						reply := c.ask(t, pull)
+						requireReply(t, pull, reply)
+						bc.requireSameBody(t, reply)
+						c.alive(t)
+					})
 			}
 		}
 	}

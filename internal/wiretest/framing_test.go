@@ -146,7 +146,8 @@ func TestBodyLimit(t *testing.T) {
 
 	// A length that is impossible to keep is not taken on trust either.
 	liar := s.dial(t)
-	liar.write(t, append(rawFrame(idProtobuf, protobufHeader(f.header), nil)[:5+len(protobufHeader(f.header))], 0xff, 0xff, 0xff, 0xff, idString, 'x'))
+	liar.write(t, append(rawFrame(idProtobuf, protobufHeader(f.header),
+		nil)[:5+len(protobufHeader(f.header))], 0xff, 0xff, 0xff, 0xff, idString, 'x'))
 	liar.close()
 	c.alive(t)
 }

@@ -62,7 +62,8 @@ func TestUnknownType(t *testing.T) {
 			for headerName, headerCodec := range headerCodecs() {
 				t.Run(fmt.Sprintf("%d, %s, %s header", typ, bodyName, headerName), func(t *testing.T) {
 					_, c := start(t)
-					f := frame{headerCodec: headerCodec, header: header{ID: "unknown", Type: typ, URI: "/echo/text"}, body: body}
+					f := frame{headerCodec: headerCodec, header: header{ID: "unknown", Type: typ,
+						URI: "/echo/text"}, body: body}
 					requireFailed(t, f, c.ask(t, f), 410)
 					c.alive(t)
 
@@ -134,14 +135,21 @@ func TestUnknownFields(t *testing.T) {
 	}{
 		{"protobuf, behind", idProtobuf, string(known) + string(unknown)},
 		{"protobuf, in front", idProtobuf, string(unknown) + string(known)},
-		{"protobuf, between", idProtobuf, string(known[:idLength]) + string(unknown) + string(known[idLength:])},
-		{"json, scalars", idJSON, `{"a":1,"id":"right","b":-1.5e300,"type":1,"c":true,"uri":"/echo/text","d":null,"e":"text"}`},
-		{"json, nested", idJSON, `{"z":{"id":"wrong","type":[1,{"uri":"}"},"]"]},"id":"right","type":1,"y":[[],{},[{}]],"uri":"/echo/text"}`},
-		{"json, numbers", idJSON, `{"a":-0,"id":"right","b":1E+5,"type":1,"c":123456789012345678901234567890,"uri":"/echo/text","d":-1e-999}`},
+		{"protobuf, between", idProtobuf,
+			string(known[:idLength]) + string(unknown) + string(known[idLength:])},
+		{"json, scalars", idJSON,
+			`{"a":1,"id":"right","b":-1.5e300,"type":1,"c":true,"uri":"/echo/text","d":null,"e":"text"}`},
+		{"json, nested", idJSON,
+			`{"z":{"id":"wrong","type":[1,{"uri":"}"},"]"]},"id":"right","type":1,"y":[[],{},[{}]],"uri":"/echo/text"}`},
+		{"json, numbers", idJSON,
+			`{"a":-0,"id":"right","b":1E+5,"type":1,"c":123456789012345678901234567890,"uri":"/echo/text","d":-1e-999}`},
 		{"json, a number out of range", idJSON, `{"id":"right","type":1,"uri":"/echo/text","a":1e999}`},
-		{"json, strings", idJSON, `{"":"","id":"right","\"id\":":"\\","type":1,"a":"\ud83d\ude42\ud800\u0000","uri":"/echo/text"}`},
-		{"json, extension fields", idJSON, `{"id":"right","type":1,"uri":"/echo/text","metas":{"k":["v"]},"timeouts":1000}`},
-		{"json, the Go field names", idJSON, `{"Id":"wrong","Type":2,"Uri":"/wrong","Gzip":9,"StatusCode":1,"id":"right","type":1,"uri":"/echo/text","ID":"wrong","TYPE":2,"URI":"/wrong","GZIP":9}`},
+		{"json, strings", idJSON,
+			`{"":"","id":"right","\"id\":":"\\","type":1,"a":"\ud83d\ude42\ud800\u0000","uri":"/echo/text"}`},
+		{"json, extension fields", idJSON,
+			`{"id":"right","type":1,"uri":"/echo/text","metas":{"k":["v"]},"timeouts":1000}`},
+		{"json, the Go field names", idJSON,
+			`{"Id":"wrong","Type":2,"Uri":"/wrong","Gzip":9,"StatusCode":1,"id":"right","type":1,"uri":"/echo/text","ID":"wrong","TYPE":2,"URI":"/wrong","GZIP":9}`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -167,23 +175,30 @@ func TestSpellings(t *testing.T) {
 		header string
 		body   []byte
 	}{
-		{"json, zeros given", idJSON, `{"id":"spelt","type":1,"uri":"/echo/text","gzip":0,"status_code":0,"status":""}`, text},
-		{"json, other order", idJSON, `{"status":"","uri":"/echo/text","gzip":5,"type":1,"id":"spelt"}`, packed},
-		{"json, space", idJSON, " \t\r\n{ \"id\" : \"spelt\" ,\n\"type\":\t1 , \"uri\" : \"/echo/text\" } \n", text},
+		{"json, zeros given", idJSON,
+			`{"id":"spelt","type":1,"uri":"/echo/text","gzip":0,"status_code":0,"status":""}`, text},
+		{"json, other order", idJSON, `{"status":"","uri":"/echo/text","gzip":5,"type":1,"id":"spelt"}`,
+			packed},
+		{"json, space", idJSON, " \t\r\n{ \"id\" : \"spelt\" ,\n\"type\":\t1 , \"uri\" : \"/echo/text\" } \n",
+			text},
 		{"json, escapes in values", idJSON, `{"id":"\u0073pelt","type":1,"uri":"\/echo\/te\u0078t"}`, text},
 		{"json, escapes in names", idJSON, `{"\u0069d":"spelt","t\u0079pe":1,"uri":"/echo/text"}`, text},
-		{"protobuf, zeros given", idProtobuf, "\x0a\x05spelt\x10\x01\x1a\x0a/echo/text\x20\x00\x28\x00\x32\x00", text},
+		{"protobuf, zeros given", idProtobuf,
+			"\x0a\x05spelt\x10\x01\x1a\x0a/echo/text\x20\x00\x28\x00\x32\x00", text},
 		{"protobuf, other order", idProtobuf, "\x20\x05\x1a\x0a/echo/text\x10\x01\x0a\x05spelt", packed},
-		{"protobuf, long numbers", idProtobuf, "\x0a\x85\x00spelt\x10\x81\x80\x80\x00\x1a\x8a\x00/echo/text", text},
+		{"protobuf, long numbers", idProtobuf, "\x0a\x85\x00spelt\x10\x81\x80\x80\x00\x1a\x8a\x00/echo/text",
+			text},
 		{"protobuf, long tags", idProtobuf, "\x8a\x00\x05spelt\x90\x80\x00\x01\x9a\x00\x0a/echo/text", text},
-		{"protobuf, the last one counts", idProtobuf, "\x0a\x05wrong\x10\x02\x1a\x06/wrong\x0a\x05spelt\x10\x01\x1a\x0a/echo/text", text},
+		{"protobuf, the last one counts", idProtobuf,
+			"\x0a\x05wrong\x10\x02\x1a\x06/wrong\x0a\x05spelt\x10\x01\x1a\x0a/echo/text", text},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			_, c := start(t)
 			c.write(t, rawFrame(tt.codec, []byte(tt.header), tt.body))
 			reply := c.receive(t)
-			require.Equal(t, header{ID: "spelt", Type: typeReply, StatusCode: 200}, header{ID: reply.header.ID, Type: reply.header.Type, StatusCode: reply.header.StatusCode})
+			require.Equal(t, header{ID: "spelt", Type: typeReply, StatusCode: 200},
+				header{ID: reply.header.ID, Type: reply.header.Type, StatusCode: reply.header.StatusCode})
 			require.Equal(t, string(tt.codec), string(reply.headerCodec))
 			require.Equal(t, "text", string(reply.plain(t)))
 			c.alive(t)
@@ -197,7 +212,8 @@ func TestHeaderLimit(t *testing.T) {
 	pull := textPull("long header", "text")
 	h := protobufHeader(pull.header)
 	h = protowire.AppendTag(h, 7, protowire.BytesType)
-	h = protowire.AppendBytes(h, make([]byte, maxHeader-1-len(h)-3)) // a length of this size takes three bytes
+	// a length of this size takes three bytes
+	h = protowire.AppendBytes(h, make([]byte, maxHeader-1-len(h)-3))
 	b := rawFrame(idProtobuf, h, pull.body)
 	require.Equal(t, uint32(maxHeader), binary.BigEndian.Uint32(b))
 	c.write(t, b)
@@ -219,13 +235,16 @@ func TestLongIds(t *testing.T) {
 		ends   bool // no answer fits, and the session ends
 	}{
 		{name: "protobuf, no room for the status text", codec: idProtobuf, id: fill(4 + 2 + 2 + len(uri))},
-		{name: "json, no room for the status text", codec: idJSON, id: fill(len(`{"id":"","type":1,"uri":"/gate/refuse"}`))},
+		{name: "json, no room for the status text", codec: idJSON,
+			id: fill(len(`{"id":"","type":1,"uri":"/gate/refuse"}`))},
 		{
-			name: "json, an id that may grow in another spelling", codec: idJSON, id: strings.Repeat("\b", 8000), ok: true,
+			name: "json, an id that may grow in another spelling", codec: idJSON, id: strings.Repeat("\b",
+				8000), ok: true,
 			header: `{"id":"` + strings.Repeat(`\b`, 8000) + `","type":1,"uri":"/gate/wait"}`,
 		},
 		{
-			name: "json, an id that outgrows the limit in another spelling", codec: idJSON, id: strings.Repeat("\b", 15000), ends: true,
+			name: "json, an id that outgrows the limit in another spelling", codec: idJSON,
+			id: strings.Repeat("\b", 15000), ends: true,
 			header: `{"id":"` + strings.Repeat(`\b`, 15000) + `","type":1,"uri":"/gate/wait"}`,
 		},
 	}
@@ -270,7 +289,8 @@ func TestBrokenHeader(t *testing.T) {
 	}{
 		{"length 0", withLength(0)},
 		{"length 0 and more", withLength(0, bytes.Repeat([]byte{0}, 64)...)},
-		{"length over the limit", withLength(maxHeader+1, append([]byte{idProtobuf, 3<<3 | 2, 0xfb, 0xff, 0x03}, bytes.Repeat([]byte("x"), maxHeader-4)...)...)},
+		{"length over the limit", withLength(maxHeader+1, append([]byte{idProtobuf, 3<<3 | 2, 0xfb, 0xff,
+			0x03}, bytes.Repeat([]byte("x"), maxHeader-4)...)...)},
 		{"length far over the limit", withLength(math.MaxUint32, append([]byte{idProtobuf}, h...)...)},
 		{"length with the sign bit", withLength(1<<31, append([]byte{idProtobuf}, h...)...)},
 		{"a line of another protocol", []byte("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")},
@@ -281,29 +301,41 @@ func TestBrokenHeader(t *testing.T) {
 		{"codec alone, json", rawFrame(idJSON, nil, nil)},
 		{"protobuf cut short", rawFrame(idProtobuf, h[:len(h)-1], text)},
 		{"protobuf cut in a tag", rawFrame(idProtobuf, append(bytes.Clone(h), 0x80), text)},
-		{"protobuf cut in an unknown field", rawFrame(idProtobuf, append(bytes.Clone(h), 7<<3|2, 5, 'x'), text)},
+		{"protobuf cut in an unknown field", rawFrame(idProtobuf, append(bytes.Clone(h), 7<<3|2, 5, 'x'),
+			text)},
 		{"protobuf wire type 6", rawFrame(idProtobuf, append(bytes.Clone(h), 7<<3|6, 0), text)},
 		{"protobuf wire type 7", rawFrame(idProtobuf, append(bytes.Clone(h), 7<<3|7, 0), text)},
 		{"protobuf field 0", rawFrame(idProtobuf, append(bytes.Clone(h), 0, 0), text)},
-		{"protobuf endless number", rawFrame(idProtobuf, append(bytes.Clone(h), append([]byte{7 << 3}, bytes.Repeat([]byte{0xff}, 11)...)...), text)},
+		{"protobuf endless number", rawFrame(idProtobuf, append(bytes.Clone(h), append([]byte{7 << 3},
+			bytes.Repeat([]byte{0xff}, 11)...)...), text)},
 		{"protobuf end of no group", rawFrame(idProtobuf, append(bytes.Clone(h), 7<<3|4), text)},
 		{"protobuf group without end", rawFrame(idProtobuf, append(bytes.Clone(h), 7<<3|3), text)},
 		{"protobuf in codec json", rawFrame(idJSON, h, text)},
-		{"json in codec protobuf", rawFrame(idProtobuf, []byte(`{"id":"1","type":1,"uri":"/echo/text"}`), text)},
+		{"json in codec protobuf", rawFrame(idProtobuf, []byte(`{"id":"1","type":1,"uri":"/echo/text"}`),
+			text)},
 		{"json cut short", rawFrame(idJSON, []byte(`{"id":"1","type":1,"uri":"/echo/text"`), text)},
-		{"json with more behind it", rawFrame(idJSON, []byte(`{"id":"1","type":1,"uri":"/echo/text"}}`), text)},
-		{"json with a comma too many", rawFrame(idJSON, []byte(`{"id":"1","type":1,"uri":"/echo/text",}`), text)},
+		{"json with more behind it", rawFrame(idJSON, []byte(`{"id":"1","type":1,"uri":"/echo/text"}}`),
+			text)},
+		{"json with a comma too many", rawFrame(idJSON, []byte(`{"id":"1","type":1,"uri":"/echo/text",}`),
+			text)},
 		{"json without a comma", rawFrame(idJSON, []byte(`{"id":"1" "type":1,"uri":"/echo/text"}`), text)},
-		{"json with a leading zero", rawFrame(idJSON, []byte(`{"id":"1","type":01,"uri":"/echo/text"}`), text)},
-		{"json with an unknown escape", rawFrame(idJSON, []byte(`{"id":"\x","type":1,"uri":"/echo/text"}`), text)},
-		{"json with a bare line feed", rawFrame(idJSON, []byte("{\"id\":\"\n\",\"type\":1,\"uri\":\"/echo/text\"}"), text)},
-		{"json with a fraction for a type", rawFrame(idJSON, []byte(`{"id":"1","type":1.5,"uri":"/echo/text"}`), text)},
+		{"json with a leading zero", rawFrame(idJSON, []byte(`{"id":"1","type":01,"uri":"/echo/text"}`),
+			text)},
+		{"json with an unknown escape", rawFrame(idJSON, []byte(`{"id":"\x","type":1,"uri":"/echo/text"}`),
+			text)},
+		{"json with a bare line feed",
+			rawFrame(idJSON, []byte("{\"id\":\"\n\",\"type\":1,\"uri\":\"/echo/text\"}"), text)},
+		{"json with a fraction for a type",
+			rawFrame(idJSON, []byte(`{"id":"1","type":1.5,"uri":"/echo/text"}`), text)},
 		{"json of spaces", rawFrame(idJSON, []byte("  "), text)},
 		{"json array", rawFrame(idJSON, []byte(`["1",1,"/echo/text"]`), text)},
 		{"json number", rawFrame(idJSON, []byte(`1`), text)},
-		{"json with a number for an id", rawFrame(idJSON, []byte(`{"id":1,"type":1,"uri":"/echo/text"}`), text)},
-		{"json with a text for a type", rawFrame(idJSON, []byte(`{"id":"1","type":"pull","uri":"/echo/text"}`), text)},
-		{"json broken in an unknown field", rawFrame(idJSON, []byte(`{"id":"1","type":1,"uri":"/echo/text","a":[}`), text)},
+		{"json with a number for an id", rawFrame(idJSON, []byte(`{"id":1,"type":1,"uri":"/echo/text"}`),
+			text)},
+		{"json with a text for a type",
+			rawFrame(idJSON, []byte(`{"id":"1","type":"pull","uri":"/echo/text"}`), text)},
+		{"json broken in an unknown field",
+			rawFrame(idJSON, []byte(`{"id":"1","type":1,"uri":"/echo/text","a":[}`), text)},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -350,15 +382,18 @@ func TestJSONNames(t *testing.T) {
 	pull.headerCodec = idJSON
 	reply := c.ask(t, pull)
 	// Whether a reply repeats the URI, and what text goes with 200, is left open.
-	requireNames(reply, header{ID: "an id", Type: typeReply, URI: reply.header.URI, StatusCode: 200, Status: reply.header.Status})
+	requireNames(reply, header{ID: "an id", Type: typeReply, URI: reply.header.URI, StatusCode: 200,
+		Status: reply.header.Status})
 
 	pull.header.Gzip = -1
 	reply = c.ask(t, pull.withBody(idString, []byte("text")))
-	requireNames(reply, header{ID: "an id", Type: typeReply, URI: reply.header.URI, Gzip: -1, StatusCode: 200, Status: reply.header.Status})
+	requireNames(reply, header{ID: "an id", Type: typeReply, URI: reply.header.URI, Gzip: -1, StatusCode: 200,
+		Status: reply.header.Status})
 
 	pull.header.Gzip, pull.header.URI = 0, "/fail/status"
 	reply = c.ask(t, pull.withBody(idString, []byte("a status")))
-	requireNames(reply, header{ID: "an id", Type: typeReply, URI: reply.header.URI, StatusCode: 1234, Status: "a status"})
+	requireNames(reply, header{ID: "an id", Type: typeReply, URI: reply.header.URI, StatusCode: 1234,
+		Status: "a status"})
 
 	pull.header.URI = "/fail/zero"
 	reply = c.ask(t, pull)

@@ -18,42 +18,48 @@ func TestPeerPulls(t *testing.T) {
 	for headerName, headerCodec := range headerCodecs() {
 		for _, bc := range bodyCases() {
 			for _, level := range gzipLevels {
-				t.Run(fmt.Sprintf("%s header, %s body, gzip %d", headerName, bc.name, level), func(t *testing.T) {
-					s, c := start(t)
-					sess := s.session(t, c)
-					var value map[string]any
-					var message wrapperspb.StringValue
-					var text string
-					reply := map[byte]any{idJSON: &value, idProtobuf: &message, idString: &text}[bc.codecID]
+				t.Run(fmt.Sprintf("%s header, %s body, gzip %d", headerName, bc.name, level),
+					func(t *testing.T) {
+						s, c := start(t)
+						sess := s.session(t, c)
+						var value map[string]any
+						var message wrapperspb.StringValue
+						var text string
+						reply := map[byte]any{idJSON: &value, idProtobuf: &message,
+							idString: &text}[bc.codecID]
 
-					cmd := sess.GoPull("/client/ask?a=1", bc.args(), reply, nil, settings(headerName, bc.name, level)...)
-					pull := c.receive(t)
-					require.Equal(t, string(headerCodec), string(pull.headerCodec))
-					require.NotEmpty(t, pull.header.ID)
-					require.Equal(t, header{ID: pull.header.ID, Type: typePull, URI: "/client/ask?a=1", Gzip: level}, pull.header)
-					bc.requireSameBody(t, pull)
-					c.write(t, answer(pull).withBody(bc.codecID, pull.plain(t)).encode())
-					require.Nil(t, receiveChan(t, cmd.Done()).Xerror)
-					switch bc.codecID {
-					case idJSON:
-						require.Equal(t, map[string]any{"note": "a \"note\"", "n": []any{1.0, 2.5, nil, map[string]any{"deep": true}}}, value)
-					case idProtobuf:
-						require.Equal(t, sampleText, message.Value)
-					default:
-						require.Equal(t, sampleText, text)
-					}
+						cmd := sess.GoPull("/client/ask?a=1", bc.args(), reply, nil, settings(headerName,
+							bc.name, level)...)
+						pull := c.receive(t)
+						require.Equal(t, string(headerCodec), string(pull.headerCodec))
+						require.NotEmpty(t, pull.header.ID)
+						require.Equal(t, header{ID: pull.header.ID, Type: typePull, URI: "/client/ask?a=1",
+							Gzip: level}, pull.header)
+						bc.requireSameBody(t, pull)
+						c.write(t, answer(pull).withBody(bc.codecID, pull.plain(t)).encode())
+						require.Nil(t, receiveChan(t, cmd.Done()).Xerror)
+						switch bc.codecID {
+						case idJSON:
+							require.Equal(t, map[string]any{"note": "a \"note\"", "n": []any{1.0, 2.5, nil,
+								map[string]any{"deep": true}}}, value)
+						case idProtobuf:
+							require.Equal(t, sampleText, message.Value)
+						default:
+							require.Equal(t, sampleText, text)
+						}
 
-					// No body, in both directions.
-					text = "as it was"
-					cmd = sess.GoPull("/client/ask", nil, &text, nil, settings(headerName, bc.name, level)...)
-					pull = c.receive(t)
-					require.Equal(t, typePull, pull.header.Type)
-					require.Empty(t, pull.body)
-					c.write(t, answer(pull).encode())
-					require.Nil(t, receiveChan(t, cmd.Done()).Xerror)
-					require.Equal(t, "as it was", text)
-					c.alive(t)
-				})
+						// No body, in both directions.
+						text = "as it was"
+						cmd = sess.GoPull("/client/ask", nil, &text, nil, settings(headerName, bc.name,
+							level)...)
+						pull = c.receive(t)
+						require.Equal(t, typePull, pull.header.Type)
+						require.Empty(t, pull.body)
+						c.write(t, answer(pull).encode())
+						require.Nil(t, receiveChan(t, cmd.Done()).Xerror)
+						require.Equal(t, "as it was", text)
+						c.alive(t)
+					})
 			}
 		}
 	}
@@ -65,7 +71,8 @@ func TestReplyChoosesBody(t *testing.T) {
 	sess := s.session(t, c)
 	for _, level := range gzipLevels {
 		var text string
-		cmd := sess.GoPull("/client/ask", wrapperspb.String("text"), &text, nil, settings("protobuf", "protobuf", 5)...)
+		cmd := sess.GoPull("/client/ask", wrapperspb.String("text"), &text, nil, settings("protobuf",
+			"protobuf", 5)...)
 		reply := answer(c.receive(t))
 		reply.header.Gzip = level
 		c.write(t, reply.withBody(idString, []byte(fmt.Sprint(level))).encode())
@@ -139,7 +146,8 @@ func TestRepliesOutOfOrder(t *testing.T) {
 // TestReplyIdsAreExact: a reply is a pull's only if it carries the pull's id as
 // it was sent, not another spelling of what the id may look like.
 func TestReplyIdsAreExact(t *testing.T) {
-	for _, format := range []string{"0%s", "000%s", "+%s", "-%s", " %s", "%s ", "%s\n", "%s\x00", "%s.0", "%se0", "0x%s", "%s_", "\"%s\"", "%[1]s%[1]s"} {
+	for _, format := range []string{"0%s", "000%s", "+%s", "-%s", " %s", "%s ", "%s\n", "%s\x00", "%s.0",
+		"%se0", "0x%s", "%s_", "\"%s\"", "%[1]s%[1]s"} {
 		t.Run(fmt.Sprintf("%q", format), func(t *testing.T) {
 			s, c := start(t)
 			var text string
@@ -162,7 +170,8 @@ func TestReplyToNothing(t *testing.T) {
 		for _, id := range []string{"", "1", "never asked"} {
 			t.Run(fmt.Sprintf("%s header, id %q", headerName, id), func(t *testing.T) {
 				s, c := start(t)
-				f := frame{headerCodec: headerCodec, header: header{ID: id, Type: typeReply, StatusCode: 200, URI: "/echo/text"}}
+				f := frame{headerCodec: headerCodec, header: header{ID: id, Type: typeReply, StatusCode: 200,
+					URI: "/echo/text"}}
 				for _, body := range []string{"", "s", "stext", "j{", "xtext", "\x00"} {
 					for _, level := range []int32{0, 5, 77} {
 						f.header.Gzip, f.body = level, []byte(body)
@@ -282,7 +291,8 @@ func TestReplyCutOff(t *testing.T) {
 					for cut := 0; ; cut++ {
 						c := s.dial(t)
 						var text string
-						cmd := s.session(t, c).GoPull("/client/ask", nil, &text, nil, settings(headerName, "string", level)...)
+						cmd := s.session(t, c).GoPull("/client/ask", nil, &text, nil, settings(headerName,
+							"string", level)...)
 						b := answer(c.receive(t)).withBody(idString, []byte("text")).encode()
 						c.write(t, b[:cut])
 						if cut == len(b) {
@@ -319,7 +329,8 @@ func TestReplySpelling(t *testing.T) {
 		reply := answer(c.receive(t))
 		var h []byte
 		if headerCodec == idJSON {
-			h = fmt.Appendf(nil, `{"meta":{"id":"wrong"},"status":"fine","status_code":200,"type":2,"id":%q}`, reply.header.ID)
+			h = fmt.Appendf(nil, `{"meta":{"id":"wrong"},"status":"fine","status_code":200,"type":2,"id":%q}`,
+				reply.header.ID)
 		} else {
 			h = bytes.Join([][]byte{{7<<3 | 2, 1, 0}, protobufHeader(reply.header), {8 << 3, 1}}, nil)
 		}

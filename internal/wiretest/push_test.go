@@ -16,21 +16,23 @@ func TestPush(t *testing.T) {
 	for headerName, headerCodec := range headerCodecs() {
 		for _, bc := range bodyCases() {
 			for _, level := range gzipLevels {
-				t.Run(fmt.Sprintf("%s header, %s body, gzip %d", headerName, bc.name, level), func(t *testing.T) {
-					s, c := start(t)
-					push := frame{
-						headerCodec: headerCodec,
-						header:      header{ID: "an id", Type: typePush, URI: bc.note + "?a=1", Gzip: level},
-					}.withBody(bc.codecID, bc.plain)
-					want := sampleText
-					if bc.codecID == idJSON {
-						want = "a \"note\""
-						push = push.withBody(idJSON, []byte(`{"note":"a \"note\""}`))
-					}
-					c.write(t, push.encode())
-					require.Equal(t, want, receiveChan(t, s.notes))
-					c.alive(t)
-				})
+				t.Run(fmt.Sprintf("%s header, %s body, gzip %d", headerName, bc.name, level),
+					func(t *testing.T) {
+						s, c := start(t)
+						push := frame{
+							headerCodec: headerCodec,
+							header: header{ID: "an id", Type: typePush, URI: bc.note + "?a=1",
+								Gzip: level},
+						}.withBody(bc.codecID, bc.plain)
+						want := sampleText
+						if bc.codecID == idJSON {
+							want = "a \"note\""
+							push = push.withBody(idJSON, []byte(`{"note":"a \"note\""}`))
+						}
+						c.write(t, push.encode())
+						require.Equal(t, want, receiveChan(t, s.notes))
+						c.alive(t)
+					})
 			}
 		}
 	}
@@ -81,7 +83,8 @@ func TestFailedPush(t *testing.T) {
 			for _, id := range []string{"", "an id"} {
 				t.Run(fmt.Sprintf("%s, %s header, id %q", tt.name, headerName, id), func(t *testing.T) {
 					s, c := start(t)
-					push := frame{headerCodec: headerCodec, header: header{ID: id, Type: typePush, URI: tt.uri, Gzip: tt.gzip}}
+					push := frame{headerCodec: headerCodec, header: header{ID: id, Type: typePush,
+						URI: tt.uri, Gzip: tt.gzip}}
 					if tt.body != "" {
 						push.body = []byte(tt.body)
 					}
@@ -100,7 +103,8 @@ func TestFailedPush(t *testing.T) {
 func TestPushWithoutBody(t *testing.T) {
 	s, c := start(t)
 	for _, headerCodec := range headerCodecs() {
-		c.write(t, frame{headerCodec: headerCodec, header: header{Type: typePush, URI: "/note/text"}}.encode())
+		c.write(t, frame{headerCodec: headerCodec, header: header{Type: typePush,
+			URI: "/note/text"}}.encode())
 		require.Empty(t, receiveChan(t, s.notes))
 	}
 	c.alive(t)
@@ -128,21 +132,25 @@ func TestPeerPushes(t *testing.T) {
 	for headerName, headerCodec := range headerCodecs() {
 		for _, bc := range bodyCases() {
 			for _, level := range gzipLevels {
-				t.Run(fmt.Sprintf("%s header, %s body, gzip %d", headerName, bc.name, level), func(t *testing.T) {
-					s, c := start(t)
-					sess := s.session(t, c)
-					require.Nil(t, sess.Push("/client/note?a=1", bc.args(), settings(headerName, bc.name, level)...))
-					push := c.receive(t)
-					require.Equal(t, string(headerCodec), string(push.headerCodec))
-					require.Equal(t, header{ID: push.header.ID, Type: typePush, URI: "/client/note?a=1", Gzip: level}, push.header)
-					bc.requireSameBody(t, push)
+				t.Run(fmt.Sprintf("%s header, %s body, gzip %d", headerName, bc.name, level),
+					func(t *testing.T) {
+						s, c := start(t)
+						sess := s.session(t, c)
+						require.Nil(t, sess.Push("/client/note?a=1", bc.args(), settings(headerName, bc.name,
+							level)...))
+						push := c.receive(t)
+						require.Equal(t, string(headerCodec), string(push.headerCodec))
+						require.Equal(t, header{ID: push.header.ID, Type: typePush, URI: "/client/note?a=1",
+							Gzip: level}, push.header)
+						bc.requireSameBody(t, push)
 
-					require.Nil(t, sess.Push("/client/note", nil, settings(headerName, bc.name, level)...))
-					push = c.receive(t)
-					require.Equal(t, typePush, push.header.Type)
-					require.Empty(t, push.body)
-					c.alive(t)
-				})
+						require.Nil(t, sess.Push("/client/note", nil, settings(headerName, bc.name,
+							level)...))
+						push = c.receive(t)
+						require.Equal(t, typePush, push.header.Type)
+						require.Empty(t, push.body)
+						c.alive(t)
+					})
 			}
 		}
 	}

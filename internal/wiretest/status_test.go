@@ -40,7 +40,8 @@ func TestFailedPull(t *testing.T) {
 		{"not json", "/echo/map", 0, body(idJSON, "\x00\xff"), 400},
 		{"protobuf cut short", "/echo/message", 0, body(idProtobuf, "\x0a\x05a"), 400},
 		{"protobuf without a type", "/echo/message", 0, body(idProtobuf, "\x0f"), 400},
-		{"not protobuf", "/echo/message", 0, body(idProtobuf, "\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"), 400},
+		{"not protobuf", "/echo/message", 0, body(idProtobuf, "\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"),
+			400},
 		{"protobuf for what is no message", "/echo/text", 0, body(idProtobuf, "\x0a\x01a"), 400},
 		{"string for a map", "/echo/map", 0, body(idString, "{}"), 400},
 
@@ -135,7 +136,8 @@ func TestLocalCodes(t *testing.T) {
 			require.Equal(t, typeReply, reply.header.Type)
 			require.Equal(t, "local", reply.header.ID)
 			require.NotEqual(t, int32(200), reply.header.StatusCode)
-			require.False(t, 100 <= reply.header.StatusCode && reply.header.StatusCode < 200, "status code %d was sent", reply.header.StatusCode)
+			require.False(t, 100 <= reply.header.StatusCode && reply.header.StatusCode < 200,
+				"status code %d was sent", reply.header.StatusCode)
 			c.alive(t)
 		})
 	}
@@ -161,8 +163,10 @@ func TestPluginErrors(t *testing.T) {
 					}
 					for _, pull := range []frame{
 						{headerCodec: headerCodec, header: header{ID: "no body", Type: typePull, URI: uri}},
-						frame{headerCodec: headerCodec, header: header{ID: "body", Type: typePull, URI: uri}}.withBody(idString, []byte("text")),
-						frame{headerCodec: headerCodec, header: header{ID: "gzip", Type: typePull, URI: uri, Gzip: 5}}.withBody(idString, []byte("text")),
+						frame{headerCodec: headerCodec, header: header{ID: "body", Type: typePull,
+							URI: uri}}.withBody(idString, []byte("text")),
+						frame{headerCodec: headerCodec, header: header{ID: "gzip", Type: typePull, URI: uri,
+							Gzip: 5}}.withBody(idString, []byte("text")),
 					} {
 						reply := c.ask(t, pull)
 						requireFailed(t, pull, reply, 424)
@@ -173,7 +177,8 @@ func TestPluginErrors(t *testing.T) {
 						return
 					}
 					// A push that a hook refuses is dropped; the next one is not.
-					push := frame{headerCodec: headerCodec, header: header{Type: typePush, URI: "/note/text?fail"}}.withBody(idString, []byte("refused"))
+					push := frame{headerCodec: headerCodec, header: header{Type: typePush,
+						URI: "/note/text?fail"}}.withBody(idString, []byte("refused"))
 					c.write(t, push.encode())
 					push.header.URI = "/note/text"
 					c.write(t, push.withBody(idString, []byte("passed")).encode())
@@ -227,7 +232,8 @@ func TestStatusText(t *testing.T) {
 				if strings.HasPrefix(tt.text, "before") {
 					require.True(t, strings.HasPrefix(status, "before"), "%q", status)
 					require.True(t, strings.HasSuffix(status, "after"), "%q", status)
-					require.Greater(t, len(status), len("beforeafter"), "the control character left no trace: %q", status)
+					require.Greater(t, len(status), len("beforeafter"),
+						"the control character left no trace: %q", status)
 				}
 				c.alive(t)
 			})
@@ -254,7 +260,8 @@ func TestStatusTextOfPeer(t *testing.T) {
 			_, c := start(t, hook{"PostReadHeader", func() error { return errors.New(long) }})
 			pull := func(uri string, codecID byte, body string) {
 				t.Helper()
-				f := frame{headerCodec: headerCodec, header: header{ID: "dirt", Type: typePull, URI: uri}}.withBody(codecID, []byte(body))
+				f := frame{headerCodec: headerCodec, header: header{ID: "dirt", Type: typePull,
+					URI: uri}}.withBody(codecID, []byte(body))
 				reply := c.ask(t, f)
 				require.NotEqual(t, int32(200), reply.header.StatusCode)
 				requireFailed(t, f, reply, reply.header.StatusCode)

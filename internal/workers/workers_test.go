@@ -333,7 +333,8 @@ func TestPullsWaitForTheOutput(t *testing.T) {
 		for n := range 50 {
 			require.Equal(t, workers.Accepted, w.Run(pull(n)))
 		}
-		require.Equal(t, workers.Accepted, w.Run(&job{owner: o, kind: workers.Refusal, run: func() { ran <- -1 }}))
+		require.Equal(t, workers.Accepted, w.Run(&job{owner: o, kind: workers.Refusal,
+			run: func() { ran <- -1 }}))
 		synctest.Wait()
 		require.Len(t, ran, 1, "refusals do not wait")
 		require.Equal(t, -1, <-ran)

@@ -108,7 +108,8 @@ func TestHopsAreCounted(t *testing.T) {
 // No count that a client makes up lets a packet go round for longer.
 func TestHostileCounts(t *testing.T) {
 	client := chainOf(t, 1)
-	for _, said := range []string{"", "0", "-1", "-99999999999999999999", "16", "17", "99999999999999999999", "1.5", " 1", "01", "+1", "0x1", "1e0", "１", "many", "\x00"} {
+	for _, said := range []string{"", "0", "-1", "-99999999999999999999", "16", "17", "99999999999999999999",
+		"1.5", " 1", "01", "+1", "0x1", "1e0", "１", "many", "\x00"} {
 		x := client.Pull("/meta", 1, nil, tp.WithMeta(proxy.HopsKey, said)).Xerror
 		require.NotNil(t, x, "%q", said)
 		require.Equal(t, tp.StatusLoopDetected, x.Code(), "%q", said)
@@ -133,15 +134,22 @@ func TestNoRoomForTheCount(t *testing.T) {
 	set, want := pairs(255, "")
 	got := map[string]string{}
 	require.Nil(t, client.Pull("/meta", 1, &got, set...).Xerror)
-	require.Equal(t, want, func() map[string]string { m := maps.Clone(got); delete(m, proxy.HopsKey); return m }())
+	require.Equal(t, want, func() map[string]string {
+		m := maps.Clone(got)
+		delete(m,
+			proxy.HopsKey)
+		return m
+	}())
 
 	set, _ = pairs(256, "")
-	require.EqualError(t, client.Pull("/meta", 1, nil, set...).Xerror, "413 too large: 256 pairs of metadata leave no room for the proxy's tp-hops")
+	require.EqualError(t, client.Pull("/meta", 1, nil, set...).Xerror,
+		"413 too large: 256 pairs of metadata leave no room for the proxy's tp-hops")
 
 	// As much as just fits into the header.
 	most := 64<<10 - 1000
 	for client.Pull("/meta", 1, nil, tp.WithMeta("k", strings.Repeat("x", most))).Xerror == nil {
 		most++
 	}
-	require.EqualError(t, client.Pull("/meta", 1, nil, tp.WithMeta("k", strings.Repeat("x", most))).Xerror, "413 too large: the header has no room for the proxy's tp-hops")
+	require.EqualError(t, client.Pull("/meta", 1, nil, tp.WithMeta("k", strings.Repeat("x", most))).Xerror,
+		"413 too large: the header has no room for the proxy's tp-hops")
 }

@@ -102,7 +102,8 @@ func TestBodiesPassUntouched(t *testing.T) {
 					require.EqualValues(t, level, got.gzip)
 					require.Equal(t, got.body, string(reply))
 					require.Equal(t, level != 0, cmd.Input().Header.Gzip != 0)
-					sent, err := packet.Append(nil, &packet.Packet{HeaderCodec: header, BodyCodec: body.codec, Header: cmd.Output().Header, Body: body.v}, packet.Limits{})
+					sent, err := packet.Append(nil, &packet.Packet{HeaderCodec: header, BodyCodec: body.codec,
+						Header: cmd.Output().Header, Body: body.v}, packet.Limits{})
 					require.NoError(t, err)
 					require.True(t, strings.HasSuffix(string(sent), got.body))
 
@@ -131,7 +132,8 @@ func TestReplyInAnotherCodecAndCompression(t *testing.T) {
 func TestStatusPassesThrough(t *testing.T) {
 	var status tp.Xerror
 	c := newChain(t, func(tp.UnknownPullCtx, *[]byte) (interface{}, tp.Xerror) { return nil, status })
-	for _, status = range []tp.Xerror{tp.NewXerror(0, "zero"), tp.NewXerror(404, "no such user"), tp.NewXerror(502, "theirs"), tp.NewXerror(7777, "")} {
+	for _, status = range []tp.Xerror{tp.NewXerror(0, "zero"), tp.NewXerror(404, "no such user"),
+		tp.NewXerror(502, "theirs"), tp.NewXerror(7777, "")} {
 		cmd := c.client.Pull("/x", 1, nil)
 		require.Equal(t, status.Error(), cmd.Xerror.Error())
 	}
@@ -155,7 +157,9 @@ func TestUpstreamFailureIsBadGateway(t *testing.T) {
 func TestPick(t *testing.T) {
 	front, back := tp.NewPeer(nil), tp.NewPeer(nil)
 	up, _ := join(t, front, back)
-	back.PullRouter.SetUnknown(func(ctx tp.UnknownPullCtx, _ *[]byte) (interface{}, tp.Xerror) { return ctx.Path(), nil })
+	back.PullRouter.SetUnknown(func(ctx tp.UnknownPullCtx, _ *[]byte) (interface{}, tp.Xerror) {
+		return ctx.Path(), nil
+	})
 	p := proxy.New(func(ctx tp.UnknownPushCtx) (*tp.Session, error) {
 		switch ctx.Query().Get("to") {
 		case "back":
@@ -255,7 +259,8 @@ func TestCallsPassThrough(t *testing.T) {
 
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if x := c.client.PullContext(ctx, "/wait", nil, nil).Xerror; x.Code() != tp.StatusBadGateway { // the proxy may notice first
+	// the proxy may notice first
+	if x := c.client.PullContext(ctx, "/wait", nil, nil).Xerror; x.Code() != tp.StatusBadGateway {
 		require.ErrorIs(t, x, context.DeadlineExceeded)
 	}
 	require.ErrorIs(t, <-ended, context.DeadlineExceeded)

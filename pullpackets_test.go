@@ -15,13 +15,20 @@ import (
 	"github.com/henrylee2cn/teleport/packet"
 )
 
-// newPackedServer serves what the tests of packed pulls call.
-func newPackedServer(t *testing.T) *Peer {
+// newPacketServer serves the routes that the tests below pull.
+func newPacketServer(t *testing.T) *Peer {
 	srv := newTestPeer(t, nil)
-	HandlePull(srv.PullRouter, "/echo", func(_ PullCtx, a *interface{}) (interface{}, Xerror) { return *a, nil })
+	HandlePull(srv.PullRouter, "/echo", func(_ PullCtx, a *interface{}) (interface{}, Xerror) {
+		return *a, nil
+	})
 	HandlePull(srv.PullRouter, "/text", func(_ PullCtx, a *string) (string, Xerror) { return *a, nil })
-	HandlePull(srv.PullRouter, "/proto", func(_ PullCtx, a *wrapperspb.StringValue) (*wrapperspb.StringValue, Xerror) { return a, nil })
-	HandlePull(srv.PullRouter, "/nothing", func(PullCtx, *interface{}) (interface{}, Xerror) { return nil, nil })
+	HandlePull(srv.PullRouter, "/proto", func(_ PullCtx, a *wrapperspb.StringValue) (*wrapperspb.StringValue,
+		Xerror) {
+		return a, nil
+	})
+	HandlePull(srv.PullRouter, "/nothing", func(PullCtx, *interface{}) (interface{}, Xerror) {
+		return nil, nil
+	})
 	HandlePull(srv.PullRouter, "/other-codec", func(ctx PullCtx, _ *interface{}) (string, Xerror) {
 		ctx.SetBodyCodec("string")
 		return "in another codec", nil
@@ -33,13 +40,15 @@ func newPackedServer(t *testing.T) *Peer {
 	HandlePull(srv.PullRouter, "/fail", func(PullCtx, *interface{}) (interface{}, Xerror) {
 		return "a body", NewXerror(1234, "a failure")
 	})
-	HandlePull(srv.PullRouter, "/fail-silently", func(PullCtx, *interface{}) (interface{}, Xerror) { return nil, NewXerror(0, "") })
+	HandlePull(srv.PullRouter, "/fail-silently", func(PullCtx, *interface{}) (interface{}, Xerror) {
+		return nil, NewXerror(0, "")
+	})
 	return srv
 }
 
-// newPackedPair connects two peers to the server: the first packs its pulls, and
-// the second does not, for it has hooks, which do nothing.
-func newPackedPair(t *testing.T, srv *Peer) (bare, hooked *Session) {
+// newPacketPair connects two peers to the server. The first has no hooks, so that its commands make their
+// packets again when they are asked. The second has hooks, so that its packets are kept.
+func newPacketPair(t *testing.T, srv *Peer) (bare, hooked *Session) {
 	_, bare = connect(t, srv, newTestPeer(t, nil), pipe.Options{})
 	_, hooked = connect(t, srv, newTestPeer(t, nil, newTestPlugin("nothing", nil)), pipe.Options{})
 	return bare, hooked
@@ -47,20 +56,20 @@ func newPackedPair(t *testing.T, srv *Peer) (bare, hooked *Session) {
 
 // What a command says about its packets is the same whether they were kept or
 // made again.
-func TestPackedPullsHaveTheSamePackets(t *testing.T) {
+func TestPacketsAreTheSameMadeAgain(t *testing.T) {
 	long := strings.Repeat("a long text, ", 100)
 	iface := func() interface{} { return new(interface{}) }
 	text := func() interface{} { return new(string) }
 	proto := func() interface{} { return new(wrapperspb.StringValue) }
 	none := func() interface{} { return nil }
-	bare, hooked := newPackedPair(t, newPackedServer(t))
+	bare, hooked := newPacketPair(t, newPacketServer(t))
 	for _, c := range []struct {
 		name   string
 		uri    string
 		args   interface{}
 		reply  func() interface{}
 		codec  string
-		packed bool
+		fits   bool // into wire
 	}{
 		{"json", "/echo", map[string]interface{}{"a": 1., "b": long}, iface, "json", true},
 		{"json default", "/echo?with=query", []interface{}{1., 2.}, iface, "", true},
@@ -97,11 +106,11 @@ func TestPackedPullsHaveTheSamePackets(t *testing.T) {
 					}
 					got := bare.Pull(c.uri, c.args, c.reply(), settings...)
 					want := hooked.Pull(c.uri, c.args, c.reply(), settings...)
-					if c.packed {
+					if c.fits {
 						require.Nil(t, got.Xerror, "%v", got.Xerror)
-						require.Nil(t, got.seen.Load(), "packed")
+						require.Nil(t, got.seen.Load(), "kept")
 					}
-					require.NotNil(t, want.seen.Load(), "not packed")
+					require.NotNil(t, want.seen.Load(), "not kept")
 					if want.Xerror == nil {
 						require.Nil(t, got.Xerror)
 					} else {
@@ -127,8 +136,8 @@ func TestPackedPullsHaveTheSamePackets(t *testing.T) {
 
 // A command that was delivered by GoPull can be asked as one of Pull's, and what
 // it says stays when its pending pull has long been used for others.
-func TestPackedGoPulls(t *testing.T) {
-	bare, hooked := newPackedPair(t, newPackedServer(t))
+func TestPacketsOfGoPull(t *testing.T) {
+	bare, hooked := newPacketPair(t, newPacketServer(t))
 	const n = 200
 	var cmds [2][]*PullCmd
 	for i, sess := range []*Session{bare, hooked} {
@@ -152,9 +161,9 @@ func TestPackedGoPulls(t *testing.T) {
 
 // Whoever asks a complete command, and however many do at once, sees the same
 // packets and the same values.
-func TestPackedPullIsAskedByManyAtOnce(t *testing.T) {
+func TestPacketsAskedForByManyAtOnce(t *testing.T) {
 	const askers, pulls = 8, 100
-	bare, hooked := newPackedPair(t, newPackedServer(t))
+	bare, hooked := newPacketPair(t, newPacketServer(t))
 	bare.Public().Store("session's", 1)
 	for i := range pulls {
 		cmd := bare.Pull("/text", "x", new(string), WithBodyCodec("string"))
@@ -207,7 +216,7 @@ func TestPackedPullIsAskedByManyAtOnce(t *testing.T) {
 // Public works on a command that is complete: it begins with the session's
 // values and is the command's own.
 func TestPublicOfACompletePull(t *testing.T) {
-	bare, _ := newPackedPair(t, newPackedServer(t))
+	bare, _ := newPacketPair(t, newPacketServer(t))
 	bare.Public().Store("a", 1)
 	first, second := bare.Pull("/echo", "x", nil), bare.Pull("/echo", "x", nil)
 	require.Nil(t, first.seen.Load())
@@ -224,7 +233,7 @@ func TestPublicOfACompletePull(t *testing.T) {
 }
 
 // The same for replies whose bodies cannot be read.
-func TestPackedPullsOfBadReplies(t *testing.T) {
+func TestPacketsOfBadReplies(t *testing.T) {
 	answer := func(p *Peer, body []byte, length int) *PullCmd {
 		conn, far := pipe.New(pipe.Options{})
 		sess, err := p.ServeConn(conn)

@@ -9,6 +9,7 @@ import (
 	"go/token"
 	"go/types"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"os/exec"
@@ -16,6 +17,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
+	"unsafe"
 
 	"github.com/stretchr/testify/require"
 )
@@ -32,13 +35,15 @@ func TestFilesAreNoKnot(t *testing.T) {
 	t.Parallel()
 	uses := usesOfFiles(t)
 	require.Greater(t, len(uses), 20, "the files were not found")
-	knot, pairs := slices.MaxFunc(knots(uses), func(a, b []string) int { return len(a) - len(b) }), pairsOf(uses)
+	knot, pairs := slices.MaxFunc(knots(uses), func(a, b []string) int { return len(a) - len(b) }),
+		pairsOf(uses)
 	why := func(files []string) string {
 		var b strings.Builder
 		for _, from := range files {
 			for _, to := range files {
 				if names := uses[from][to]; len(names) > 0 {
-					fmt.Fprintf(&b, "%s -> %s: %s\n", from, to, strings.Join(slices.Sorted(maps.Keys(names)), " "))
+					fmt.Fprintf(&b, "%s -> %s: %s\n", from, to, strings.Join(slices.Sorted(maps.Keys(names)),
+						" "))
 				}
 			}
 		}
@@ -46,6 +51,53 @@ func TestFilesAreNoKnot(t *testing.T) {
 	}
 	require.LessOrEqual(t, len(knot), maxKnot, why(knot))
 	require.LessOrEqual(t, len(pairs), maxPairs, strings.Join(pairs, "\n"))
+}
+
+// The packages under internal know nothing of this one; their tests may.
+func TestInternalPackagesStandBelow(t *testing.T) {
+	t.Parallel()
+	out, err := exec.Command("go", "list", "-deps", "-f", "{{.ImportPath}}", "./internal/...").Output()
+	require.NoError(t, err)
+	deps := strings.Fields(string(out))
+	require.Contains(t, deps, "github.com/henrylee2cn/teleport/internal/calltable")
+	require.NotContains(t, deps, "github.com/henrylee2cn/teleport")
+}
+
+// There is one of these for every call, so a field more is memory and time: the sizes are those of classes
+// of the allocator, and for a pull that of two cache lines.
+func TestCallsAreSmall(t *testing.T) {
+	require.LessOrEqual(t, unsafe.Sizeof(PullCmd{}), uintptr(128))
+	require.LessOrEqual(t, unsafe.Sizeof(call{}), uintptr(64))
+	require.LessOrEqual(t, unsafe.Sizeof(pending{}), uintptr(512))
+}
+
+// maxWidth is how many columns a line of code takes at most; a tab counts for four. Lines that cannot be
+// broken, because of a text or a tag in backquotes, may be wider in tests.
+const maxWidth = 110
+
+func TestNoLineIsWide(t *testing.T) {
+	t.Parallel()
+	seen := 0
+	require.NoError(t, filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, ".pb.go") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		seen++
+		for i, line := range strings.Split(string(text), "\n") {
+			wide := utf8.RuneCountInString(strings.ReplaceAll(line, "\t", "    ")) > maxWidth
+			free := strings.HasPrefix(line, "//go:generate") ||
+				strings.HasSuffix(path, "_test.go") && strings.Contains(line, "`")
+			if wide && !free {
+				t.Errorf("%s:%d is wider than %d columns", path, i+1, maxWidth)
+			}
+		}
+		return nil
+	}))
+	require.Greater(t, seen, 100)
 }
 
 // usesOfFiles returns which names of which other files of the package each one uses: of types,
@@ -72,7 +124,8 @@ func usesOfFiles(t *testing.T) map[string]map[string]map[string]bool {
 		b, err := os.ReadFile(exports[path])
 		return io.NopCloser(bytes.NewReader(b)), err
 	}
-	info := types.Info{Uses: make(map[*ast.Ident]types.Object), Selections: make(map[*ast.SelectorExpr]*types.Selection)}
+	info := types.Info{Uses: make(map[*ast.Ident]types.Object),
+		Selections: make(map[*ast.SelectorExpr]*types.Selection)}
 	conf := types.Config{Importer: importer.ForCompiler(fset, "gc", lookup)}
 	pkg, err := conf.Check("tp", fset, files, &info)
 	require.NoError(t, err)

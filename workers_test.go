@@ -33,7 +33,10 @@ func TestPeerUsesItsWorkers(t *testing.T) {
 			}
 			return goroutineId(), nil
 		})
-		HandlePull(srv.PullRouter, "/exit", func(PullCtx, *int) (string, Xerror) { runtime.Goexit(); return "", nil })
+		HandlePull(srv.PullRouter, "/exit", func(PullCtx, *int) (string, Xerror) {
+			runtime.Goexit()
+			return "", nil
+		})
 		_, sess := connect(t, srv, cli, pipe.Options{})
 		pull := func() string {
 			var id string

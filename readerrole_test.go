@@ -64,7 +64,9 @@ func gatedPeer(t testing.TB) *Peer {
 		passGate("handler")
 		return gatedReply{}, nil
 	}, points)
-	HandlePull(srv.PullRouter, "/quick", func(ctx PullCtx, args *string) (string, Xerror) { return *args, nil })
+	HandlePull(srv.PullRouter, "/quick", func(ctx PullCtx, args *string) (string, Xerror) {
+		return *args, nil
+	})
 	takeForQuick(srv)
 	return srv
 }
@@ -90,7 +92,8 @@ func readers() (n int) {
 	return n
 }
 
-var gatePoints = []string{"PreReadBody", "decode", "PostReadBody", "handler", "PreWriteReply", "encode", "PostWriteReply"}
+var gatePoints = []string{"PreReadBody", "decode", "PostReadBody", "handler", "PreWriteReply", "encode",
+	"PostWriteReply"}
 
 // Wherever a quick route's call is held up, what comes behind it on the same
 // session waits a millisecond at most, the call itself is answered once, and one
@@ -219,7 +222,9 @@ func encoded(t testing.TB, s *socket.Socket, p *packet.Packet) socket.Frame {
 func TestReaderHeldUpByAWriteIsReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv := newTestPeer(t, nil)
-		HandlePull(srv.PullRouter, "/quick", func(ctx PullCtx, args *string) (string, Xerror) { return *args, nil })
+		HandlePull(srv.PullRouter, "/quick", func(ctx PullCtx, args *string) (string, Xerror) {
+			return *args, nil
+		})
 		pushed := make(chan struct{}, 10)
 		HandlePush(srv.PushRouter, "/note", func(PushCtx, *string) { pushed <- struct{}{} })
 		takeForQuick(srv)
@@ -231,15 +236,18 @@ func TestReaderHeldUpByAWriteIsReplaced(t *testing.T) {
 
 		// The reply is larger than the connection holds, and is not read.
 		text := strings.Repeat("x", 10000)
-		require.NoError(t, raw.WritePacket(&packet.Packet{Header: &packet.Header{Id: "1", Type: packet.TypePull, Uri: "/quick"}, Body: text}))
+		require.NoError(t, raw.WritePacket(&packet.Packet{Header: &packet.Header{Id: "1",
+			Type: packet.TypePull, Uri: "/quick"}, Body: text}))
 		for range 3 {
 			start := time.Now()
-			require.NoError(t, raw.WritePacket(&packet.Packet{Header: &packet.Header{Type: packet.TypePush, Uri: "/note"}, Body: "x"}))
+			require.NoError(t, raw.WritePacket(&packet.Packet{Header: &packet.Header{Type: packet.TypePush,
+				Uri: "/note"}, Body: "x"}))
 			<-pushed
 			require.LessOrEqual(t, time.Since(start), 2*role.Tick)
 		}
 		var got string
-		require.NoError(t, raw.ReadPacket(new(packet.Packet), func(*packet.Header) interface{} { return &got }))
+		require.NoError(t, raw.ReadPacket(new(packet.Packet),
+			func(*packet.Header) interface{} { return &got }))
 		require.Equal(t, text, got)
 		synctest.Wait()
 		require.Equal(t, 1, readers())
@@ -257,7 +265,9 @@ func TestQuickHandlerPullsBack(t *testing.T) {
 			cmd := ctx.Session().Pull("/echo", *args, &got)
 			return got, cmd.Xerror
 		})
-		HandlePull(cli.PullRouter, "/echo", func(ctx PullCtx, args *string) (string, Xerror) { return *args, nil })
+		HandlePull(cli.PullRouter, "/echo", func(ctx PullCtx, args *string) (string, Xerror) {
+			return *args, nil
+		})
 		takeForQuick(srv)
 		takeForQuick(cli)
 		sess, _ := connect(t, cli, srv, pipe.Options{})
@@ -454,7 +464,8 @@ func TestHeldUpReadersUnderLoad(t *testing.T) {
 				for i := range 300 {
 					n := uint64(s)<<40 | uint64(c)<<32 | uint64(i*7+c)
 					var got uint64
-					if cmd := sess.Pull("/some", n, &got); !assert.Nil(t, cmd.Xerror) || !assert.Equal(t, n+1, got) {
+					if cmd := sess.Pull("/some", n, &got); !assert.Nil(t, cmd.Xerror) || !assert.Equal(t, n+1,
+						got) {
 						return
 					}
 				}
@@ -521,7 +532,8 @@ func TestQuietSessionGetsANewReader(t *testing.T) {
 			buf := make([]byte, 1<<20)
 			all := string(buf[:runtime.Stack(buf, true)])
 			const by = "created by github.com/henrylee2cn/teleport."
-			return strings.Count(all, by+"(*reader).await")+strings.Count(all, by+"(*conn).ReplaceReader") == 2
+			return strings.Count(all, by+"(*reader).await")+strings.Count(all, by+
+				"(*conn).ReplaceReader") == 2
 		}, 20*time.Second, 50*time.Millisecond)
 	}
 	require.NoError(t, sess.Close())
@@ -537,7 +549,8 @@ func TestHalfAPacketWhenTheReaderIsReplaced(t *testing.T) {
 		_, err := srv.ServeConn(cb)
 		require.NoError(t, err)
 		frame := func(id, uri string) []byte {
-			b, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: id, Type: packet.TypePull, Uri: uri}, Body: "x"}, packet.Limits{})
+			b, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: id, Type: packet.TypePull,
+				Uri: uri}, Body: "x"}, packet.Limits{})
 			require.NoError(t, err)
 			return b
 		}

@@ -23,7 +23,8 @@ import (
 var (
 	killedClients = flag.Int("killed-clients", 100, "how many sessions redial in TestKilledAndStartedAgain")
 	killedFor     = flag.Duration("killed-for", time.Second, "how long the server is away")
-	killedCheck   = flag.Bool("killed-check", false, "check how long it takes, and how evenly dials are spread")
+	killedCheck   = flag.Bool("killed-check", false,
+		"check how long it takes, and how evenly dials are spread")
 )
 
 // freePort is a port that no connection of somebody else's has by chance while nobody
@@ -122,7 +123,8 @@ func TestKilledAndStartedAgain(t *testing.T) {
 	returned = time.Now()
 	downFor := time.Since(began)
 	close(second)
-	require.Eventually(t, func() bool { return back.Load() == int64(clients) || t.Failed() }, 5*time.Minute, time.Millisecond)
+	require.Eventually(t, func() bool { return back.Load() == int64(clients) || t.Failed() }, 5*time.Minute,
+		time.Millisecond)
 	ending.Store(true)
 	wg.Wait()
 	require.NoError(t, cli.Close())
@@ -138,9 +140,11 @@ func TestKilledAndStartedAgain(t *testing.T) {
 			worstLater = max(worstLater, n-i)
 		}
 	}
-	t.Logf("%d sessions, %v without a server: all back %v after its return; %d calls answered, of %d the outcome unknown; "+
+	t.Logf("%d sessions, %v without a server: all back %v after its return; %d calls answered, of %d the "+
+		"outcome unknown; "+
 		"%d dials, %d of them in the worst 100 ms; %d since the return, %d in the worst 100 ms",
-		clients, downFor.Round(time.Millisecond), time.Duration(last.Load()).Round(time.Millisecond), calls.Load(), unknown.Load(),
+		clients, downFor.Round(time.Millisecond), time.Duration(last.Load()).Round(time.Millisecond),
+		calls.Load(), unknown.Load(),
 		len(dials), worst, later, worstLater)
 	if *killedCheck {
 		require.Less(t, time.Duration(last.Load()), 15*time.Second)

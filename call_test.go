@@ -43,7 +43,8 @@ func TestMeta(t *testing.T) {
 			cfg.DefaultHeaderCodec = headerCodec
 			sess, _ := connect(t, newTestPeer(t, cfg), srv, pipe.Options{})
 			for _, fail := range []bool{false, true} {
-				cmd := sess.Pull("/pull", fail, nil, WithMeta("a", "1"), WithMeta("b", "2"), WithMeta("a", "3"))
+				cmd := sess.Pull("/pull", fail, nil, WithMeta("a", "1"), WithMeta("b", "2"),
+					WithMeta("a", "3"))
 				require.Equal(t, fail, cmd.Xerror != nil)
 				require.Equal(t, map[string]string{"a": "3", "b": "2"}, cmd.Output().Header.Meta)
 				require.Equal(t, map[string]string{"reply": "2", "é": ""}, cmd.Meta())
@@ -88,7 +89,8 @@ func TestDetails(t *testing.T) {
 	HandlePull(srv.PullRouter, "/json", func(PullCtx, *string) (string, Xerror) {
 		return "", WithDetails(NewXerror(422, "too young"), want)
 	})
-	HandlePull(srv.PullRouter, "/proto", func(PullCtx, *wrapperspb.StringValue) (*wrapperspb.StringValue, Xerror) {
+	HandlePull(srv.PullRouter, "/proto", func(PullCtx, *wrapperspb.StringValue) (*wrapperspb.StringValue,
+		Xerror) {
 		return nil, WithDetails(NewXerror(422, "too young"), wrapperspb.String("age"))
 	})
 	HandlePull(srv.PullRouter, "/bad", func(PullCtx, *string) (string, Xerror) {
@@ -97,7 +99,9 @@ func TestDetails(t *testing.T) {
 	HandlePull(srv.PullRouter, "/deep", func(PullCtx, *string) (string, Xerror) {
 		return "", WithDetails(NewXerror(422, ""), [][]int{{1}})
 	})
-	HandlePull(srv.PullRouter, "/none", func(PullCtx, *string) (string, Xerror) { return "", NewXerror(422, "") })
+	HandlePull(srv.PullRouter, "/none", func(PullCtx, *string) (string, Xerror) {
+		return "", NewXerror(422, "")
+	})
 	up := dial(t, middle, srv)
 	HandlePull(middle.PullRouter, "/through", func(_ PullCtx, uri *string) (string, Xerror) {
 		return "", up.Pull(*uri, "", nil).Xerror
@@ -191,10 +195,13 @@ func TestCall(t *testing.T) {
 		}
 		return sum, nil
 	})
-	HandlePull(srv.PullRouter, "/up", func(_ PullCtx, s *wrapperspb.StringValue) (*wrapperspb.StringValue, Xerror) {
+	HandlePull(srv.PullRouter, "/up", func(_ PullCtx, s *wrapperspb.StringValue) (*wrapperspb.StringValue,
+		Xerror) {
 		return wrapperspb.String(strings.ToUpper(s.Value)), nil
 	})
-	HandlePull(srv.PullRouter, "/refusal", func(PullCtx, *string) (*refusal, Xerror) { return &refusal{"f", 1}, nil })
+	HandlePull(srv.PullRouter, "/refusal", func(PullCtx, *string) (*refusal, Xerror) {
+		return &refusal{"f", 1}, nil
+	})
 	notes := make(chan string, 1)
 	HandlePush(srv.PushRouter, "/note", func(_ PushCtx, s *string) { notes <- *s })
 	sess, _ := connect(t, newTestPeer(t, nil), srv, pipe.Options{})
@@ -206,7 +213,8 @@ func TestCall(t *testing.T) {
 	sum, err = Call[int](ctx, sess, "/sum", []int{1, -2})
 	require.ErrorIs(t, err, NewXerror(StatusBadRequest, "negative"))
 	require.Zero(t, sum)
-	up, err := Call[*wrapperspb.StringValue](ctx, sess, "/up", wrapperspb.String("text"), WithBodyCodec("protobuf"))
+	up, err := Call[*wrapperspb.StringValue](ctx, sess, "/up", wrapperspb.String("text"),
+		WithBodyCodec("protobuf"))
 	require.NoError(t, err)
 	require.Equal(t, "TEXT", up.Value)
 	up, err = Call[*wrapperspb.StringValue](ctx, sess, "/nowhere", nil)

@@ -22,7 +22,8 @@ import (
 func TestMixUps(t *testing.T) {
 	cert, key := newAuthority(t).issue(t, nil)
 	withTLS := func() *PeerConfig {
-		return &PeerConfig{TLSConfig: &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{cert.Raw}, PrivateKey: key}}}}
+		pair := tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key}
+		return &PeerConfig{TLSConfig: &tls.Config{Certificates: []tls.Certificate{pair}}}
 	}
 	say := func(t *testing.T, addr, text string) {
 		conn, err := net.Dial("tcp", addr)
@@ -94,7 +95,9 @@ func TestTLSSessionsAreResumed(t *testing.T) {
 	cert, key := newAuthority(t).issue(t, nil)
 	roots := x509.NewCertPool()
 	roots.AddCert(cert)
-	srv := newTestPeer(t, &PeerConfig{TLSConfig: &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{cert.Raw}, PrivateKey: key}}}})
+	srv := newTestPeer(t,
+		&PeerConfig{TLSConfig: &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{cert.Raw},
+			PrivateKey: key}}}})
 	resumed := make(chan bool, 1)
 	HandlePull(srv.PullRouter, "/a", func(ctx PullCtx, _ *int) (int, Xerror) {
 		state, _ := ctx.Session().Socket().TLS()
@@ -138,6 +141,7 @@ func TestUnixMode(t *testing.T) {
 		_, err = os.Stat(path)
 		require.ErrorIs(t, err, os.ErrNotExist, "it is removed")
 	}
-	p := newTestPeer(t, &PeerConfig{ListenAddrs: []string{"unix:" + filepath.Join(path, "none")}, UnixMode: 0o600})
+	p := newTestPeer(t, &PeerConfig{ListenAddrs: []string{"unix:" + filepath.Join(path, "none")},
+		UnixMode: 0o600})
 	require.Error(t, p.Listen())
 }

@@ -50,10 +50,13 @@ func TestPanicWithAValueThatContainsItself(t *testing.T) {
 			srv, cli := newTestPeer(t, nil, plugin), newTestPeer(t, &PeerConfig{PrintBody: true})
 			HandlePull(srv.PullRouter, "/handler", func(PullCtx, *int) (int, Xerror) { panic(v) })
 			HandlePull(srv.PullRouter, "/hook", func(PullCtx, *int) (int, Xerror) { return 0, nil })
-			HandlePull(srv.PullRouter, "/body", func(PullCtx, *int) (interface{}, Xerror) { return panickingBody{v}, nil })
+			HandlePull(srv.PullRouter, "/body", func(PullCtx, *int) (interface{}, Xerror) {
+				return panickingBody{v}, nil
+			})
 			sess, _ := connect(t, cli, srv, pipe.Options{})
 			require.EqualError(t, sess.Pull("/handler", 1, nil).Xerror, "500 internal server error")
-			require.LessOrEqual(t, len(strings.SplitN(c.next(t, "handler of /handler: panic: "), "\n", 2)[0]), maxPrinted+100)
+			require.LessOrEqual(t, len(strings.SplitN(c.next(t, "handler of /handler: panic: "), "\n", 2)[0]),
+				maxPrinted+100)
 			require.EqualError(t, sess.Pull("/hook", 1, nil).Xerror, "424 failed plugin")
 			c.next(t, "plugin hook, PreReadBody: panic: ")
 			require.EqualError(t, sess.Pull("/body", 1, nil).Xerror, "500 the reply could not be encoded")
@@ -77,6 +80,7 @@ func TestPrintBodyOfWhatContainsItself(t *testing.T) {
 		deep = []interface{}{deep}
 	}
 	require.NotEmpty(t, printBody(deep))
-	require.Equal(t, `{"a<b":[1,null,"é"]}`, printBody(map[string]interface{}{"a<b": []interface{}{1, nil, "é"}}), "as it is sent")
+	require.Equal(t, `{"a<b":[1,null,"é"]}`, printBody(map[string]interface{}{"a<b": []interface{}{1, nil,
+		"é"}}), "as it is sent")
 	require.Equal(t, "(printing panicked)", printBody((*string)(nil)))
 }

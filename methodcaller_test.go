@@ -109,7 +109,8 @@ func callBoth(m reflect.Method, ctrl func() interface{}, arg func() interface{})
 // reflection: the same dynamic type, the same value, and the same error.
 func TestMethodCallerReturnsWhatReflectionDoes(t *testing.T) {
 	ctrl := func() interface{} {
-		return &shapes{byValue: byValue{Big: [20]int{19: 42}, Tag: "value "}, byPointer: &byPointer{"pointer "}, Calls: 5}
+		return &shapes{byValue: byValue{Big: [20]int{19: 42}, Tag: "value "},
+			byPointer: &byPointer{"pointer "}, Calls: 5}
 	}
 	typ := reflect.TypeFor[*shapes]()
 	require.Equal(t, 30, typ.NumMethod())
@@ -118,7 +119,10 @@ func TestMethodCallerReturnsWhatReflectionDoes(t *testing.T) {
 		for _, fail := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/fail=%v", m.Name, fail), func(t *testing.T) {
 				keep := 7
-				arg := func() interface{} { return &shapeArgs{N: 1001, Fail: fail, Text: "text", Keep: &keep} }
+				arg := func() interface{} {
+					return &shapeArgs{N: 1001, Fail: fail, Text: "text",
+						Keep: &keep}
+				}
 				got, want := callBoth(m, ctrl, arg)
 				require.Equal(t, reflect.TypeOf(want[0]), reflect.TypeOf(got[0]))
 				require.Equal(t, want, got)
@@ -168,7 +172,8 @@ func (f *funcShape) Func(a *shapeArgs) (func() int, Xerror) {
 
 func TestMethodCallerReturnsFunctions(t *testing.T) {
 	f := &funcShape{n: 10}
-	reply, x := methodCaller(reflect.TypeOf(f).Method(0), true)(reflect.ValueOf(f), reflect.ValueOf(&shapeArgs{N: 100}))
+	reply, x := methodCaller(reflect.TypeOf(f).Method(0), true)(reflect.ValueOf(f),
+		reflect.ValueOf(&shapeArgs{N: 100}))
 	require.True(t, x == nil)
 	require.Equal(t, 111, reply.(func() int)())
 	require.Equal(t, 112, reply.(func() int)())
@@ -192,7 +197,8 @@ func TestMethodCallerLetsPanicsThrough(t *testing.T) {
 		for i := range typ.NumMethod() {
 			a := new(shapeArgs)
 			call := methodCaller(typ.Method(i), c.pull)
-			require.PanicsWithValue(t, a, func() { call(reflect.ValueOf(c.ctrl), reflect.ValueOf(a)) }, typ.Method(i).Name)
+			require.PanicsWithValue(t, a, func() { call(reflect.ValueOf(c.ctrl), reflect.ValueOf(a)) },
+				typ.Method(i).Name)
 		}
 	}
 }
@@ -212,7 +218,8 @@ func TestMethodCallerOfPushes(t *testing.T) {
 	var got []string
 	p := &pushShape{got: &got}
 	p.big[9] = 9
-	for name, arg := range map[string]interface{}{"Pointer": &shapeArgs{Text: "a"}, "Value": &shapeArgs{Text: "b"}, "Words": &[]string{"c", "d"}} {
+	for name, arg := range map[string]interface{}{"Pointer": &shapeArgs{Text: "a"},
+		"Value": &shapeArgs{Text: "b"}, "Words": &[]string{"c", "d"}} {
 		m, _ := reflect.TypeOf(p).MethodByName(name)
 		reply, x := methodCaller(m, false)(reflect.ValueOf(p), reflect.ValueOf(arg))
 		require.True(t, reply == nil && x == nil, name)
@@ -284,7 +291,8 @@ func TestMethodCallerKeepsMemoryAlive(t *testing.T) {
 		func() {
 			arg := &gcArgs{text: fmt.Appendf(nil, "argument %d", i), deep: 10 * i}
 			arg.big[1<<14-1] = i
-			reply, x := pull(reflect.ValueOf(&gcShape{fmt.Appendf(nil, "receiver %d, ", i)}), reflect.ValueOf(arg))
+			reply, x := pull(reflect.ValueOf(&gcShape{fmt.Appendf(nil, "receiver %d, ", i)}),
+				reflect.ValueOf(arg))
 			runtime.GC()
 			litter()
 			got := reply.(*gcArgs)
