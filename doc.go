@@ -33,16 +33,16 @@ The server's handler reaches its client in the same way, by ctx.Session().
   - what a handler knows: [PullCtx] and [PushCtx]
   - calls: [Call], [Session.Pull], [Session.PullContext], [Session.GoPull], [Session.Push]
   - errors: [Xerror] and [NewXerror], [Retryable], [NotRun], [Local], [WithDetails] and [Details]
-  - one packet otherwise than the others: [WithMeta], [WithReplyMeta], [WithBodyCodec],
+  - settings of one packet: [WithMeta], [WithReplyMeta], [WithBodyCodec],
     [WithGzip], [WithHeaderCodec]
   - the process: [GraceSignal], [SetShutdown], [Reboot]
 
 # Contexts, metadata and errors
 
-[Session.PullContext] and [Session.PushContext] end with a context. Its deadline and
-its end travel: the handler finds them in its own Context, and a pull that it makes by
-that inherits what is left. [WithMeta] sends pairs of strings beside the body. An error
-is an [Xerror], a code and a text, which works with errors.Is and errors.As;
+[Session.PullContext] and [Session.PushContext] end with a context. The other
+side's handler finds the deadline, and a cancellation, in a context of its own, and a pull
+that it makes with that context has what is left of the time. [WithMeta] sends pairs of strings beside the body. An error
+is an [Xerror], a code and a text, and works with errors.Is and errors.As;
 [WithDetails] adds a value for programs. [Retryable] says whether another attempt is worth
 while, and [Local] on which side the error was made.
 
@@ -74,18 +74,19 @@ A [Plugin] has some of sixteen hooks, each an interface with one method:
     [PostReadBodyPlugin]
   - replies to it: [PreWriteReplyPlugin], [PostWriteReplyPlugin]
 
-# The log
-
-[SetLogger] takes any log/slog handler, and [SetLogLevel] the least level. Programs may use
-the log for lines of their own: [Tracef], [Debugf], [Infof], [Noticef], [Warnf], [Errorf] and
-[Criticalf] log at their level, [Printf] always, and [Panicf] and [Fatalf] end what they are
-called in.
-
 # Limits
 
 What the other sides and the network can make a peer do is bounded: sizes, times,
 handlers at once, sessions, memory. Each limit is a field of [PeerConfig] with a
 default that is safe for a server which anybody may connect to. A pull that was not
 run for a limit's sake fails with [StatusOverloaded].
+
+# The log
+
+What the library logs goes to standard error at [LevelInfo] and above. [SetLogger] takes any
+log/slog handler instead, and [SetLogLevel] sets the least level. Programs may use the log for
+lines of their own: [Tracef], [Debugf], [Infof], [Noticef], [Warnf], [Errorf] and [Criticalf]
+log at their level, [Printf] always, and [Panicf] and [Fatalf] also end the goroutine or the
+process.
 */
 package tp

@@ -24,14 +24,13 @@ const (
 	LevelOff = slog.Level(1 << 20)
 )
 
-// Logger takes what the package and Infof and its kin log. Both methods are called from many
-// goroutines at once.
+// Logger receives the lines that the library logs, and those of Infof and the like. Both methods are
+// called from many goroutines at once.
 //
-// Every slog.Handler is one. It is given the library's own lines as a message that is always
-// the same, "session ended" for example, with attributes: session, remote, uri, kind, code,
-// duration, received, sent, error and others. A Logger that is no slog.Handler, and the
-// default, get the line for people that says all of that. What Infof and its kin log is the
-// message that the program has made, everywhere.
+// Every slog.Handler is a Logger. It gets each line of the library as a constant message, for example
+// "session ended", with attributes: session, remote, uri, kind, code, duration, received, sent, error
+// and others. A Logger that is not a slog.Handler gets one text in which all of this stands, and so does
+// the default Logger. The messages of Infof and the like are the same for both.
 type Logger interface {
 	// Enabled reports whether a message of the level would be used.
 	Enabled(ctx context.Context, level slog.Level) bool

@@ -5,15 +5,15 @@ import (
 	"log/slog"
 )
 
-// userf logs what the program says, as it says it.
+// userf logs a message of the program as it is.
 func userf(level slog.Level, format string, args []interface{}) {
 	if logEnabled(level) {
 		output(level, fmt.Sprintf(format, args...))
 	}
 }
 
-// Tracef logs at LevelTrace. It, and what follows, logs the message as it is written: where
-// an argument is text of a stranger's, which may have line ends in it, print it with %q.
+// Tracef logs at LevelTrace. Tracef and the functions below log the message as it is. Print an argument
+// with %q if it is a text from the other side, which may have line ends in it.
 func Tracef(format string, args ...interface{}) { userf(LevelTrace, format, args) }
 
 // Debugf logs at LevelDebug.

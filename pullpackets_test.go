@@ -64,12 +64,12 @@ func TestPacketsAreTheSameMadeAgain(t *testing.T) {
 	none := func() interface{} { return nil }
 	bare, hooked := newPacketPair(t, newPacketServer(t))
 	for _, c := range []struct {
-		name   string
-		uri    string
-		args   interface{}
-		reply  func() interface{}
-		codec  string
-		fits   bool // into wire
+		name  string
+		uri   string
+		args  interface{}
+		reply func() interface{}
+		codec string
+		fits  bool // into wire
 	}{
 		{"json", "/echo", map[string]interface{}{"a": 1., "b": long}, iface, "json", true},
 		{"json default", "/echo?with=query", []interface{}{1., 2.}, iface, "", true},
