@@ -41,8 +41,8 @@ The server's handler reaches its client in the same way, by ctx.Session().
 
 [Session.PullContext] and [Session.PushContext] end with a context. The other
 side's handler finds the deadline, and a cancellation, in a context of its own, and a pull
-that it makes with that context has what is left of the time. [WithMeta] sends pairs of strings beside the body. An error
-is an [Xerror], a code and a text, and works with errors.Is and errors.As;
+that it makes with that context has what is left of the time. [WithMeta] sends pairs of
+strings beside the body. An error is an [Xerror], a code and a text, and works with errors.Is and errors.As;
 [WithDetails] adds a value for programs. [Retryable] says whether another attempt is worth
 while, and [Local] on which side the error was made.
 

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -98,6 +99,46 @@ func TestNoLineIsWide(t *testing.T) {
 		return nil
 	}))
 	require.Greater(t, seen, 100)
+}
+
+// The pages under docs name tests as proofs, and files; all of them exist.
+func TestDocsNameWhatExists(t *testing.T) {
+	t.Parallel()
+	var files, tests strings.Builder
+	require.NoError(t, filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		fmt.Fprintln(&files, "/"+filepath.ToSlash(path))
+		if strings.HasSuffix(path, "_test.go") {
+			text, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			tests.Write(text)
+		}
+		return nil
+	}))
+	pages, err := filepath.Glob("docs/*.md")
+	require.NoError(t, err)
+	require.NotEmpty(t, pages)
+	inTests := regexp.MustCompile("`(?:[a-z]+\\.)?((?:Test|Fuzz|Benchmark)[A-Z][A-Za-z]*)`")
+	inFiles := regexp.MustCompile("`([a-z_/0-9]+\\.go)`")
+	seen := 0
+	for _, page := range append(pages, "README.md") {
+		text, err := os.ReadFile(page)
+		require.NoError(t, err)
+		own, _, _ := strings.Cut(string(text), "## What others do")
+		for _, m := range inTests.FindAllStringSubmatch(own, -1) {
+			seen++
+			require.Contains(t, tests.String(), "func "+m[1]+"(", "%s names a test that is not there", page)
+		}
+		for _, m := range inFiles.FindAllStringSubmatch(own, -1) {
+			seen++
+			require.Contains(t, files.String(), "/"+m[1]+"\n", "%s names a file that is not there", page)
+		}
+	}
+	require.Greater(t, seen, 50)
 }
 
 // usesOfFiles returns which names of which other files of the package each one uses: of types,
