@@ -31,7 +31,7 @@ type reader struct {
 func (cn *conn) read(replaces bool) { newReader(cn, replaces).read() }
 
 func newReader(cn *conn, replaces bool) *reader {
-	return &reader{conn: cn, turn: cn.role.Begin(&cn.peer.watch), dirty: replaces}
+	return &reader{conn: cn, turn: cn.role.Begin(), dirty: replaces}
 }
 
 func (r *reader) read() {

@@ -387,8 +387,8 @@ func TestReadersWithoutASlot(t *testing.T) {
 		var others []role.Turn // until there is no slot left
 		for i := range uint32(1000) {
 			nobody := new(role.Role)
-			nobody.Init(nil, i)
-			if turn := nobody.Begin(&srv.watch); turn.Watched() {
+			nobody.Init(nil, &srv.watch, i)
+			if turn := nobody.Begin(); turn.Watched() {
 				others = append(others, turn)
 			}
 		}

@@ -76,7 +76,7 @@ func (t *sessions) attachLocked(cn *conn) {
 	}
 	t.conns[cn] = struct{}{}
 	t.count++
-	cn.role.Init(cn, t.count)
+	cn.role.Init(cn, &cn.peer.watch, t.count)
 }
 
 // full reports whether no further session would be taken in.

@@ -1,6 +1,7 @@
 package tp
 
 import (
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -46,4 +47,31 @@ func TestTCPOptions(t *testing.T) {
 			require.Equal(t, want, got)
 		}
 	}
+}
+
+// A goroutine begins with a stack of 2 KiB. A reader that waits for a packet fits into that, so that a
+// session that does nothing costs no more.
+func TestIdleReadersHaveSmallStacks(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector makes frames larger")
+	}
+	const sessions, first = 300, 2 << 10
+	srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
+	pullFn(srv, echo)
+	addr := serve(t, srv)
+	stacks := func() int64 {
+		runtime.GC() // frees the stacks of goroutines that have ended
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.StackInuse)
+	}
+	before := stacks()
+	for range sessions {
+		sess, err := cli.Dial(addr)
+		require.NoError(t, err)
+		requireAlive(t, sess)
+	}
+	// The readers of a session that was quiet for a second are new goroutines.
+	require.Eventually(t, func() bool { return (stacks()-before)/(2*sessions) < first+first/4 }, time.Minute,
+		100*time.Millisecond)
 }

@@ -132,8 +132,8 @@ type HeaderView struct {
 	// These are the fields of [Header].
 	Id, Uri, Status        []byte
 	Type, Gzip, StatusCode int32
-	Timeout                int64
 	NotRun                 bool
+	Timeout                int64
 	// Meta is a map of its own, nil if there is nothing in it.
 	Meta map[string]string
 }

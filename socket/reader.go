@@ -74,7 +74,9 @@ func (r *reader) init(conn net.Conn, o Options) {
 	r.limits, r.budget = o.Limits, o.Limits.Budget
 	r.frame = max(o.FrameTimeout, 0)
 	r.timeout.Store(int64(max(o.ReadTimeout, 0)))
-	r.armed = true // clears a deadline that a former owner of conn left
+	// A former owner of conn may have left a deadline. It is cleared here and not before the first read, so
+	// that the stack of the goroutine which reads need not grow for that.
+	_ = conn.SetReadDeadline(time.Time{})
 }
 
 func (r *reader) setTimeout(d time.Duration) {

@@ -43,12 +43,13 @@ type Owner interface {
 type Role struct {
 	turn  atomic.Uint64
 	owner Owner
+	watch *Watch
 	first uint32 // where the reader begins to look for a slot
 }
 
-// Init makes the Role ready. The serial must be different for each owner.
-func (r *Role) Init(owner Owner, serial uint32) {
-	r.owner, r.first = owner, serial*slotStep
+// Init makes the Role ready. Its readers are watched by w. The serial must be different for each owner.
+func (r *Role) Init(owner Owner, w *Watch, serial uint32) {
+	r.owner, r.watch, r.first = owner, w, serial*slotStep
 }
 
 // Watch replaces readers that are held up. Its goroutine runs while there are readers to watch, and ends when
@@ -66,7 +67,7 @@ func (w *Watch) Init(closed <-chan struct{}) { w.closed = closed }
 func (w *Watch) Running() bool { return w.running.Load() }
 
 // claim puts the role in a free slot and returns the slot's index; -1 if there is none.
-func (w *Watch) claim(r *Role) int {
+func (w *Watch) claim(r *Role) int32 {
 	for try := range uint32(tries) {
 		i := int((r.first + try) % slots)
 		if w.slots[i].Load() == nil && w.slots[i].CompareAndSwap(nil, r) {
@@ -74,7 +75,7 @@ func (w *Watch) claim(r *Role) int {
 			if !w.running.Load() && w.running.CompareAndSwap(false, true) {
 				go w.run()
 			}
-			return i
+			return int32(i)
 		}
 	}
 	return -1
@@ -133,22 +134,21 @@ func (w *Watch) empty() bool {
 // Turn is the time of one reader, from when it begins to read until it ends or is replaced. Only the reader's
 // goroutine uses it.
 type Turn struct {
-	role  *Role
-	watch *Watch
-	n     uint64 // the role's turn as the reader knows it
-	slot  int    // its index in the watch's slots; -1 if it has none
+	role *Role
+	n    uint64 // the role's turn as the reader knows it
+	slot int32  // its index in the watch's slots; -1 if it has none
 }
 
 // Begin makes the caller the role's reader.
-func (r *Role) Begin(w *Watch) Turn {
-	return Turn{role: r, watch: w, n: r.turn.Load(), slot: -1}
+func (r *Role) Begin() Turn {
+	return Turn{role: r, n: r.turn.Load(), slot: -1}
 }
 
 // Watched puts the reader in a slot of the watch if it is in none, and reports whether it is in one, which it
 // must be before Enter. It reports false if no slot is free.
 func (t *Turn) Watched() bool {
 	if t.slot < 0 {
-		t.slot = t.watch.claim(t.role)
+		t.slot = t.role.watch.claim(t.role)
 	}
 	return t.slot >= 0
 }
@@ -175,7 +175,7 @@ func (t *Turn) Away() bool { return t.n%2 == 1 }
 // Unwatch gives the slot back. The reader calls it before it waits for input.
 func (t *Turn) Unwatch() {
 	if t.slot >= 0 {
-		t.watch.slots[t.slot].Store(nil)
+		t.role.watch.slots[t.slot].Store(nil)
 		t.slot = -1
 	}
 }

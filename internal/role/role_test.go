@@ -31,8 +31,8 @@ func TestHeldUpReadersAreReplaced(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *role.Watch) {
 		var o owner
 		var r role.Role
-		r.Init(&o, 1)
-		turn := r.Begin(w)
+		r.Init(&o, w, 1)
+		turn := r.Begin()
 		for range 100 {
 			require.True(t, turn.Watched())
 			turn.Enter()
@@ -46,7 +46,7 @@ func TestHeldUpReadersAreReplaced(t *testing.T) {
 		time.Sleep(10 * role.Tick)
 		synctest.Wait()
 		require.EqualValues(t, 1, o.replaced.Load())
-		next := r.Begin(w) // who reads now
+		next := r.Begin() // who reads now
 		require.True(t, next.Watched())
 		next.Enter()
 		require.False(t, turn.Leave(), "who comes back finds that another one reads")
@@ -61,8 +61,8 @@ func TestReadersThatReadAreLeftAlone(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *role.Watch) {
 		var o owner
 		var r role.Role
-		r.Init(&o, 1)
-		turn := r.Begin(w)
+		r.Init(&o, w, 1)
+		turn := r.Begin()
 		require.False(t, w.Running())
 		require.True(t, turn.Watched())
 		require.True(t, w.Running())
@@ -85,8 +85,8 @@ func TestSlotsAreBounded(t *testing.T) {
 		n := 0
 		for i := range uint32(1000) {
 			r := new(role.Role)
-			r.Init(new(owner), i)
-			turn := r.Begin(w)
+			r.Init(new(owner), w, i)
+			turn := r.Begin()
 			if turn.Watched() {
 				turns = append(turns, turn)
 				n++
@@ -97,8 +97,8 @@ func TestSlotsAreBounded(t *testing.T) {
 			turns[i].Unwatch()
 		}
 		r := new(role.Role)
-		r.Init(new(owner), 5)
-		turn := r.Begin(w)
+		r.Init(new(owner), w, 5)
+		turn := r.Begin()
 		require.True(t, turn.Watched())
 	})
 }
