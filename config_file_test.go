@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -20,26 +21,28 @@ func allSet(t *testing.T) PeerConfig {
 		UnixMode: 0o600, Redial: new(Redial)}
 	n := int64(1)
 	for _, v := range []reflect.Value{reflect.ValueOf(&c).Elem(), reflect.ValueOf(c.Redial).Elem()} {
-		fields, _ := fileFields(v.Type())
-		for _, f := range fields {
-			field := v.FieldByIndex(f.Index)
+		for i := range v.NumField() {
+			field, name := v.Field(i), v.Type().Field(i).Name
+			if slices.Contains(peerConfigForm.ProgramOnly, name) {
+				continue
+			}
 			n++
 			switch {
 			case !field.IsZero():
 			case field.Kind() == reflect.String:
-				field.SetString(f.name)
+				field.SetString(name)
 			case field.Kind() == reflect.Bool:
 				field.SetBool(true)
 			case field.Kind() == reflect.Slice:
 				field.Set(reflect.ValueOf([]string{"127.0.0.1:1", "unix:/a"}))
-			case field.Type() == typeDuration:
+			case field.Type() == reflect.TypeFor[time.Duration]():
 				field.SetInt(n * int64(time.Millisecond) * 700)
 			case field.Kind() == reflect.Int || field.Kind() == reflect.Int32: // which may have 32 bits
 				field.SetInt(n)
 			case field.CanInt():
 				field.SetInt(n << (10 * (n % 4)))
 			}
-			require.False(t, field.IsZero(), f.name)
+			require.False(t, field.IsZero(), name)
 		}
 	}
 	c.MaxSessions, c.MaxBufferedBytes, c.KeepAlive = -1, -1, -1
