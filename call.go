@@ -81,6 +81,7 @@ type transit struct {
 	held int64       // bytes taken from the connection's input budget, beside what raw has
 	// unmarshalled is how many more bytes Unmarshal has taken; the call's mu guards it.
 	unmarshalled int64
+	owed         uint64        // credit that a push has cost, until it begins
 	free         bool          // the call is too small to be counted in the budget
 	start        time.Time     // zero unless the call is measured
 	arrived      time.Duration // when a pull with a timeout was received, since processStart
@@ -367,6 +368,7 @@ func (c *call) handle() (waiting int) {
 		c.release()
 		return 0
 	}
+	c.begins()
 	pull := c.handler.pull
 	if pull {
 		c.prepareReply()
@@ -414,6 +416,12 @@ func (c *call) handle() (waiting int) {
 	released = true
 	c.release()
 	return waiting
+}
+
+// begins gives back the credit of a push, which does not wait any more.
+func (c *call) begins() {
+	c.conn.flow.Handled(c.owed)
+	c.owed = 0
 }
 
 // process runs the hooks and the handler. It returns the reply's body, or the error that is the reply.

@@ -145,8 +145,9 @@ type PeerConfig struct {
 	// read, on. A pull for which there is no memory is answered with StatusOverloaded.
 	MaxBufferedBytes int64
 	// MaxSessionInput bounds the pushes of one session that wait for others to be
-	// handled, in bytes of memory (8 MiB); past it the session is closed. One push may
-	// wait whatever its size.
+	// handled, in bytes of memory (8 MiB; 64 KiB at least). The other side is told, and its Push
+	// waits. A side of a version that does not know this is cut off instead, see
+	// [PushesLost]. One push may wait whatever its size.
 	MaxSessionInput int64
 	// MaxSessionOutput is how many bytes may wait to be written to one session
 	// before the next call that writes to the session has to wait, for the write

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/henrylee2cn/teleport/internal/calltable"
+	"github.com/henrylee2cn/teleport/internal/credit"
 	"github.com/henrylee2cn/teleport/internal/role"
 	"github.com/henrylee2cn/teleport/internal/tlsconf"
 	"github.com/henrylee2cn/teleport/internal/workers"
@@ -50,6 +51,7 @@ type conn struct {
 	// this side's pushes that the other side has handled, if it has said so at its end.
 	pushesRead uint64
 	taken      atomic.Pointer[uint64]
+	flow       credit.Flow   // of pushes
 	queue      workers.Queue // calls that wait for a worker
 	calls      calltable.Table[call]
 	// The connection's share of the peer's memory: for what is received, and for what waits to be written.
@@ -92,6 +94,7 @@ func (cn *conn) init(s *Session, nc net.Conn) {
 	}
 	cn.sess, cn.peer, cn.sock = s, s.peer, socket.New(nc, o)
 	cn.queue.Init(cn)
+	cn.flow.Init(cn, cfg.MaxSessionInput)
 }
 
 // limitReading changes the limits of what is read from now on. Only the goroutine that reads may call it.
@@ -202,6 +205,7 @@ func (cn *conn) heardGoAway(answered bool) {
 	if cn.away.Swap(true) {
 		return
 	}
+	cn.flow.Interrupt(errGoesAway)
 	logf(LevelDebug, "the other side is shutting down", "session %s: the other side is shutting down",
 		cn.logAttrs()...)
 	if r := cn.sess.redial; r != nil {
@@ -256,6 +260,7 @@ func (cn *conn) end(cause error) error {
 	}
 	cn.peer.sessions.detach(cn)
 	cn.endCalls()
+	cn.flow.End(errSocketClosed)
 	cn.wakeReader()
 	for _, pd := range cn.pulls.Close() {
 		pd.complete(cn.lostPull(cause))
@@ -412,6 +417,33 @@ func (cn *conn) sendControlFrame(frame socket.Frame) {
 func (cn *conn) encodeHeader(h *packet.Header) (socket.Frame, error) {
 	return cn.sock.Encode(socket.Permit{}, nil, &packet.Packet{HeaderCodec: cn.peer.cfg.DefaultHeaderCodec,
 		Header: h})
+}
+
+// pushCost is what a push costs in bytes of credit beside its header and its body.
+const pushCost = 2 << 10
+
+// creditId is the id of the packet that asks for credit.
+const creditId = "credit"
+
+// AskForCredit asks how many bytes of pushes the other side takes. A peer that does not know credit answers
+// the packet, as it has an id.
+func (cn *conn) AskForCredit() { cn.sendControl(&packet.Header{Id: creditId, Type: packet.TypeCredit}) }
+
+// SendCredit says how many bytes of pushes the other side may send.
+func (cn *conn) SendCredit(meta map[string]string) {
+	cn.sendControl(&packet.Header{Type: packet.TypeCredit, Meta: meta})
+}
+
+// heardCredit is called by the goroutine that reads with the header of a packet of type credit: with an id
+// the packet asks for credit, and without one it grants credit.
+func (cn *conn) heardCredit(id []byte, meta map[string]string) error {
+	if len(id) == 0 {
+		return cn.flow.Granted(meta)
+	}
+	if cn.flow.Asked() {
+		cn.peer.workers.Trust(&cn.queue)
+	}
+	return nil
 }
 
 // answer queues the reply to a ping. It does not wait for room.

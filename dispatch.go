@@ -31,6 +31,7 @@ func (r *reader) input(c *call, uri string) *call {
 	v := &r.view
 	c.keepId(v.Id)
 	c.typ, c.uri = v.Type, uri
+	c.owed, r.owed = r.owed, 0
 	c.setInput(v, r.length, uri)
 	if v.Timeout > 0 {
 		c.arrived = time.Since(processStart)
@@ -117,6 +118,9 @@ func (r *reader) call(c *call, table *routeTable) error {
 		cn.handlerDone()
 		return nil
 	}
+	if c.typ == packet.TypePush && cn.peer.workers.Full(&cn.queue) {
+		c.raw.Trim()
+	}
 	switch cn.peer.workers.Run((*job)(c)) {
 	case workers.Overloaded:
 		r.refuse(c, newXerror(StatusOverloaded, "too many handlers are running, the pull was not run", nil))
@@ -200,6 +204,7 @@ func (r *reader) reject(c *call, x Xerror) error {
 		r.conn.peer.log.rarely(LevelWarn, "push dropped", "push %s from %s dropped: %v",
 			uriAttr(c.inHdr.Uri), slog.String("remote", c.Ip()), errAttr(x),
 			slog.String("session", r.conn.sess.Id()))
+		c.begins()
 		c.release()
 		return nil
 	}

@@ -31,7 +31,8 @@ The server's handler reaches its client in the same way, by ctx.Session().
   - handlers: [Method] and [Note], one definition for both sides; [HandlePull] and [HandlePush];
     controllers with [PullRouter.Reg] and [PushRouter.Reg]
   - what a handler knows: [PullCtx] and [PushCtx]
-  - calls: [Call], [Session.Pull], [Session.PullContext], [Session.GoPull], [Session.Push]
+  - calls: [Call], [Session.Pull], [Session.PullContext], [Session.GoPull], [Session.Push],
+    [Session.TryPush]
   - errors: [Xerror] and [NewXerror], [Retryable], [NotRun], [Local], [WithDetails] and [Details]
   - settings of one packet: [WithMeta], [WithReplyMeta], [WithBodyCodec],
     [WithGzip], [WithHeaderCodec]

@@ -60,6 +60,8 @@ var ErrPeerClosed = errors.New("tp: the peer is closed")
 
 var (
 	// errClosedHere is the cause when this side has closed the session.
-	errClosedHere        = errors.New("closed by this side")
+	errClosedHere = errors.New("closed by this side")
+	// errGoesAway is why nothing more is sent to a side that shuts down.
+	errGoesAway          = errors.New("the other side is shutting down")
 	errClosedInHandshake = errors.New("closed during the handshake")
 )

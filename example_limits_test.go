@@ -52,3 +52,32 @@ func ExamplePeerConfig_limits() {
 	// 413 packet: too large: body length 2097153 exceeds limit 1048576
 	// done
 }
+
+// A server that sends positions to its players skips those that a slow player has no room for: the next one
+// is newer.
+func ExampleSession_TryPush() {
+	player := tp.NewPeer(&tp.PeerConfig{MaxSessionHandlers: 1, MaxSessionInput: 100_000})
+	defer player.Close()
+	drawn := make(chan struct{})
+	tp.HandlePush(player.PushRouter, "/position", func(tp.PushCtx, *[2]float64) { <-drawn })
+	addr := serve(player)
+
+	server := tp.NewPeer(nil)
+	defer server.Close()
+	sess, err := server.Dial(addr)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	skipped := 0
+	for i := range 1000 {
+		if x := sess.TryPush("/position", [2]float64{float64(i), 0}); x != nil &&
+			x.Code() == tp.StatusOverloaded {
+			skipped++
+		}
+	}
+	fmt.Println("some were skipped:", skipped > 0, "- the session goes on:", sess.Err() == nil)
+	close(drawn)
+	// Output:
+	// some were skipped: true - the session goes on: true
+}

@@ -142,7 +142,7 @@ func TestPushWhileAWriteFailsTakesNoBudget(t *testing.T) {
 	near, far := net.Pipe()
 	defer far.Close()
 	conn := &failingConn{Conn: near, closing: make(chan struct{}), goOn: make(chan struct{})}
-	p := newTestPeer(t, nil)
+	p := withoutCredit(newTestPeer(t, nil))
 	sess, err := p.ServeConn(conn)
 	require.NoError(t, err)
 	require.Nil(t, sess.Push("/x", 1))

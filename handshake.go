@@ -149,6 +149,20 @@ func (f *foreSession) Receive(body interface{}) (*packet.Packet, error) {
 	if f.over.Load() {
 		return nil, errHandshakeOver
 	}
+	for {
+		p, err := f.receive(body)
+		if h := p.Header; h == nil || h.Type != packet.TypeCredit || err != nil && socket.Fatal(err) {
+			return p, err
+		}
+		// It is about the pushes of the session, which may be ahead of the handshake.
+		if err := f.conn.heardCredit([]byte(p.Header.Id), p.Header.Meta); err != nil {
+			return p, err
+		}
+	}
+}
+
+// receive reads the next packet.
+func (f *foreSession) receive(body interface{}) (*packet.Packet, error) {
 	p := new(packet.Packet)
 	var stray Xerror
 	var refused packet.RawBody
@@ -156,7 +170,7 @@ func (f *foreSession) Receive(body interface{}) (*packet.Packet, error) {
 		if h.Type == packet.TypeReply && h.Id == refusedId {
 			return &refused
 		}
-		if stray = f.stray(h); stray != nil {
+		if stray = f.stray(h); stray != nil || h.Type == packet.TypeCredit {
 			return nil
 		}
 		return body

@@ -180,7 +180,7 @@ func TestTooManyPushesWait(t *testing.T) {
 	log := captureLog(t, LevelInfo)
 	synctest.Test(t, func(t *testing.T) {
 		srv, release, ran := blockedPeer(t, PeerConfig{MaxSessionHandlers: 1, MaxSessionInput: 100_000})
-		cli := newTestPeer(t, nil)
+		cli := withoutCredit(newTestPeer(t, nil))
 		good, _ := connect(t, cli, srv, pipe.Options{})
 		bad, other := connect(t, cli, srv, pipe.Options{})
 		for range 1000 {
@@ -382,7 +382,8 @@ func TestFrameTimeout(t *testing.T) {
 // timeout is over.
 func TestOutputOfASessionThatNeverReads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		srv := newTestPeer(t, &PeerConfig{MaxSessionOutput: 1 << 20, DefaultWriteTimeout: 5 * time.Second})
+		srv := withoutCredit(newTestPeer(t, &PeerConfig{MaxSessionOutput: 1 << 20,
+			DefaultWriteTimeout: 5 * time.Second}))
 		conn, far := pipe.New(pipe.Options{})
 		defer far.Close()
 		sess, err := srv.ServeConn(conn)
@@ -405,7 +406,7 @@ func TestOutputOfASessionThatNeverReads(t *testing.T) {
 // its way, so that no session holds up another.
 func TestBudgetOfOutput(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		srv := newTestPeer(t, &PeerConfig{MaxBufferedBytes: 1 << 20})
+		srv := withoutCredit(newTestPeer(t, &PeerConfig{MaxBufferedBytes: 1 << 20}))
 		cli := newTestPeer(t, nil)
 		pullFn(cli, echo)
 		stuckConn, far := pipe.New(pipe.Options{})
@@ -636,7 +637,7 @@ func TestGoexitAndTheBudget(t *testing.T) {
 func TestLargePushThatCannotWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv, release, _ := blockedPeer(t, PeerConfig{MaxSessionHandlers: 1})
-		sess, other := connect(t, newTestPeer(t, nil), srv, pipe.Options{})
+		sess, other := connect(t, withoutCredit(newTestPeer(t, nil)), srv, pipe.Options{})
 		require.Nil(t, sess.Push("/wait", "x"))
 		require.Nil(t, sess.Push("/wait", strings.Repeat("x", 10<<20)), "one may wait, whatever its size")
 		synctest.Wait()

@@ -4,14 +4,14 @@ import (
 	"fmt"
 )
 
-// Push is one way: nothing says of a single push that it was handled. But a side that ends a
-// session because it cannot keep up with the pushes says in its last packet how many of them
-// it has taken, so that the other knows how many are lost.
+// Push is one way: nothing says of a single push that it was handled. A side that ends a session because it
+// cannot keep up with the pushes says in its last packet how many of them it has taken, so that the other
+// knows how many are lost.
 
-// PushesLost is why a session has ended whose other side did not keep up with the pushes:
-// those that waited there would have taken more than its PeerConfig.MaxSessionInput, or than
-// the memory that was left. errors.As finds it in the cause that PostDisconnect hooks get,
-// and in [Session.Err].
+// PushesLost is why a session has ended whose other side did not keep up with the pushes: those that waited
+// there would have taken more than the memory that was left, or, if one of the two sides is of a version in
+// which Push does not wait for credit, more than its PeerConfig.MaxSessionInput. errors.As finds it in the
+// cause that PostDisconnect hooks get, and in [Session.Err].
 type PushesLost struct {
 	// Sent is how many pushes this side has handed to the connection, and Taken how many of
 	// those the other side has taken: in the order in which they were sent, without gaps but

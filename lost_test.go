@@ -26,7 +26,7 @@ func TestPushesThatAreLostAreCounted(t *testing.T) {
 			if redials {
 				cfg.Redial = &Redial{}
 			}
-			cli := newTestPeer(t, cfg, disconnected{causes})
+			cli := withoutCredit(newTestPeer(t, cfg, disconnected{causes}))
 			sess := dial(t, cli, srv)
 			require.NoError(t, sess.Err())
 			sent := uint64(0)

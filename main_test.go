@@ -113,6 +113,12 @@ func dial(t testing.TB, from, to *Peer) *Session {
 	return sess
 }
 
+// withoutCredit makes the peer one that does not know credit, as peers of earlier versions.
+func withoutCredit(p *Peer) *Peer {
+	p.noCredit = true
+	return p
+}
+
 // connect joins two peers by an in-memory connection and returns both sessions.
 func connect(t testing.TB, a, b *Peer, o pipe.Options) (*Session, *Session) {
 	t.Helper()

@@ -209,7 +209,7 @@ func TestHandlersAreShared(t *testing.T) {
 func TestHeadersAreCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv, release, _ := blockedPeer(t, PeerConfig{MaxSessionHandlers: 100, MaxSessionInput: 1 << 20})
-		sess, other := connect(t, newTestPeer(t, nil), srv, pipe.Options{})
+		sess, other := connect(t, withoutCredit(newTestPeer(t, nil)), srv, pipe.Options{})
 		uri := "/wait?" + strings.Repeat("x", 50_000)
 		done := make(chan *PullCmd, 50)
 		for range cap(done) {

@@ -41,6 +41,7 @@ type Peer struct {
 	acceptors       atomic.Int64 // goroutines that accept connections
 	log             lines
 	packetLog       packetLog
+	noCredit        bool // tests set this: the peer does not know credit, as peers of earlier versions
 	// dialConn is PeerConfig.DialContext, or that of a net.Dialer.
 	dialConn func(ctx context.Context, network, address string) (net.Conn, error)
 

@@ -24,6 +24,7 @@ type reader struct {
 	pending bool
 	view    packet.HeaderView // of the packet that is being read
 	length  int64             // of the packet's body
+	owed    uint64            // credit for a push
 }
 
 // read reads packets until the connection ends, or this reader is replaced by
@@ -133,6 +134,9 @@ func (r *reader) next(c *call) error {
 		return r.call(c, cn.peer.PullRouter.routes.table.Load())
 	case packet.TypePush:
 		cn.pushesRead++
+		if r.owed, err = cn.flow.Received(uint64(r.view.Length + r.length + pushCost)); err != nil {
+			return fmt.Errorf("the other side has pushed beyond its credit: %w", err)
+		}
 		return r.call(c, cn.peer.PushRouter.routes.table.Load())
 	case packet.TypeCancel:
 		cn.sock.SkipBody()
@@ -145,6 +149,11 @@ func (r *reader) next(c *call) error {
 			_ = cn.answer(string(r.view.Id), r.view.Codec) // if there is no room the session ends
 		}
 		return nil
+	case packet.TypeCredit:
+		if !cn.peer.noCredit {
+			cn.sock.SkipBody()
+			return cn.heardCredit(r.view.Id, r.view.Meta)
+		}
 	case packet.TypeGoAway:
 		cn.sock.SkipBody()
 		cn.heardFarewell(r.view.StatusCode, r.view.Meta)
@@ -246,6 +255,10 @@ func (r *reader) strayReply() error {
 		return r.refusal()
 	}
 	cn.sock.SkipBody()
+	if string(id) == creditId {
+		cn.flow.Refused()
+		return nil
+	}
 	logf(LevelDebug, "reply to no pull in flight dropped",
 		"session %s: reply %s to no pull in flight dropped", slog.String("session", cn.sess.Id()),
 		slog.String("id", string(id)), slog.String("remote", cn.remoteIp()))

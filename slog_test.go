@@ -263,7 +263,7 @@ func TestEndsInPlainWords(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				log := captureSlog(t, LevelDebug)
 				a, b := pipe.New(pipe.Options{Buffer: 100})
-				p := newTestPeer(t, &c.cfg)
+				p := withoutCredit(newTestPeer(t, &c.cfg))
 				sess, err := p.ServeConn(a)
 				require.NoError(t, err)
 				c.do(sess, newRawPeer(t, b))

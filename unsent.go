@@ -22,6 +22,11 @@ func notRun(x Xerror) Xerror {
 	return &xerror{code: x.Code(), text: x.Text(), cause: x, notRun: true, after: afterOf(x)}
 }
 
+// goneAwayPush is the error of a push to a side that shuts down.
+func goneAwayPush() Xerror {
+	return unrun(StatusServiceUnavailable, "the other side is shutting down, the push was not sent", nil)
+}
+
 // closedXerror is the error of a packet that was not sent because its connection had ended.
 func (s *Session) closedXerror(text string, err error) *xerror {
 	cause := s.Err()

@@ -29,6 +29,10 @@ const (
 	// id, at once, and by nothing if it has none. It has no body. Who does not know it
 	// answers as well, with StatusUnsupportedType.
 	TypePing int32 = 6
+	// TypeCredit says how many bytes of pushes the other side may send. It has no id and no
+	// body; its metadata has the numbers, and a packet without metadata asks for them. A
+	// peer that does not know it ignores it.
+	TypeCredit int32 = 7
 )
 
 // Packet is one message. Its fields may be read and set freely by the goroutine that owns

@@ -36,6 +36,21 @@ func (b *Body) giveBack() {
 // taken from the budget.
 func (b *Body) Detach() { b.buf = nil }
 
+// Trim moves the body into memory of its own size if it is in a buffer of the pools that is more than twice
+// as large: for a body that is kept for some time.
+func (b *Body) Trim() {
+	if b.buf == nil || cap(b.B) <= 2*len(b.B) {
+		return
+	}
+	exact := append(make([]byte, 0, len(b.B)), b.B...)
+	bufpool.Put(b.buf)
+	if most := int64(cap(exact)); b.cost > most {
+		b.budget.Give(b.cost - most)
+		b.cost = most
+	}
+	b.B, b.buf = exact, nil
+}
+
 // Cost returns how many bytes are taken from the budget for the body.
 func (b *Body) Cost() int64 { return b.cost }
 

@@ -52,6 +52,30 @@ func TestSendRefusal(t *testing.T) {
 	})
 }
 
+// Offer is written without a flush, and refused at once where there is no room.
+func TestSendOffer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca, cb := pipe.New(pipe.Options{Buffer: 100})
+		a := socket.New(ca, socket.Options{MaxOutput: 10_000})
+		b := socket.New(cb, socket.Options{})
+		offered := 0
+		var err error
+		for ; err == nil; offered++ {
+			require.Less(t, offered, 1000)
+			err = sendFrame(a, encode(t, a, message("1", strings.Repeat("x", 1000))), socket.Offer)
+		}
+		requireWriteError(t, err, socket.ErrOutputFull)
+		require.Equal(t, uint64(offered-1), a.Posted())
+		for range offered - 1 {
+			requireMessage(t, b, "1", strings.Repeat("x", 1000))
+		}
+		require.NoError(t, sendFrame(a, encode(t, a, message("2", "there is room again")), socket.Offer))
+		requireMessage(t, b, "2", "there is room again")
+		require.NoError(t, a.Close())
+		require.NoError(t, b.Close())
+	})
+}
+
 // Who finds the output full waits for the write timeout at most.
 func TestOutputThatStaysFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -101,6 +101,9 @@ const (
 	// Queue leaves the frame to the next packet that is written, or to Flush, which must follow. The sender
 	// does not wait: where there is no room the error wraps [ErrOutputFull], and the socket can be used on.
 	Queue
+	// Offer is Later without the wait: where there is no room the error wraps [ErrOutputFull], and the
+	// socket can be used on.
+	Offer
 	// Refusal is Queue for a small reply that says why a call is not handled. When the output is full for
 	// other frames, an eighth more of these may be queued, but 256 KiB at most.
 	Refusal
@@ -135,21 +138,21 @@ func (w *writer) write(ctx context.Context, f Frame, mode Mode) (waiting int, er
 	}
 	waiting = int(w.queued)
 	w.enqueueLocked(f)
-	if mode == Later {
+	if mode == Later || mode == Offer {
 		w.posted++
 	}
 	w.watchLocked(0)
 	if f.permit {
 		w.endPermitLocked()
 	}
-	flush := !w.flushing && mode < Queue
+	flush := !w.flushing && (mode < Queue || mode == Offer)
 	if flush {
 		w.flushing = true
 	}
 	w.mu.Unlock()
 	switch {
 	case !flush:
-	case mode == Later:
+	case mode == Later, mode == Offer:
 		go w.flushRest()
 	case mode == Try:
 		runtime.Gosched()

@@ -78,6 +78,7 @@ type Queue struct {
 	pushes    []Job
 	pushBytes int64
 	blocked   bool // is in Pool.blocked
+	trusted   bool // the sender bounds the pushes that wait
 	// pulls wait for room in the output: what they would reply could not be sent.
 	pulls     []Job
 	pullBytes atomic.Int64 // written under Pool.mu
@@ -85,6 +86,21 @@ type Queue struct {
 
 // Init makes the Queue ready.
 func (q *Queue) Init(owner Owner) { q.owner = owner }
+
+// Trust says that the connection's other side bounds by itself how many of its pushes wait, so that the Pool
+// need not.
+func (w *Pool) Trust(own *Queue) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	own.trusted = true
+}
+
+// Full reports whether a push of the connection would have to wait now.
+func (w *Pool) Full(own *Queue) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(own.pushes) > 0 || !w.roomLocked(own)
+}
 
 // PullBytes returns how many bytes the pulls keep alive that wait for room in the output.
 func (q *Queue) PullBytes() int64 { return q.pullBytes.Load() }
@@ -213,7 +229,7 @@ func (w *Pool) startLocked(c Job) {
 
 func (w *Pool) waitLocked(c Job) Verdict {
 	own := c.Queue()
-	if len(own.pushes) > 0 && !within(own.pushBytes+c.Cost(), w.mostWaiting) {
+	if len(own.pushes) > 0 && !own.trusted && !within(own.pushBytes+c.Cost(), w.mostWaiting) {
 		return Overflown
 	}
 	c.Waits()

@@ -1,0 +1,56 @@
+package tp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/henrylee2cn/teleport/socket"
+)
+
+// The pushes of a connection go by credit, see internal/credit: a sender has no more bytes of pushes on the
+// way, or waiting to be handled, than the receiver's PeerConfig.MaxSessionInput.
+
+// awaitCredit takes credit for a push. It waits no longer than ctx lasts, and for the write timeout at most
+// if ctx has no end.
+func (cn *conn) awaitCredit(ctx context.Context, amount uint64) (cost uint64, x Xerror) {
+	bound := cn.sock.WriteTimeout()
+	bounded := bound > 0 && ctx.Done() == nil
+	if bounded {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, bound)
+		defer cancel()
+	}
+	cn.peer.keeper.Expect() // a side that does not read gives no credit
+	cost, err := cn.flow.Take(ctx, amount)
+	switch {
+	case err == nil:
+		return cost, nil
+	case err == errGoesAway:
+		return 0, goneAwayPush()
+	case ctx.Err() == nil || !errors.Is(err, ctx.Err()): // the connection has ended
+		return 0, cn.sendXerror(ctx, err)
+	}
+	cn.endIfStalled()
+	if bounded {
+		return 0, unrun(StatusWriteFailed, fmt.Sprintf(
+			"the other side has not handled earlier pushes for %v, nothing was sent", bound), nil)
+	}
+	return 0, notSent(ctx)
+}
+
+// endIfStalled ends the connection if the other side has given no credit for the write timeout, as it ends
+// one whose other side does not read. Otherwise such a side would hold up everything that pushes to it, again
+// and again.
+func (cn *conn) endIfStalled() {
+	bound := cn.sock.WriteTimeout()
+	if bound <= 0 || cn.flow.Stalled() < bound {
+		return
+	}
+	if !cn.flow.Out().Known() { // not even the reader of the other side has answered
+		_ = cn.fail(&socket.WriteError{Err: os.ErrDeadlineExceeded, Unsent: true})
+		return
+	}
+	_ = cn.fail(fmt.Errorf("the other side has not handled the pushes that wait there for %v", bound))
+}
