@@ -94,7 +94,7 @@ func (cn *conn) init(s *Session, nc net.Conn) {
 	}
 	cn.sess, cn.peer, cn.sock = s, s.peer, socket.New(nc, o)
 	cn.queue.Init(cn)
-	cn.flow.Init(cn, cfg.MaxSessionInput)
+	cn.flow.Init(cn)
 }
 
 // limitReading changes the limits of what is read from now on. Only the goroutine that reads may call it.
@@ -432,6 +432,17 @@ func (cn *conn) AskForCredit() { cn.sendControl(&packet.Header{Id: creditId, Typ
 // SendCredit says how many bytes of pushes the other side may send.
 func (cn *conn) SendCredit(meta map[string]string) {
 	cn.sendControl(&packet.Header{Type: packet.TypeCredit, Meta: meta})
+}
+
+// CreditWindow returns how many bytes of pushes may wait here.
+func (cn *conn) CreditWindow() int64 { return cn.peer.cfg.MaxSessionInput }
+
+// CreditEnd returns why nothing can be sent any more.
+func (cn *conn) CreditEnd() error {
+	if cn.ended.Load() {
+		return errSocketClosed
+	}
+	return nil
 }
 
 // heardCredit is called by the goroutine that reads with the header of a packet of type credit: with an id

@@ -164,6 +164,9 @@ func (s *Sender) Waiting() int { return int(s.waiting.Load()) }
 // Sent returns how much was taken so far, without what was returned.
 func (s *Sender) Sent() uint64 { return s.sent.Load() }
 
+// Limit returns how much may have been sent in all.
+func (s *Sender) Limit() uint64 { return s.limit.Load() }
+
 // Known reports whether the receiver has said what its window is.
 func (s *Sender) Known() bool { return s.window.Load() != 0 }
 

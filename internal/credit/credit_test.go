@@ -389,6 +389,9 @@ func TestSendersAndHandlersAtOnce(t *testing.T) {
 
 // link carries what two Flows say to each other, in order.
 type link struct {
+	window int64
+	ended  error
+
 	mu    sync.Mutex
 	asked int
 	metas []map[string]string
@@ -399,6 +402,10 @@ func (l *link) AskForCredit() {
 	defer l.mu.Unlock()
 	l.asked++
 }
+
+func (l *link) CreditWindow() int64 { return l.window }
+
+func (l *link) CreditEnd() error { return l.ended }
 
 func (l *link) SendCredit(meta map[string]string) {
 	l.mu.Lock()
@@ -416,9 +423,9 @@ func (l *link) take() (metas []map[string]string) {
 // A sender asks when half of what it may send first is used up, and once.
 func TestFlowOfTwoSides(t *testing.T) {
 	var out, in credit.Flow
-	var here, there link
-	out.Init(&here, 0)
-	in.Init(&there, 1<<20)
+	here, there := new(link), &link{window: 1 << 20}
+	out.Init(here)
+	in.Init(there)
 	var costs []uint64
 	send := func(amount uint64) {
 		t.Helper()
@@ -462,14 +469,14 @@ func TestFlowOfTwoSides(t *testing.T) {
 func TestFlowWithASideThatDoesNotKnowCredit(t *testing.T) {
 	var in, out credit.Flow
 	var l link
-	in.Init(&l, 1)
+	in.Init(&l)
 	for range 10 {
 		cost, err := in.Received(1 << 20)
 		require.NoError(t, err)
 		in.Handled(cost)
 	}
 	require.Empty(t, l.take())
-	out.Init(&l, 1)
+	out.Init(&l)
 	out.Refused() // before anything was sent
 	for !out.Waits() {
 		if _, ok := out.TryTake(credit.First / 4); !ok {
@@ -480,8 +487,9 @@ func TestFlowWithASideThatDoesNotKnowCredit(t *testing.T) {
 	_, ok := out.TryTake(math.MaxUint64)
 	require.True(t, ok)
 	var over credit.Flow
-	over.Init(&l, 1)
-	over.End(errors.New("over"))
+	l.ended = errors.New("over")
+	over.Init(&l)
+	over.End(l.ended)
 	_, ok = over.TryTake(1)
 	require.False(t, ok)
 	_, err := over.Take(t.Context(), 1)
@@ -492,7 +500,7 @@ func TestInterrupt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var f credit.Flow
 		var l link
-		f.Init(&l, 1)
+		f.Init(&l)
 		f.Interrupt(errors.New("nobody waits"))
 		done := make(chan error, 1)
 		go func() { _, err := f.Take(t.Context(), 1<<20); done <- err }()
@@ -516,7 +524,7 @@ func FuzzGranted(f *testing.F) {
 	f.Fuzz(func(t *testing.T, window, a, window2, b string) {
 		var flow credit.Flow
 		var l link
-		flow.Init(&l, 1)
+		flow.Init(&l)
 		sent := uint64(0)
 		for flow.Out().Sent() <= credit.First/2 {
 			cost, _ := flow.TryTake(10_000)

@@ -27,6 +27,12 @@ type Conn interface {
 	AskForCredit()
 	// SendCredit sends a packet that grants credit, with the metadata.
 	SendCredit(meta map[string]string)
+	// CreditWindow returns how many bytes the other side may have in what this side has not handled; a
+	// negative number is no bound, and one that is less than First is taken for that.
+	CreditWindow() int64
+	// CreditEnd returns why nothing can be sent any more; nil if something can. It must return an error
+	// before Flow.End is called.
+	CreditEnd() error
 }
 
 // Flow is the credit of one connection, in both directions. It says to the other side what has to be said:
@@ -36,16 +42,19 @@ type Conn interface {
 //   - A receiver that is asked answers with its window and the first grant. It does so once.
 //   - A side that does not know credit refuses. Then nothing bounds the sender.
 //
-// All methods are safe for concurrent use. Init makes a Flow ready.
+// All methods are safe for concurrent use. Init makes a Flow ready. It takes little memory until something is
+// sent.
 type Flow struct {
 	conn Conn
-	most int64
-	out  atomic.Pointer[Sender]
+	out  atomic.Pointer[outgoing]
 	in   atomic.Pointer[incoming]
+}
 
-	mu    sync.Mutex // guards the fields below, and setting out
+// outgoing is what this side sends.
+type outgoing struct {
+	Sender
+	mu    sync.Mutex // guards the fields below
 	asked bool       // AskForCredit was called
-	ended error
 	// stalled is when a take first found no credit, and limit what was granted then.
 	stalled time.Time
 	limit   uint64
@@ -57,35 +66,33 @@ type incoming struct {
 	bound atomic.Bool // the other side has asked for credit, and keeps to it
 }
 
-// Init makes the Flow ready. The other side may have most bytes in what this side has not handled; a negative
-// number is no bound, and one that is less than First is taken for that.
-func (f *Flow) Init(conn Conn, most int64) { f.conn, f.most = conn, most }
+// Init makes the Flow ready.
+func (f *Flow) Init(conn Conn) { f.conn = conn }
 
 // Out returns the credit for what this side sends.
-func (f *Flow) Out() *Sender {
-	if s := f.out.Load(); s != nil {
-		return s
+func (f *Flow) Out() *Sender { return &f.sender().Sender }
+
+func (f *Flow) sender() *outgoing {
+	if o := f.out.Load(); o != nil {
+		return o
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	s := f.out.Load()
-	if s == nil {
-		s = new(Sender)
-		s.Init(First)
-		if f.ended != nil {
-			s.End(f.ended)
-		}
-		f.out.Store(s)
+	o := new(outgoing)
+	o.Init(First)
+	if !f.out.CompareAndSwap(nil, o) {
+		return f.out.Load()
 	}
-	return s
+	if err := f.conn.CreditEnd(); err != nil { // End may have come too early for this
+		o.End(err)
+	}
+	return o
 }
 
 // TryTake is [Sender.TryTake].
 func (f *Flow) TryTake(amount uint64) (cost uint64, ok bool) {
-	s := f.Out()
-	cost, ok = s.TryTake(amount)
-	if !s.Known() && (!ok || s.Sent() > First/2) {
-		f.ask()
+	o := f.sender()
+	cost, ok = o.TryTake(amount)
+	if !o.Known() && (!ok || o.Sent() > First/2) {
+		f.ask(o)
 	}
 	if !ok {
 		f.Stalled()
@@ -95,33 +102,42 @@ func (f *Flow) TryTake(amount uint64) (cost uint64, ok bool) {
 
 // Take is [Sender.Take].
 func (f *Flow) Take(ctx context.Context, amount uint64) (cost uint64, err error) {
-	s := f.Out()
-	if !s.Known() {
-		f.ask()
+	o := f.sender()
+	if !o.Known() {
+		f.ask(o)
 	}
-	return s.Take(ctx, amount)
+	return o.Take(ctx, amount)
 }
 
 // Stalled returns for how long there has been no grant since a take first found no credit, until now.
 func (f *Flow) Stalled() time.Duration {
-	limit := f.Out().limit.Load()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.stalled.IsZero() || f.limit != limit {
-		f.stalled, f.limit = time.Now(), limit
+	return f.sender().stalls()
+}
+
+func (o *outgoing) stalls() time.Duration {
+	limit := o.Limit()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.stalled.IsZero() || o.limit != limit {
+		o.stalled, o.limit = time.Now(), limit
 	}
-	return time.Since(f.stalled)
+	return time.Since(o.stalled)
 }
 
 // ask asks for credit, once.
-func (f *Flow) ask() {
-	f.mu.Lock()
-	asked := f.asked
-	f.asked = true
-	f.mu.Unlock()
-	if !asked {
+func (f *Flow) ask(o *outgoing) {
+	if o.asks() {
 		f.conn.AskForCredit()
 	}
+}
+
+// asks reports true the first time.
+func (o *outgoing) asks() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	first := !o.asked
+	o.asked = true
+	return first
 }
 
 // Waits reports whether a take waits.
@@ -198,8 +214,8 @@ func (f *Flow) receiver() *incoming {
 	if in == nil {
 		in = new(incoming)
 		window := uint64(Unbounded)
-		if f.most >= 0 {
-			window = uint64(f.most)
+		if most := f.conn.CreditWindow(); most >= 0 {
+			window = uint64(most)
 		}
 		in.Init(window, First)
 		f.in.Store(in)
@@ -227,12 +243,8 @@ func (f *Flow) Interrupt(err error) {
 
 // End ends all takes that wait, and all that follow, with the error.
 func (f *Flow) End(err error) {
-	f.mu.Lock()
-	f.ended = err
-	s := f.out.Load()
-	f.mu.Unlock()
-	if s != nil {
-		s.End(err)
+	if o := f.out.Load(); o != nil {
+		o.End(err)
 	}
 }
 
