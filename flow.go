@@ -22,8 +22,7 @@ func (cn *conn) awaitCredit(ctx context.Context, amount uint64) (cost uint64, x 
 		ctx, cancel = context.WithTimeout(ctx, bound)
 		defer cancel()
 	}
-	cn.peer.keeper.Expect() // a side that does not read gives no credit
-	cost, err := cn.flow.Take(ctx, amount)
+	cost, err := cn.flow.Take(ctx, amount, cn.peer.keeper.Expect) // a side that does not read gives no credit
 	switch {
 	case err == nil:
 		return cost, nil

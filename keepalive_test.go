@@ -131,6 +131,21 @@ func TestKeepAliveOfSlowHandlers(t *testing.T) {
 	})
 }
 
+// Hooks of a pull may take longer than there is anything else that the connection is watched for.
+func TestKeepAliveOfAPullWithSlowHooks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cli := newTestPeer(t, nil, hookPlugin("slow", "PreWritePull", func(interface{}) error {
+			time.Sleep(time.Hour)
+			return nil
+		}))
+		conn, far := pipe.New(pipe.Options{Buffer: 1000})
+		defer far.Close()
+		sess, err := cli.ServeConn(conn)
+		require.NoError(t, err)
+		require.Equal(t, StatusConnClosed, sess.Pull("/a", 1, nil).Xerror.Code(), "nobody answers")
+	})
+}
+
 func TestKeepAliveCanBeTurnedOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newTestPeer(t, &PeerConfig{KeepAlive: -1, DefaultPullTimeout: time.Hour})

@@ -166,7 +166,6 @@ func (cmd *PullCmd) launch(ctx context.Context, pd *pending, settings []PacketSe
 	cmd.number = cn.pulls.next()
 	pd.number = cmd.number
 	cn.wakeReader()
-	cn.peer.keeper.Expect()
 	entered := false
 	defer func() {
 		if !entered {
@@ -272,6 +271,7 @@ func (cmd *PullCmd) send(ctx context.Context, pd *pending, frame socket.Frame) (
 		pd.complete(cn.sess.closedXerror("connection closed, the pull was not sent", nil))
 		return false, false
 	}
+	cn.peer.keeper.Expect()
 	if timer != nil {
 		timer.Reset(left)
 	}

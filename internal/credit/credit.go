@@ -98,8 +98,9 @@ func (s *Sender) take(amount uint64) (cost uint64, ok bool) {
 }
 
 // Take takes the amount, which is at least 1, when there is so much credit and all takes that have waited
-// longer are over. It returns what the packet costs. The error is that of [Sender.End], or ctx's.
-func (s *Sender) Take(ctx context.Context, amount uint64) (cost uint64, err error) {
+// longer are over. It returns what the packet costs. If Take waits it calls waits, which may be nil, when it
+// is counted by Waiting. The error is that of [Sender.End] or [Sender.Interrupt], or ctx's.
+func (s *Sender) Take(ctx context.Context, amount uint64, waits func()) (cost uint64, err error) {
 	if cost, ok := s.TryTake(amount); ok {
 		return cost, nil
 	}
@@ -113,6 +114,9 @@ func (s *Sender) Take(ctx context.Context, amount uint64) (cost uint64, err erro
 	s.waiting.Add(1)
 	s.serveLocked() // there may have been a grant since TryTake
 	s.mu.Unlock()
+	if waits != nil {
+		waits()
+	}
 	select {
 	case <-t.done:
 		return t.cost, t.err

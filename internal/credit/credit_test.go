@@ -80,7 +80,7 @@ func TestGrantsThatMakeNoSense(t *testing.T) {
 func TestUnboundedSender(t *testing.T) {
 	s := newSender(t, 10, 0, 0)
 	done := make(chan error, 1)
-	go func() { _, err := s.Take(t.Context(), 1000); done <- err }()
+	go func() { _, err := s.Take(t.Context(), 1000, nil); done <- err }()
 	require.NoError(t, s.Open(credit.Unbounded, 0))
 	require.NoError(t, <-done)
 	for range 100 {
@@ -99,7 +99,7 @@ func TestTakesAreServedInOrder(t *testing.T) {
 		var order []uint64
 		wait := func(ctx context.Context, amount uint64) {
 			go func() {
-				_, err := s.Take(ctx, amount)
+				_, err := s.Take(ctx, amount, nil)
 				mu.Lock()
 				defer mu.Unlock()
 				if err == nil {
@@ -135,7 +135,7 @@ func TestEndOfASender(t *testing.T) {
 		over := errors.New("over")
 		errs := make(chan error, 3)
 		for range 3 {
-			go func() { _, err := s.Take(context.Background(), 2); errs <- err }()
+			go func() { _, err := s.Take(context.Background(), 2, nil); errs <- err }()
 		}
 		synctest.Wait()
 		s.End(over)
@@ -143,7 +143,7 @@ func TestEndOfASender(t *testing.T) {
 		for range 3 {
 			require.Equal(t, over, <-errs)
 		}
-		_, err := s.Take(context.Background(), 1)
+		_, err := s.Take(context.Background(), 1, nil)
 		require.Equal(t, over, err)
 		require.NoError(t, s.Open(10, 10))
 		requireNotTaken(t, s, 1)
@@ -151,7 +151,7 @@ func TestEndOfASender(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()
 		live := newSender(t, 1, 0, 0)
-		_, err = live.Take(ctx, 2)
+		_, err = live.Take(ctx, 2, nil)
 		require.ErrorIs(t, err, context.Canceled)
 		requireTaken(t, live, 1, 1)
 	})
@@ -349,7 +349,7 @@ func TestSendersAndHandlersAtOnce(t *testing.T) {
 			wg.Go(func() {
 				for n := range each {
 					amount := uint64(1 + (i+n)%13)
-					if _, err := s.Take(t.Context(), amount); err != nil {
+					if _, err := s.Take(t.Context(), amount, nil); err != nil {
 						t.Error(err)
 						return
 					}
@@ -451,7 +451,7 @@ func TestFlowOfTwoSides(t *testing.T) {
 	require.False(t, ok)
 	require.False(t, out.Waits())
 	done := make(chan error)
-	go func() { _, err := out.Take(t.Context(), 600_000); done <- err }()
+	go func() { _, err := out.Take(t.Context(), 600_000, nil); done <- err }()
 	for _, cost := range costs {
 		in.Handled(cost)
 	}
@@ -492,7 +492,7 @@ func TestFlowWithASideThatDoesNotKnowCredit(t *testing.T) {
 	over.End(l.ended)
 	_, ok = over.TryTake(1)
 	require.False(t, ok)
-	_, err := over.Take(t.Context(), 1)
+	_, err := over.Take(t.Context(), 1, nil)
 	require.EqualError(t, err, "over")
 }
 
@@ -503,7 +503,7 @@ func TestInterrupt(t *testing.T) {
 		f.Init(&l)
 		f.Interrupt(errors.New("nobody waits"))
 		done := make(chan error, 1)
-		go func() { _, err := f.Take(t.Context(), 1<<20); done <- err }()
+		go func() { _, err := f.Take(t.Context(), 1<<20, nil); done <- err }()
 		synctest.Wait()
 		require.True(t, f.Waits())
 		stop := errors.New("stop")

@@ -101,12 +101,12 @@ func (f *Flow) TryTake(amount uint64) (cost uint64, ok bool) {
 }
 
 // Take is [Sender.Take].
-func (f *Flow) Take(ctx context.Context, amount uint64) (cost uint64, err error) {
+func (f *Flow) Take(ctx context.Context, amount uint64, waits func()) (cost uint64, err error) {
 	o := f.sender()
 	if !o.Known() {
 		f.ask(o)
 	}
-	return o.Take(ctx, amount)
+	return o.Take(ctx, amount, waits)
 }
 
 // Stalled returns for how long there has been no grant since a take first found no credit, until now.

@@ -56,32 +56,32 @@ type Keeper struct {
 
 	mu    sync.Mutex // guards timer
 	timer *time.Timer
-	// silent are the links that wait, as they were last seen. Only the timer's goroutine
-	// uses it.
+	// silent has the connections that wait, as they were last seen. Only the timer's goroutine uses it.
 	silent map[Conn]*silence
 }
 
-// silence is how long there has been no sign of life from a link.
+// silence is how long there has been no sign of life on a connection.
 type silence struct {
 	last  Signs
 	looks int
 }
 
-// Init makes the Keeper ready. Waiting returns the links on which something is waited for; a period that
-// is not positive turns the Keeper off.
+// Init makes the Keeper ready. Waiting returns the connections on which something is waited for; a period
+// that is not positive turns the Keeper off.
 func (k *Keeper) Init(period time.Duration, waiting func() []Conn) {
 	k.period, k.waiting = period, waiting
 }
 
-// Expect makes the Keeper look. It is called for whatever is waited for, before that is among what the
-// function of Init returns.
+// Expect makes the Keeper look. It is called for whatever is waited for, when that is among what the function
+// of Init returns: look turns the Keeper off before it asks that function for the last time, so one of the
+// two sees the other.
 func (k *Keeper) Expect() {
 	if !k.on.Load() && k.period > 0 && !k.on.Swap(true) {
 		k.again()
 	}
 }
 
-// Running reports whether the Keeper looks at links.
+// Running reports whether the Keeper looks at connections.
 func (k *Keeper) Running() bool { return k.on.Load() }
 
 func (k *Keeper) again() {
@@ -106,7 +106,7 @@ func (k *Keeper) Stop() {
 	}
 }
 
-// look is the timer's.
+// look is called by the timer.
 func (k *Keeper) look() {
 	waiting := k.waiting()
 	if k.over.Load() {
@@ -133,7 +133,7 @@ func (k *Keeper) look() {
 	k.again()
 }
 
-// ask does what is to be done about a link that has been silent for so long.
+// ask does what is to be done about a connection that was silent since s.
 func (k *Keeper) ask(l Conn, s *silence) {
 	switch s.looks++; {
 	case l.Lingers():
