@@ -118,7 +118,7 @@ func (r *reader) call(c *call, table *routeTable) error {
 		cn.handlerDone()
 		return nil
 	}
-	if c.typ == packet.TypePush && cn.peer.workers.Full(&cn.queue) {
+	if c.typ == packet.TypePush && c.raw.Oversized() && cn.peer.workers.Full(&cn.queue) {
 		c.raw.Trim()
 	}
 	switch cn.peer.workers.Run((*job)(c)) {

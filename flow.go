@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/henrylee2cn/teleport/socket"
 )
@@ -15,9 +16,11 @@ import (
 // awaitCredit takes credit for a push. It waits no longer than ctx lasts, and for the write timeout at most
 // if ctx has no end.
 func (cn *conn) awaitCredit(ctx context.Context, amount uint64) (cost uint64, x Xerror) {
-	bound := cn.sock.WriteTimeout()
-	bounded := bound > 0 && ctx.Done() == nil
-	if bounded {
+	var bound time.Duration // of the wait, beside ctx
+	if ctx.Done() == nil {
+		bound = cn.sock.WriteTimeout()
+	}
+	if bound > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, bound)
 		defer cancel()
@@ -32,7 +35,7 @@ func (cn *conn) awaitCredit(ctx context.Context, amount uint64) (cost uint64, x 
 		return 0, cn.sendXerror(ctx, err)
 	}
 	cn.endIfStalled()
-	if bounded {
+	if bound > 0 {
 		return 0, unrun(StatusWriteFailed, fmt.Sprintf(
 			"the other side has not handled earlier pushes for %v, nothing was sent", bound), nil)
 	}

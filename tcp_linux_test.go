@@ -8,6 +8,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/henrylee2cn/teleport/internal/race"
 )
 
 // The kernel is told when to give a connection up, on both ends.
@@ -52,7 +54,7 @@ func TestTCPOptions(t *testing.T) {
 // A goroutine begins with a stack of 2 KiB. A reader that waits for a packet fits into that, so that a
 // session that does nothing costs no more.
 func TestIdleReadersHaveSmallStacks(t *testing.T) {
-	if raceEnabled {
+	if race.Enabled {
 		t.Skip("the race detector makes frames larger")
 	}
 	const sessions, first = 300, 2 << 10

@@ -36,10 +36,12 @@ func (b *Body) giveBack() {
 // taken from the budget.
 func (b *Body) Detach() { b.buf = nil }
 
-// Trim moves the body into memory of its own size if it is in a buffer of the pools that is more than twice
-// as large: for a body that is kept for some time.
+// Oversized reports whether the body is in a buffer of the pools that is more than twice as large.
+func (b *Body) Oversized() bool { return b.buf != nil && cap(b.B) > 2*len(b.B) }
+
+// Trim moves a body that is Oversized into memory of its own size: for a body that is kept for some time.
 func (b *Body) Trim() {
-	if b.buf == nil || cap(b.B) <= 2*len(b.B) {
+	if !b.Oversized() {
 		return
 	}
 	exact := append(make([]byte, 0, len(b.B)), b.B...)

@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/henrylee2cn/teleport/internal/pipe"
+	"github.com/henrylee2cn/teleport/internal/race"
 	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/socket"
 )
@@ -444,7 +445,7 @@ func TestEncodeToTakesTheCallersMemory(t *testing.T) {
 	require.Equal(t, want, mem[:len(want)])
 	f.Drop()
 
-	if raceEnabled {
+	if race.Enabled {
 		return // the race detector allocates too
 	}
 	mem = make([]byte, 512)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/henrylee2cn/teleport/codec"
 	"github.com/henrylee2cn/teleport/internal/pipe"
+	"github.com/henrylee2cn/teleport/internal/race"
 	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/socket"
 )
@@ -322,7 +323,7 @@ func allocated(f func()) uint64 {
 // What the other side announces takes no memory before it has come.
 func TestMemoryIsNotTakenAhead(t *testing.T) {
 	limit := 128 << 10
-	if raceEnabled {
+	if race.Enabled {
 		limit *= 3 // the detector's build makes a copy where another would not
 	}
 	for _, tc := range []struct {

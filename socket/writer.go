@@ -2,8 +2,6 @@ package socket
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"math"
 	"net"
 	"runtime"
@@ -30,9 +28,6 @@ const (
 	minTaken = 4 << 10
 	maxTaken = 64 << 10
 )
-
-// maxPermits is how many packets are encoded with a permit at a time for one connection.
-var maxPermits = int32(max(2, runtime.GOMAXPROCS(0)))
 
 // writer gathers frames. At most one goroutine at a time is the flusher, which writes until nothing is
 // queued. Other senders put their frames into the queue and go on. The Mode of a frame says how it gets a
@@ -98,12 +93,12 @@ const (
 	// Try has the sender write as far as that need not wait for the connection, and a goroutine the rest.
 	// The sender waits for room.
 	Try
-	// Queue leaves the frame to the next packet that is written, or to Flush, which must follow. The sender
-	// does not wait: where there is no room the error wraps [ErrOutputFull], and the socket can be used on.
-	Queue
 	// Offer is Later without the wait: where there is no room the error wraps [ErrOutputFull], and the
 	// socket can be used on.
 	Offer
+	// Queue leaves the frame to the next packet that is written, or to Flush, which must follow. The sender
+	// does not wait: where there is no room the error wraps [ErrOutputFull], and the socket can be used on.
+	Queue
 	// Refusal is Queue for a small reply that says why a call is not handled. When the output is full for
 	// other frames, an eighth more of these may be queued, but 256 KiB at most.
 	Refusal
@@ -116,7 +111,7 @@ const (
 func (w *writer) write(ctx context.Context, f Frame, mode Mode) (waiting int, err error) {
 	w.mu.Lock()
 	if !w.roomLocked(int64(len(f.b)), f.cost > 0, w.reserve(mode)) && mode != Control {
-		if err = ErrOutputFull; mode < Queue {
+		if err = ErrOutputFull; mode < Offer {
 			w.mu.Unlock()
 			wait := w.waitFor(ctx)
 			defer wait.end()
@@ -145,7 +140,7 @@ func (w *writer) write(ctx context.Context, f Frame, mode Mode) (waiting int, er
 	if f.permit {
 		w.endPermitLocked()
 	}
-	flush := !w.flushing && (mode < Queue || mode == Offer)
+	flush := !w.flushing && mode < Queue
 	if flush {
 		w.flushing = true
 	}
@@ -162,102 +157,6 @@ func (w *writer) write(ctx context.Context, f Frame, mode Mode) (waiting int, er
 		err = w.flush()
 	}
 	return waiting, err
-}
-
-// offerReserve is how many bytes of refusals may be queued when the output is full for other frames.
-const offerReserve = 256 << 10
-
-func (w *writer) reserve(mode Mode) int64 {
-	if mode == Refusal {
-		return min(offerReserve, w.most/8)
-	}
-	return 0
-}
-
-// roomLocked reports whether n more bytes may be queued, and takes them from the budget unless the frame has
-// paid for them already. When nothing is queued they may be, whatever the budget says, so that every
-// connection makes progress.
-func (w *writer) roomLocked(n int64, paid bool, reserve int64) bool {
-	more := w.queued + n - w.taken - unpaid
-	if paid {
-		more = 0
-	}
-	if w.queued == 0 {
-		if more > 0 && w.budget.Take(more) {
-			w.taken += more
-		}
-		return true
-	}
-	if w.queued-reserve >= w.fullAt {
-		return false
-	}
-	if more <= 0 {
-		return true
-	}
-	more = max(more, min(max(w.taken, minTaken), maxTaken))
-	if !w.budget.Take(more) {
-		if reserve > 0 {
-			return true
-		}
-		w.fullAt = w.queued
-		w.full.Store(true)
-		return false
-	}
-	w.taken += more
-	return true
-}
-
-// pay takes the memory of a large frame from the budget. A small frame is copied when it is queued, and paid
-// for then.
-func (w *writer) pay(f *Frame) bool {
-	n := int64(cap(f.b))
-	if w.budget == nil || f.buf == nil || len(f.b) < ownFrame {
-		return true
-	}
-	if w.budget.Take(n) || w.budget.TakeAlone(n) {
-		f.cost = n
-		return true
-	}
-	return false
-}
-
-const (
-	// memoryPoll is how often senders that wait for memory ask the budget again. Other connections give the
-	// memory back, and do not tell this one.
-	memoryPoll = 50 * time.Millisecond
-	// drainStep is how many bytes must be written for the budget to see that the other side reads.
-	drainStep = 256 << 10
-	// writeStep is how many bytes of a long buffer are written at once, so that progress can be seen. It is
-	// smaller for connections whose kernel does not tell how much the other side has taken.
-	writeStep, blindStep = 1 << 20, 64 << 10
-)
-
-var errNoMemory = fmt.Errorf("%w: there is no memory for a large packet", ErrOutputFull)
-
-// awaitMemory waits until the budget has n bytes to give, for the write timeout at most and no longer than
-// ctx lasts.
-func (w *writer) awaitMemory(ctx context.Context, n int64) error {
-	timeout := time.Duration(w.timeout.Load())
-	began := time.Now()
-	tick := time.NewTicker(memoryPoll)
-	defer tick.Stop()
-	for {
-		if w.budget.Take(n) || w.budget.TakeAlone(n) {
-			w.budget.Give(n) // the caller takes it again at once, which nearly always succeeds
-			return nil
-		}
-		if err := w.refusal(); err != nil {
-			return err
-		}
-		if timeout > 0 && time.Since(began) >= timeout {
-			return fmt.Errorf("%w for longer than %v", errNoMemory, timeout)
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
 }
 
 func (w *writer) backlog() int64 {
@@ -285,211 +184,6 @@ func (w *writer) refusal() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.refuse
-}
-
-// watchLocked tells the budget since when the output waits for the other side, while much is queued. It is
-// called when n bytes have been written.
-func (w *writer) watchLocked(n int) {
-	if w.queued < drainStep && !w.waits {
-		return
-	}
-	if w.queued == 0 {
-		w.waits = false
-		w.budget.Waits(false)
-		return
-	}
-	if w.drained += int64(n); !w.waits || w.drained >= drainStep {
-		w.waits, w.drained = true, 0
-		w.budget.Waits(true)
-	}
-}
-
-// ErrOutputFull is what errors.Is finds when a packet found no room in the output:
-// at once where the mode does not wait, and otherwise after the write timeout. Nothing of the
-// packet was sent, and the socket can be used on.
-var ErrOutputFull = errors.New("socket: the output is full")
-
-// waitForRoomLocked waits, for the write timeout and no longer than ctx lasts, until
-// there is room for n bytes.
-func (w *writer) waitForRoomLocked(wait *wait, n int64, paid bool) error {
-	late := false
-	if d := time.Duration(w.timeout.Load()); d > 0 {
-		timer := time.AfterFunc(d, func() {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			late = true
-			w.wakeLocked()
-		})
-		defer timer.Stop()
-	}
-	var poll *time.Timer // other connections may give memory back
-	defer func() {
-		if poll != nil {
-			poll.Stop()
-		}
-	}()
-	for w.refuse == nil && !w.roomLocked(n, paid, 0) {
-		if w.queued < w.most {
-			if poll == nil {
-				poll = time.AfterFunc(memoryPoll, w.pollMemory)
-			} else {
-				poll.Reset(memoryPoll)
-			}
-		}
-		if wait.over {
-			return wait.err
-		}
-		if late {
-			return fmt.Errorf("%w for longer than %v", ErrOutputFull, time.Duration(w.timeout.Load()))
-		}
-		if w.flushing {
-			w.waitLocked()
-			continue
-		}
-		w.flushing = true
-		if wait.ends { // this sender may give up, so a write of its own must not hold it up
-			go w.flushRest()
-			continue
-		}
-		w.mu.Unlock()
-		_ = w.flush() // if it fails it says so in refuse
-		w.mu.Lock()
-	}
-	return nil
-}
-
-// wait is the wait of a sender that may give up. Its context comes from the program, so it is asked without
-// mu.
-type wait struct {
-	ends bool // the context may end
-	over bool // the context has ended; guarded by writer.mu, as is err
-	err  error
-	stop func() bool
-}
-
-// waitFor begins a wait that ends with ctx. The caller calls end afterwards, without mu.
-func (w *writer) waitFor(ctx context.Context) *wait {
-	if ctx.Done() == nil {
-		return &forEver
-	}
-	x := &wait{ends: true}
-	x.stop = context.AfterFunc(ctx, func() {
-		err := ctx.Err()
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		x.over, x.err = true, err
-		w.wakeLocked()
-		if w.freed != nil {
-			w.freed.Broadcast()
-		}
-	})
-	if err := ctx.Err(); err != nil { // no other goroutine has the wait yet, so it needs no lock
-		x.stop()
-		return &wait{ends: true, over: true, err: err}
-	}
-	return x
-}
-
-var forEver wait
-
-func (x *wait) end() {
-	if x.stop != nil {
-		x.stop()
-	}
-}
-
-// takePermit waits for a permit to encode, then for room. Its error is a WriteError.
-func (w *writer) takePermit(ctx context.Context) error {
-	if !w.full.Load() && w.tryPermit() {
-		return nil
-	}
-	wait := w.waitFor(ctx)
-	defer wait.end()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	// No wake-up is lost: the end of a permit is counted before awaiting is read, and this sender counts
-	// itself in awaiting before it looks for a permit.
-	w.awaiting.Add(1)
-	for w.refuse == nil && !w.tryPermit() {
-		if wait.over {
-			w.awaiting.Add(-1)
-			w.permitLocked() // the signal may have come to this sender, so it is passed on
-			return &WriteError{Err: wait.err, Unsent: true}
-		}
-		if w.freed == nil {
-			w.freed = sync.NewCond(&w.mu)
-		}
-		w.freed.Wait()
-	}
-	w.awaiting.Add(-1)
-	if w.refuse != nil {
-		return &WriteError{Err: w.refuse, Unsent: true}
-	}
-	var err error
-	if w.queued >= w.fullAt {
-		err = w.waitForRoomLocked(wait, 1, false)
-	}
-	if w.refuse != nil {
-		err = w.refuse
-	}
-	if err != nil {
-		w.endPermitLocked()
-		w.giveLocked()
-		return &WriteError{Err: err, Unsent: true}
-	}
-	return nil
-}
-
-// pollMemory has the senders that wait ask the budget again.
-func (w *writer) pollMemory() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.fullAt = w.most
-	w.wakeLocked()
-}
-
-// tryPermit takes a permit if there is one.
-func (w *writer) tryPermit() bool {
-	if w.permits.Add(1) <= maxPermits {
-		return true
-	}
-	w.permits.Add(-1)
-	return false
-}
-
-func (w *writer) endPermit() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.endPermitLocked()
-	w.giveLocked()
-}
-
-func (w *writer) endPermitLocked() {
-	w.permits.Add(-1)
-	w.permitLocked()
-}
-
-// permitLocked wakes a sender that waits for a permit.
-func (w *writer) permitLocked() {
-	if w.awaiting.Load() > 0 && w.freed != nil {
-		w.freed.Signal()
-	}
-}
-
-// giveLocked gives all that was taken back to the budget if nothing is queued.
-func (w *writer) giveLocked() {
-	if w.taken > 0 && w.queued == 0 {
-		w.budget.Give(w.taken)
-		w.taken = 0
-	}
-}
-
-// trimLocked gives back to the budget what is much more than the queue takes.
-func (w *writer) trimLocked() {
-	if surplus := w.taken - max(w.queued, minTaken); surplus > 2*maxTaken {
-		w.budget.Give(surplus)
-		w.taken -= surplus
-	}
 }
 
 // enqueueLocked puts a large frame at the end of the queue as it is, and copies a

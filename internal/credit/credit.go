@@ -168,15 +168,11 @@ func (s *Sender) Waiting() int { return int(s.waiting.Load()) }
 // Sent returns how much was taken so far, without what was returned.
 func (s *Sender) Sent() uint64 { return s.sent.Load() }
 
-// Limit returns how much may have been sent in all.
-func (s *Sender) Limit() uint64 { return s.limit.Load() }
-
 // Known reports whether the receiver has said what its window is.
 func (s *Sender) Known() bool { return s.window.Load() != 0 }
 
-// Open takes in what the receiver says first: its window, and how much it has granted. A window of
-// [Unbounded] means that this side may send as much as it likes from now on. Only the first window counts.
-// The error wraps [ErrGrant].
+// Open takes in a grant that comes with the receiver's window. A window of [Unbounded] means that this side
+// may send as much as it likes from now on. Only the first window counts. The error wraps [ErrGrant].
 func (s *Sender) Open(window, granted uint64) error {
 	if window == 0 {
 		return fmt.Errorf("%w: a window of 0", ErrGrant)

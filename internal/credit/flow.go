@@ -53,11 +53,12 @@ type Flow struct {
 // outgoing is what this side sends.
 type outgoing struct {
 	Sender
-	mu    sync.Mutex // guards the fields below
-	asked bool       // AskForCredit was called
-	// stalled is when a take first found no credit, and limit what was granted then.
+	asked atomic.Bool // AskForCredit was called
+
+	mu sync.Mutex // guards the fields below
+	// stalled is when a take first found no credit, and granted what the limit was then.
 	stalled time.Time
-	limit   uint64
+	granted uint64
 }
 
 // incoming is what the other side sends.
@@ -110,34 +111,23 @@ func (f *Flow) Take(ctx context.Context, amount uint64, waits func()) (cost uint
 }
 
 // Stalled returns for how long there has been no grant since a take first found no credit, until now.
-func (f *Flow) Stalled() time.Duration {
-	return f.sender().stalls()
-}
+func (f *Flow) Stalled() time.Duration { return f.sender().stalls() }
 
 func (o *outgoing) stalls() time.Duration {
-	limit := o.Limit()
+	limit := o.limit.Load()
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.stalled.IsZero() || o.limit != limit {
-		o.stalled, o.limit = time.Now(), limit
+	if o.stalled.IsZero() || o.granted != limit {
+		o.stalled, o.granted = time.Now(), limit
 	}
 	return time.Since(o.stalled)
 }
 
 // ask asks for credit, once.
 func (f *Flow) ask(o *outgoing) {
-	if o.asks() {
+	if !o.asked.Swap(true) {
 		f.conn.AskForCredit()
 	}
-}
-
-// asks reports true the first time.
-func (o *outgoing) asks() bool {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	first := !o.asked
-	o.asked = true
-	return first
 }
 
 // Waits reports whether a take waits.

@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	tp "github.com/henrylee2cn/teleport"
+	"github.com/henrylee2cn/teleport/internal/race"
 	"github.com/henrylee2cn/teleport/packet"
 )
 
@@ -68,9 +69,9 @@ func alongside(t *testing.T) {
 
 // light returns the number for this run, where the race detector makes everything
 // many times slower.
-func light[T any](n, race T) T {
-	if raceEnabled {
-		return race
+func light[T any](n, raced T) T {
+	if race.Enabled {
+		return raced
 	}
 	return n
 }
@@ -192,7 +193,7 @@ func (s *server) requireGrowth(t *testing.T, most int64) {
 	growth := got.PeakRSS - s.base.RSS
 	t.Logf("memory: resident %.1f MiB before, %.1f at most, so it grew by %.1f MiB at most",
 		inMiB(s.base.RSS), inMiB(got.PeakRSS), inMiB(growth))
-	if !raceEnabled {
+	if !race.Enabled {
 		require.LessOrEqual(t, growth, most)
 	}
 }
