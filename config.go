@@ -158,9 +158,15 @@ type PeerConfig struct {
 
 	// MaxSessionHandlers and MaxHandlers bound the handlers that run for one session
 	// (4,096) and for all (65,536). An eighth of all are for sessions that run no more than
-	// 64, so that many handlers of some do not keep out those of another. A pull beyond the
-	// bounds is answered with StatusOverloaded and was not run; a push waits.
+	// 64, so that many handlers of some do not keep out those of another. Beyond the
+	// bounds a push waits. So does a pull, at the other side: it is told how many of its pulls may be
+	// unanswered, when it has more than 32 of them. A pull of a side that was not told, or is of a version
+	// that does not know this, is answered with StatusOverloaded and was not run.
 	MaxSessionHandlers, MaxHandlers int
+	// MaxSessionStreams bounds the streams of one session that the other side has opened
+	// (16,384). A stream beyond it ends with StatusOverloaded and was not run. Streams do not count as
+	// handlers.
+	MaxSessionStreams int
 	// MaxSessions bounds the sessions (65,536, or 80% of how many files the process
 	// may open where that is less). Connections beyond it are closed at once.
 	MaxSessions int
@@ -192,6 +198,7 @@ const (
 	defaultMaxSessionOutput   = 8 << 20
 	defaultMaxSessionHandlers = 4 << 10
 	defaultMaxHandlers        = 64 << 10
+	defaultMaxSessionStreams  = 16 << 10
 	defaultMaxSessions        = 64 << 10
 	defaultMaxHandshakes      = 1 << 10
 )
@@ -272,6 +279,7 @@ func (c *PeerConfig) withDefaults() PeerConfig {
 	orDefault(&cfg.MaxSessionOutput, defaultMaxSessionOutput)
 	orDefault(&cfg.MaxSessionHandlers, defaultMaxSessionHandlers)
 	orDefault(&cfg.MaxHandlers, defaultMaxHandlers)
+	orDefault(&cfg.MaxSessionStreams, defaultMaxSessionStreams)
 	cfg.Redial = cfg.Redial.withDefaults()
 	orDefault(&cfg.MaxHandshakes, max(1, min(defaultMaxHandshakes, sockopt.MaxOpenFiles()/10)))
 	if cfg.MaxHandshakes < 0 {

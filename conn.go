@@ -27,7 +27,7 @@ type conn struct {
 	sess  *Session
 	peer  *Peer // the session's
 	sock  *socket.Socket
-	pulls pulls
+	pulls calltable.Table[pending] // that wait for a reply
 	// handlers counts pulls and pushes from when their body was read until their reply is queued on the
 	// socket.
 	handlers atomic.Int64
@@ -51,7 +51,7 @@ type conn struct {
 	// this side's pushes that the other side has handled, if it has said so at its end.
 	pushesRead uint64
 	taken      atomic.Pointer[uint64]
-	flow       credit.Flow   // of pushes
+	flow       credit.Flow   // of pushes and pulls
 	queue      workers.Queue // calls that wait for a worker
 	calls      calltable.Table[call]
 	// The connection's share of the peer's memory: for what is received, and for what waits to be written.
@@ -94,7 +94,7 @@ func (cn *conn) init(s *Session, nc net.Conn) {
 	}
 	cn.sess, cn.peer, cn.sock = s, s.peer, socket.New(nc, o)
 	cn.queue.Init(cn)
-	cn.flow.Init(cn)
+	cn.flow.Init(cn, cn.pulls.Count())
 }
 
 // limitReading changes the limits of what is read from now on. Only the goroutine that reads may call it.
@@ -111,12 +111,23 @@ func (cn *conn) usable() bool { return !cn.ended.Load() && !cn.away.Load() && !c
 // goneAway reports whether the other side has asked to begin nothing more.
 func (cn *conn) goneAway() bool { return cn.away.Load() && !cn.ended.Load() }
 
-// takePull makes the caller the owner of the pending pull with the number. It returns nil if there is no
-// such pull, or another goroutine owns it already.
+// takePull makes the caller the owner of the pending pull with the number, to which no reply can come any
+// more. It returns nil if there is no such pull, or another goroutine owns it already.
 func (cn *conn) takePull(number uint64) *pending {
 	pd := cn.pulls.Take(number)
 	if pd != nil {
+		cn.flow.Pulls.Freed()
 		cn.peer.activity()
+	}
+	return pd
+}
+
+// takeUnanswered is takePull for a pull to which a reply may still come: its place is not free yet.
+func (cn *conn) takeUnanswered(number uint64) *pending {
+	cn.flow.Pulls.GiveUp()
+	pd := cn.takePull(number)
+	if pd == nil {
+		cn.flow.Pulls.KeepOn()
 	}
 	return pd
 }
@@ -425,17 +436,24 @@ const pushCost = 2 << 10
 // creditId is the id of the packet that asks for credit.
 const creditId = "credit"
 
-// AskForCredit asks how many bytes of pushes the other side takes. A peer that does not know credit answers
-// the packet, as it has an id.
-func (cn *conn) AskForCredit() { cn.sendControl(&packet.Header{Id: creditId, Type: packet.TypeCredit}) }
+// AskForCredit asks what the other side takes. A peer that does not know credit answers the packet, as it has
+// an id.
+func (cn *conn) AskForCredit(meta map[string]string) {
+	cn.sendControl(&packet.Header{Id: creditId, Type: packet.TypeCredit, Meta: meta})
+}
 
-// SendCredit says how many bytes of pushes the other side may send.
+// SendCredit says what the other side may send.
 func (cn *conn) SendCredit(meta map[string]string) {
 	cn.sendControl(&packet.Header{Type: packet.TypeCredit, Meta: meta})
 }
 
 // CreditWindow returns how many bytes of pushes may wait here.
 func (cn *conn) CreditWindow() int64 { return cn.peer.cfg.MaxSessionInput }
+
+// CreditPlaces returns how many pulls, and how many streams, this side takes at a time.
+func (cn *conn) CreditPlaces() (pulls, streams int) {
+	return cn.peer.cfg.MaxSessionHandlers, cn.peer.cfg.MaxSessionStreams
+}
 
 // CreditEnd returns why nothing can be sent any more.
 func (cn *conn) CreditEnd() error {
@@ -451,10 +469,11 @@ func (cn *conn) heardCredit(id []byte, meta map[string]string) error {
 	if len(id) == 0 {
 		return cn.flow.Granted(meta)
 	}
-	if cn.flow.Asked() {
+	first, err := cn.flow.Asked(meta)
+	if first {
 		cn.peer.workers.Trust(&cn.queue)
 	}
-	return nil
+	return err
 }
 
 // answer queues the reply to a ping. It does not wait for room.

@@ -10,8 +10,9 @@ import (
 	"github.com/henrylee2cn/teleport/socket"
 )
 
-// The pushes of a connection go by credit, see internal/credit: a sender has no more bytes of pushes on the
-// way, or waiting to be handled, than the receiver's PeerConfig.MaxSessionInput.
+// The pushes and pulls of a connection go by credit, see internal/credit: a sender has no more bytes of
+// pushes on the way, or waiting to be handled, than the receiver's PeerConfig.MaxSessionInput, and no more
+// pulls without an answer than its PeerConfig.MaxSessionHandlers.
 
 // awaitCredit takes credit for a push. It waits no longer than ctx lasts, and for the write timeout at most
 // if ctx has no end.
@@ -55,4 +56,57 @@ func (cn *conn) endIfStalled() {
 		return
 	}
 	_ = cn.fail(fmt.Errorf("the other side has not handled the pushes that wait there for %v", bound))
+}
+
+// awaitPlace waits for a place for a pull, and returns the pull's number. It waits no longer than ctx lasts,
+// and for the time left, if that is not zero. If there is neither a deadline nor a time, it waits until no
+// pull has been answered for the write timeout: handlers that pull each other in a circle, while no place is
+// free, would otherwise wait for each other for ever.
+func (cn *conn) awaitPlace(ctx context.Context, left time.Duration,
+	settings []PacketSetting) (uint64, Xerror) {
+	for i := range settings {
+		if settings[i].kind == settingFailFast {
+			return 0, unrun(StatusOverloaded, fmt.Sprintf(
+				"%d pulls are not answered, which is as many as the other side takes, the pull was not sent",
+				cn.flow.Pulls.Unanswered()), nil)
+		}
+	}
+	bound := left
+	if _, ends := ctx.Deadline(); bound == 0 && !ends {
+		bound = cn.sock.WriteTimeout()
+	}
+	for {
+		answered := cn.pulls.Taken()
+		number, err := cn.takePlace(ctx, bound)
+		switch {
+		case err == nil:
+			return number, nil
+		case err == errGoesAway:
+			return 0, unrun(StatusServiceUnavailable,
+				"the other side is shutting down, the pull was not sent", nil)
+		case ctx.Err() != nil:
+			return 0, notSent(ctx)
+		case !errors.Is(err, context.DeadlineExceeded): // the connection has ended
+			return 0, cn.sess.closedXerror("connection closed, the pull was not sent", nil)
+		case left > 0:
+			return 0, unrun(StatusDeadlineExceeded, fmt.Sprintf(
+				"the other side had no place for the pull for %v, the pull was not sent",
+				left.Round(time.Millisecond)),
+				context.DeadlineExceeded)
+		case answered == cn.pulls.Taken():
+			return 0, unrun(StatusOverloaded, fmt.Sprintf(
+				"the other side has answered none of %d pulls for %v, the pull was not sent",
+				cn.flow.Pulls.Unanswered(), bound), nil)
+		}
+	}
+}
+
+// takePlace waits for a place, no longer than the bound, if that is not zero.
+func (cn *conn) takePlace(ctx context.Context, bound time.Duration) (uint64, error) {
+	if bound > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, bound)
+		defer cancel()
+	}
+	return cn.flow.Pulls.Take(ctx, cn.peer.keeper.Expect)
 }

@@ -26,8 +26,8 @@ import (
 var lockRanks = []string{
 	"handover.syscall.ForkLock", "handover.state.mu", "grace.mu", "serving.mu", "earlySignals.mu", "Peer.mu",
 	"routes.mu", "places.Places.mu", "call.mu", "outgoing.mu", "Session.mu", "sessions.mu", "workers.Pool.mu",
-	"calltable.Table[].mu", "keepalive.Keeper.mu", "role.Pace.mu", "credit.outgoing.mu", "credit.Sender.mu",
-	"credit.Receiver.mu", "socket.reader.setting",
+	"calltable.Table[].mu", "keepalive.Keeper.mu", "role.Pace.mu", "credit.outgoing.mu", "credit.Places.mu",
+	"credit.Sender.mu", "credit.Receiver.mu", "socket.reader.setting",
 	"socket.writer.mu", "packet.Budget.mu", "packet.Pool.mu",
 	"rarely.Limiter[].mu", "codec.registry.mu", "alias.Alias.mu",
 }
@@ -59,7 +59,7 @@ var takeNone = strings.Fields(`
 	pending.PushBack pending.Front pending.Len pending.Remove same.Len same.Front same.Remove
 	byAddr[].PushBack addr.IsValid os.NewFile goutil.RwMap bufpool.GetSize bufpool.Put *ast.FuncLit
 	sinceStart c.Cost c.Kind c.Queue c.Waits j.Queue cfg.bound usable peer.draining p.draining frame.Drop
-	cn.flow.Waits o.stalled.IsZero queue.PushBack queue.Front queue.Remove s.take
+	cn.flow.Waits o.stalled.IsZero queue.PushBack queue.Front queue.Remove s.take p.take
 	OutputBusy within hurried uri.Split role.Init deadline deadlineOf earlier r.overdue w.reserve
 	w.tryPermit p.lend budget.Waits newOwnCtx own.cancelWith postReadHeader.merge change
 `)

@@ -5,7 +5,6 @@ import (
 	"math"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -132,13 +131,13 @@ type pending struct {
 	bodyMem [smallPacket]byte
 
 	// One of these is told when the pull is complete: completed, on which a Pull waits that cannot give
-	// up; ended, not nil for a Pull that can; or deliver, not nil for a GoPull, which a new goroutine
-	// calls with the GoPull's command.
+	// up; ended, not nil for a Pull that can; or command, not nil for a GoPull, which a new goroutine
+	// delivers.
 	completed waiter.Waiter
 	ended     chan struct{}
-	deliver   func(pd *pending)
-	command   interface{}
+	command   interface{ deliver(pd *pending) }
 
+	began time.Duration      // when the pull began to wait for a place, since processStart; 0 if it did not
 	timer *time.Timer        // of the time that the pull may take; nil if there is none
 	stop  func() bool        // ends the watch of the pull's context; nil if that never ends
 	meta  *map[string]string // of WithReplyMeta
@@ -152,8 +151,8 @@ var pendings = sync.Pool{New: func() any {
 
 // put gives the pending pull back to be used again. Nobody else may have it.
 func (pd *pending) put() {
-	pd.failure, pd.wire, pd.reply, pd.seen, pd.ended, pd.deliver, pd.command, pd.meta = nil, wire{}, nil,
-		nil, nil, nil, nil, nil
+	pd.failure, pd.wire, pd.reply, pd.seen, pd.ended, pd.command, pd.meta, pd.began = nil, wire{}, nil, nil,
+		nil, nil, nil, 0
 	pendings.Put(pd)
 }
 
@@ -162,8 +161,8 @@ func (pd *pending) put() {
 func (pd *pending) complete(x Xerror) {
 	pd.failure = x
 	switch {
-	case pd.deliver != nil:
-		go pd.deliver(pd)
+	case pd.command != nil:
+		go pd.command.deliver(pd)
 	case pd.ended != nil:
 		pd.ended <- struct{}{}
 	default:
@@ -288,21 +287,6 @@ func codecName(id byte) string {
 		return c.Name()
 	}
 	return ""
-}
-
-// pulls is the table of a connection's pulls that wait for a reply, and their numbers.
-type pulls struct {
-	calltable.Table[pending]
-	last   atomic.Uint64 // the number of the newest
-	unsent atomic.Uint64 // how many numbers belong to pulls that were never in the table
-}
-
-func (p *pulls) next() uint64 { return p.last.Add(1) }
-
-// awaited reports whether any pull waits for a reply, or is about to be sent.
-func (p *pulls) awaited() bool {
-	done := p.Taken() + p.unsent.Load() // read before the number, as a pull takes its number first
-	return p.last.Load() != done
 }
 
 // appendPullId and parsePullId turn a pull's number into its id on the wire and back. Each number has one id:

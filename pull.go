@@ -93,6 +93,12 @@ func (s *Session) Pull(uri string, args, reply interface{}, setting ...PacketSet
 // context.DeadlineExceeded, or with StatusCanceled and context.Canceled. The other
 // side's handler is told of the deadline and of a cancellation, see [Ctx]. A reply that
 // comes later is dropped.
+//
+// If as many pulls of the session are unanswered as the other side takes, its MaxSessionHandlers, the
+// pull waits until there is a place for it, in the order of the calls: as long as ctx and
+// DefaultPullTimeout allow. With neither a deadline nor that timeout it ends with StatusOverloaded when
+// none of the session's pulls was answered for the write timeout. [WithFailFast] is for pulls that
+// must not wait.
 func (s *Session) PullContext(ctx context.Context, uri string, args, reply interface{},
 	setting ...PacketSetting) *PullCmd {
 	ctx = orNone(ctx)
@@ -113,7 +119,7 @@ func (s *Session) PullContext(ctx context.Context, uri string, args, reply inter
 // complete, exactly once and without holding up anything else, whether done is
 // buffered or not; if done is nil a buffered channel is made. Args and reply
 // belong to the call until then. Like Pull and Push it may wait while the
-// connection takes no output. The command that
+// connection takes no output, and for a place, see [Session.PullContext]. The command that
 // is returned gives the same channel with [PullCmd.Done], and nothing else of it
 // may be used before it was delivered.
 func (s *Session) GoPull(uri string, args, reply interface{}, done chan *PullCmd,
@@ -138,13 +144,10 @@ func (s *Session) GoPullContext(ctx context.Context, uri string, args, reply int
 		}
 	}
 	pd := cmd.newPending(ctx, false)
-	pd.deliver, pd.command = deliver, cmd
+	pd.command = cmd
 	cmd.launch(ctx, pd, setting)
 	return cmd
 }
-
-// deliver runs on a goroutine of its own when a pull of GoPull is complete.
-func deliver(pd *pending) { pd.command.(*PullCmd).deliver(pd) }
 
 // newPending begins the pull: it returns the pending pull, which is not in the connection's table yet. waits
 // says whether a goroutine will wait for the pull, as Pull does and GoPull does not.
@@ -163,16 +166,25 @@ func (cmd *PullCmd) newPending(ctx context.Context, waits bool) *pending {
 // launch sends the pull. Whatever happens, pd is completed once.
 func (cmd *PullCmd) launch(ctx context.Context, pd *pending, settings []PacketSetting) {
 	cn := cmd.conn // kept here: the command may get another connection once pd is complete
-	cmd.number = cn.pulls.next()
-	pd.number = cmd.number
+	d := newDraft()
+	number, ok := cn.flow.TryPull()
+	if !ok {
+		var x Xerror
+		pd.began = time.Since(processStart)
+		if number, x = cn.awaitPlace(ctx, cmd.timeLeft(pd), settings); x != nil {
+			cmd.unsent(pd, d, settings, x)
+			d.put()
+			return
+		}
+	}
+	cmd.number, pd.number = number, number
 	cn.wakeReader()
 	entered := false
 	defer func() {
 		if !entered {
-			cn.pulls.unsent.Add(1)
+			cn.flow.Pulls.Unused()
 		}
 	}()
-	d := newDraft()
 	entered = cmd.makeAndSend(ctx, pd, d, settings)
 	d.put()
 }
@@ -198,7 +210,7 @@ func (cmd *PullCmd) makeAndSend(ctx context.Context, pd *pending, d *draft,
 		pd.complete(x)
 		return false
 	}
-	w.header.Timeout = cmd.timeoutFor(ctx)
+	w.header.Timeout = cmd.timeoutFor(ctx, pd)
 	if o != nil {
 		if err := cn.peer.chain.preWritePull.run(o); err != nil {
 			pd.complete(notRun(err.xerror()))
@@ -207,7 +219,7 @@ func (cmd *PullCmd) makeAndSend(ctx context.Context, pd *pending, d *draft,
 		w.number(cmd.number)
 		w.fix(w.header.Id, packet.TypePull)
 	}
-	frame, err := cmd.encode(ctx, w, d.frame[:0])
+	frame, err := cmd.encode(ctx, pd, w, d.frame[:0])
 	pd.sent(cn, w)
 	if err != nil {
 		pd.complete(cn.sendXerror(ctx, cn.waited(ctx, err)))
@@ -225,13 +237,13 @@ func (cmd *PullCmd) makeAndSend(ctx context.Context, pd *pending, d *draft,
 
 // encode waits for a permit to encode, and encodes the packet. The header's timeout is what is left of the
 // time after the wait.
-func (cmd *PullCmd) encode(ctx context.Context, w *ownPacket, mem []byte) (socket.Frame, error) {
+func (cmd *PullCmd) encode(ctx context.Context, pd *pending, w *ownPacket, mem []byte) (socket.Frame, error) {
 	permit, err := cmd.conn.sock.Permit(ctx)
 	if err != nil {
 		return socket.Frame{}, err
 	}
 	if w.header.Timeout > 0 {
-		w.header.Timeout = min(w.header.Timeout, cmd.timeoutFor(ctx))
+		w.header.Timeout = min(w.header.Timeout, cmd.timeoutFor(ctx, pd))
 	}
 	return cmd.conn.sock.Encode(permit, mem, &w.packet)
 }
@@ -260,7 +272,7 @@ func (cmd *PullCmd) send(ctx context.Context, pd *pending, frame socket.Frame) (
 		pd.stop = context.AfterFunc(ctx, func() { cn.abandonPull(ctx, number) })
 	}
 	var timer *time.Timer // set when the pull is in the table
-	left := cmd.timeLeft()
+	left := cmd.timeLeft(pd)
 	if left > 0 {
 		timer = cn.pullTimer(number)
 		pd.timer = timer
@@ -342,7 +354,7 @@ func (cmd *PullCmd) await(ctx context.Context, pd *pending) {
 
 // abandonPull ends the pull with the number, if it still waits for its reply, and tells the other side.
 func (cn *conn) abandonPull(ctx context.Context, number uint64) {
-	pd := cn.takePull(number)
+	pd := cn.takeUnanswered(number)
 	if pd == nil {
 		return
 	}
@@ -356,7 +368,7 @@ func (cn *conn) abandonPull(ctx context.Context, number uint64) {
 // sets the timer.
 func (cn *conn) pullTimer(number uint64) *time.Timer {
 	return time.AfterFunc(math.MaxInt64, func() {
-		if pd := cn.takePull(number); pd != nil {
+		if pd := cn.takeUnanswered(number); pd != nil {
 			pd.complete(newXerror(StatusDeadlineExceeded,
 				fmt.Sprintf("no reply after %v, the outcome of the pull is unknown",
 					cn.peer.cfg.DefaultPullTimeout), context.DeadlineExceeded))
@@ -366,8 +378,8 @@ func (cn *conn) pullTimer(number uint64) *time.Timer {
 
 // timeoutFor returns the header's timeout: the time that the pull may take, in milliseconds; zero for no
 // bound.
-func (cmd *PullCmd) timeoutFor(ctx context.Context) int64 {
-	left := cmd.timeLeft()
+func (cmd *PullCmd) timeoutFor(ctx context.Context, pd *pending) int64 {
+	left := cmd.timeLeft(pd)
 	if deadline, ok := ctx.Deadline(); ok {
 		if until := time.Until(deadline); left == 0 || until < left {
 			left = max(until, 1)
@@ -413,10 +425,14 @@ func (cmd *PullCmd) deliver(pd *pending) {
 }
 
 // timeLeft returns how long the pull may still take by DefaultPullTimeout; zero for no bound.
-func (cmd *PullCmd) timeLeft() time.Duration {
+func (cmd *PullCmd) timeLeft(pd *pending) time.Duration {
 	switch {
 	case cmd.again == nil:
-		return max(cmd.conn.peer.cfg.DefaultPullTimeout, 0)
+		bound := cmd.conn.peer.cfg.DefaultPullTimeout
+		if bound <= 0 || pd.began == 0 {
+			return max(bound, 0)
+		}
+		return max(bound-(time.Since(processStart)-pd.began), 1)
 	case cmd.again.patience.until.IsZero():
 		return 0
 	}
@@ -575,15 +591,20 @@ func (cmd *PullCmd) persist() {
 func (cmd *PullCmd) missed(pd *pending, x Xerror) {
 	d := newDraft()
 	defer d.put()
+	pd.ended = nil // so that Wait below is told
+	cmd.unsent(pd, d, cmd.again.settings, x)
+	pd.completed.Wait()
+}
+
+// unsent completes a pull that was not sent with the error, and keeps the packet that would have been sent.
+func (cmd *PullCmd) unsent(pd *pending, d *draft, settings []PacketSetting, x Xerror) {
 	w := &d.ownPacket
 	if pd.seen != nil {
 		w = &pd.seen.out
 	}
-	w.fill(&cmd.conn.peer.cfg, packet.TypePull, cmd.uri, cmd.args, cmd.again.settings)
+	w.fill(&cmd.conn.peer.cfg, packet.TypePull, cmd.uri, cmd.args, settings)
 	pd.sent(cmd.conn, w)
-	pd.ended = nil // so that Wait below is told
 	pd.complete(x)
-	pd.completed.Wait()
 }
 
 // refused reports whether the command is to be sent again: it is complete, and certainly has not run.

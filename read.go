@@ -259,6 +259,9 @@ func (r *reader) strayReply() error {
 		cn.flow.Refused()
 		return nil
 	}
+	if number, ok := parsePullId(id); ok && cn.flow.Pulls.Sent(number) {
+		cn.flow.Pulls.Late()
+	}
 	logf(LevelDebug, "reply to no pull in flight dropped",
 		"session %s: reply %s to no pull in flight dropped", slog.String("session", cn.sess.Id()),
 		slog.String("id", string(id)), slog.String("remote", cn.remoteIp()))
@@ -314,7 +317,7 @@ func (cn *conn) restWhileFull() {
 
 func (cn *conn) rests() bool {
 	return cn.queue.PullBytes() >= restBytes && cn.sock.OutputBusy() && !cn.ended.Load() &&
-		!cn.pulls.awaited()
+		!cn.flow.Pulls.Awaited()
 }
 
 // wakeReader lets the reader look again whether to rest.

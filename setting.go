@@ -21,6 +21,7 @@ const (
 	settingGzip
 	settingMeta
 	settingReplyMeta
+	settingFailFast
 )
 
 // WithHeaderCodec encodes the packet's header, and its reply's, with the named
@@ -57,6 +58,11 @@ func WithMeta(key, value string) PacketSetting {
 func WithReplyMeta(m *map[string]string) PacketSetting {
 	return PacketSetting{kind: settingReplyMeta, meta: m}
 }
+
+// WithFailFast has a pull fail at once, with StatusOverloaded and as not run, where it would have to wait
+// because as many pulls of the session are unanswered as the other side takes. Without it the pull waits, see
+// [Session.PullContext]. It has no effect on a push, for which there is [Session.TryPush].
+func WithFailFast() PacketSetting { return PacketSetting{kind: settingFailFast} }
 
 func applySettings(p *packet.Packet, settings []PacketSetting) {
 	for _, s := range settings {

@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
@@ -397,7 +398,9 @@ type link struct {
 	metas []map[string]string
 }
 
-func (l *link) AskForCredit() {
+func (l *link) CreditPlaces() (pulls, streams int) { return 100, 10 }
+
+func (l *link) AskForCredit(map[string]string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.asked++
@@ -424,8 +427,9 @@ func (l *link) take() (metas []map[string]string) {
 func TestFlowOfTwoSides(t *testing.T) {
 	var out, in credit.Flow
 	here, there := new(link), &link{window: 1 << 20}
-	out.Init(here)
-	in.Init(there)
+	var taken atomic.Uint64
+	out.Init(here, &taken)
+	in.Init(there, &taken)
 	var costs []uint64
 	send := func(amount uint64) {
 		t.Helper()
@@ -441,8 +445,11 @@ func TestFlowOfTwoSides(t *testing.T) {
 	send(1)
 	send(1)
 	require.Equal(t, 1, here.asked)
-	require.True(t, in.Asked())
-	require.False(t, in.Asked())
+	for _, first := range []bool{true, false} {
+		was, err := in.Asked(nil)
+		require.NoError(t, err)
+		require.Equal(t, first, was)
+	}
 	metas := there.take()
 	require.Len(t, metas, 1)
 	require.NoError(t, out.Granted(metas[0]))
@@ -469,14 +476,14 @@ func TestFlowOfTwoSides(t *testing.T) {
 func TestFlowWithASideThatDoesNotKnowCredit(t *testing.T) {
 	var in, out credit.Flow
 	var l link
-	in.Init(&l)
+	in.Init(&l, new(atomic.Uint64))
 	for range 10 {
 		cost, err := in.Received(1 << 20)
 		require.NoError(t, err)
 		in.Handled(cost)
 	}
 	require.Empty(t, l.take())
-	out.Init(&l)
+	out.Init(&l, new(atomic.Uint64))
 	out.Refused() // before anything was sent
 	for !out.Waits() {
 		if _, ok := out.TryTake(credit.First / 4); !ok {
@@ -488,7 +495,7 @@ func TestFlowWithASideThatDoesNotKnowCredit(t *testing.T) {
 	require.True(t, ok)
 	var over credit.Flow
 	l.ended = errors.New("over")
-	over.Init(&l)
+	over.Init(&l, new(atomic.Uint64))
 	over.End(l.ended)
 	_, ok = over.TryTake(1)
 	require.False(t, ok)
@@ -500,7 +507,7 @@ func TestInterrupt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var f credit.Flow
 		var l link
-		f.Init(&l)
+		f.Init(&l, new(atomic.Uint64))
 		f.Interrupt(errors.New("nobody waits"))
 		done := make(chan error, 1)
 		go func() { _, err := f.Take(t.Context(), 1<<20, nil); done <- err }()
@@ -524,7 +531,7 @@ func FuzzGranted(f *testing.F) {
 	f.Fuzz(func(t *testing.T, window, a, window2, b string) {
 		var flow credit.Flow
 		var l link
-		flow.Init(&l)
+		flow.Init(&l, new(atomic.Uint64))
 		sent := uint64(0)
 		for flow.Out().Sent() <= credit.First/2 {
 			cost, _ := flow.TryTake(10_000)

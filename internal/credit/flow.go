@@ -9,12 +9,14 @@ import (
 	"time"
 )
 
-// Keys of the metadata of a packet that speaks of credit. Both values are decimal numbers of bytes; a window
-// that is no bound is None, and then there is no amount.
+// Keys of the metadata of a packet that speaks of credit. All values are decimal numbers. What is no bound is
+// None.
 const (
-	KeyWindow = "push_window"
-	KeyAmount = "pushes" // how much may have been sent since the connection began
-	None      = "none"
+	KeyWindow  = "push_window" // bytes; if it is None there is no KeyAmount
+	KeyAmount  = "pushes"      // how many bytes may have been sent since the connection began
+	KeyPlaces  = "pulls"       // how many pulls may be unanswered
+	KeyStreams = "streams"     // how many streams may be open; a side that knows no streams says nothing
+	None       = "none"
 )
 
 // First is the amount that may be sent before the receiver has said anything.
@@ -22,14 +24,17 @@ const First = 64 << 10
 
 // Conn sends what a Flow has to say. Its methods do not wait, and are called by many goroutines.
 type Conn interface {
-	// AskForCredit sends a packet that asks for credit. A peer that does not know credit answers it with a
-	// reply that says so, and then Flow.Refused is called.
-	AskForCredit()
+	// AskForCredit sends a packet that asks for credit, with the metadata. A peer that does not know credit
+	// answers it with a reply that says so, and then Flow.Refused is called.
+	AskForCredit(meta map[string]string)
 	// SendCredit sends a packet that grants credit, with the metadata.
 	SendCredit(meta map[string]string)
 	// CreditWindow returns how many bytes the other side may have in what this side has not handled; a
 	// negative number is no bound, and one that is less than First is taken for that.
 	CreditWindow() int64
+	// CreditPlaces returns how many of the other side's pulls may be unanswered, and how many of its streams
+	// may be open; negative numbers are no bounds.
+	CreditPlaces() (pulls, streams int)
 	// CreditEnd returns why nothing can be sent any more; nil if something can. It must return an error
 	// before Flow.End is called.
 	CreditEnd() error
@@ -37,23 +42,39 @@ type Conn interface {
 
 // Flow is the credit of one connection, in both directions. It says to the other side what has to be said:
 //
-//   - A sender that has sent half of First asks for credit, and goes on. So a connection on which little is
-//     sent never speaks of credit. From then on the sender has to keep to what it is granted.
-//   - A receiver that is asked answers with its window and the first grant. It does so once.
+//   - A sender that has sent half of First, or to which half of FirstPlaces pulls are not answered, asks for
+//     credit, and goes on. So a connection on which little is sent never speaks of credit. From then on the
+//     sender has to keep to what it is granted.
+//   - A receiver that is asked answers with what it takes, and the first grant. It does so once.
+//   - The question says what the side that asks takes itself, so that one question does for both.
 //   - A side that does not know credit refuses. Then nothing bounds the sender.
 //
 // All methods are safe for concurrent use. Init makes a Flow ready. It takes little memory until something is
 // sent.
 type Flow struct {
-	conn Conn
-	out  atomic.Pointer[outgoing]
-	in   atomic.Pointer[incoming]
+	// Pulls are the places of the pulls that this side makes.
+	Pulls Places
+
+	conn  Conn
+	out   atomic.Pointer[outgoing]
+	in    atomic.Pointer[incoming]
+	asked atomic.Bool // AskForCredit was called
+	heard atomic.Pointer[Word]
+}
+
+// Word is what the other side has said of itself. Only Heard changes it.
+type Word struct {
+	said chan struct{} // closed when the other side has spoken, or nothing can come any more
+	once sync.Once
+	// Streams reports whether the other side knows streams.
+	Streams bool
+	// Err is why nothing can come any more.
+	Err error
 }
 
 // outgoing is what this side sends.
 type outgoing struct {
 	Sender
-	asked atomic.Bool // AskForCredit was called
 
 	mu sync.Mutex // guards the fields below
 	// stalled is when a take first found no credit, and granted what the limit was then.
@@ -67,8 +88,11 @@ type incoming struct {
 	bound atomic.Bool // the other side has asked for credit, and keeps to it
 }
 
-// Init makes the Flow ready.
-func (f *Flow) Init(conn Conn) { f.conn = conn }
+// Init makes the Flow ready. Taken counts the pulls that are complete.
+func (f *Flow) Init(conn Conn, taken *atomic.Uint64) {
+	f.conn = conn
+	f.Pulls.Init(taken)
+}
 
 // Out returns the credit for what this side sends.
 func (f *Flow) Out() *Sender { return &f.sender().Sender }
@@ -93,7 +117,7 @@ func (f *Flow) TryTake(amount uint64) (cost uint64, ok bool) {
 	o := f.sender()
 	cost, ok = o.TryTake(amount)
 	if !o.Known() && (!ok || o.Sent() > First/2) {
-		f.ask(o)
+		f.Ask()
 	}
 	if !ok {
 		f.Stalled()
@@ -105,7 +129,7 @@ func (f *Flow) TryTake(amount uint64) (cost uint64, ok bool) {
 func (f *Flow) Take(ctx context.Context, amount uint64, waits func()) (cost uint64, err error) {
 	o := f.sender()
 	if !o.Known() {
-		f.ask(o)
+		f.Ask()
 	}
 	return o.Take(ctx, amount, waits)
 }
@@ -123,55 +147,165 @@ func (o *outgoing) stalls() time.Duration {
 	return time.Since(o.stalled)
 }
 
-// ask asks for credit, once.
-func (f *Flow) ask(o *outgoing) {
-	if !o.asked.Swap(true) {
-		f.conn.AskForCredit()
+// Ask asks for credit, once. It does not wait.
+func (f *Flow) Ask() {
+	if !f.asked.Swap(true) {
+		f.sender() // which takes in the answer
+		f.conn.AskForCredit(f.self())
 	}
 }
 
-// Waits reports whether a take waits.
+// self is what this side says of itself.
+func (f *Flow) self() map[string]string {
+	bound := func(n int) string {
+		if n < 0 {
+			return None
+		}
+		return strconv.Itoa(n)
+	}
+	pulls, streams := f.conn.CreditPlaces()
+	return map[string]string{KeyPlaces: bound(pulls), KeyStreams: bound(streams)}
+}
+
+// TryPull takes a place for a pull if one is free, and returns the pull's number.
+func (f *Flow) TryPull() (number uint64, ok bool) {
+	number, ok = f.Pulls.Try()
+	if f.Pulls.Scarce() {
+		f.Ask()
+	}
+	return number, ok
+}
+
+// word returns what the other side has said, or will say.
+func (f *Flow) word() *Word {
+	if w := f.heard.Load(); w != nil {
+		return w
+	}
+	w := &Word{said: make(chan struct{})}
+	if !f.heard.CompareAndSwap(nil, w) {
+		return f.heard.Load()
+	}
+	if err := f.conn.CreditEnd(); err != nil { // End may have come too early for this
+		f.say(w, false, err)
+	}
+	return w
+}
+
+func (f *Flow) say(w *Word, streams bool, err error) {
+	w.once.Do(func() {
+		w.Streams, w.Err = streams, err
+		close(w.said)
+	})
+}
+
+// Heard asks the other side, unless it has spoken, and waits for what it says, no longer than ctx lasts. It
+// calls waits when the wait is seen by Waits.
+func (f *Flow) Heard(ctx context.Context, waits func()) (*Word, error) {
+	w := f.word()
+	f.Ask()
+	select {
+	case <-w.said:
+		return w, w.Err
+	default:
+	}
+	waits()
+	select {
+	case <-w.said:
+		return w, w.Err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// hear takes in what the other side has said of itself.
+func (f *Flow) hear(meta map[string]string) error {
+	most := uint64(Unbounded)
+	if said, ok := meta[KeyPlaces]; ok && said != None {
+		n, err := number(KeyPlaces, said)
+		if err != nil {
+			return err
+		}
+		most = n
+	}
+	said, streams := meta[KeyStreams]
+	if streams && said != None {
+		if _, err := number(KeyStreams, said); err != nil {
+			return err
+		}
+	}
+	f.Pulls.Open(most)
+	f.say(f.word(), streams, nil)
+	return nil
+}
+
+// Waits reports whether anything waits for the other side's credit, or for its answer to the question.
 func (f *Flow) Waits() bool {
-	s := f.out.Load()
-	return s != nil && s.Waiting() > 0
+	if s := f.out.Load(); s != nil && s.Waiting() > 0 || f.Pulls.Waiting() > 0 {
+		return true
+	}
+	w := f.heard.Load()
+	if w == nil {
+		return false
+	}
+	select {
+	case <-w.said:
+		return false
+	default:
+		return f.asked.Load()
+	}
 }
 
 // Refused is called when the other side has said that it does not know credit.
 func (f *Flow) Refused() {
+	f.Pulls.Open(Unbounded)
+	f.say(f.word(), false, nil)
 	if s := f.out.Load(); s != nil && !s.Known() {
 		_ = s.Open(Unbounded, Unbounded)
 	}
 }
 
-// Asked is called when the other side asks for credit. From then on it keeps to what it is granted. Only the
-// first time counts, and Asked reports whether this is it.
-func (f *Flow) Asked() bool {
+// Asked is called when the other side asks for credit, with the question's metadata. From then on the other
+// side keeps to what it is granted. Only the first time counts, and Asked reports whether this is it. After
+// an error, which names what makes no sense, the connection is to be ended.
+func (f *Flow) Asked(meta map[string]string) (first bool, err error) {
 	in := f.receiver()
 	if in.bound.Swap(true) {
-		return false
+		return false, nil
+	}
+	if err := f.hear(meta); err != nil {
+		return false, err
 	}
 	grant, _ := in.Grant()
-	f.send(in, grant)
-	return true
+	answer := f.self()
+	for k, v := range in.says(grant) {
+		answer[k] = v
+	}
+	f.conn.SendCredit(answer)
+	return true, nil
 }
 
-// send grants the amount. Each grant has the window with it, because several goroutines send grants, and any
-// of them may be the first to arrive.
-func (f *Flow) send(in *incoming, grant uint64) {
+// says returns the metadata that grants the amount. Each grant has the window with it, because several
+// goroutines send grants, and any of them may be the first to arrive.
+func (in *incoming) says(grant uint64) map[string]string {
 	meta := map[string]string{KeyWindow: None}
 	if in.Window() != Unbounded {
 		meta[KeyWindow] = strconv.FormatUint(in.Window(), 10)
 		meta[KeyAmount] = strconv.FormatUint(grant, 10)
 	}
-	f.conn.SendCredit(meta)
+	return meta
 }
 
 // Granted is called with the metadata of a packet that grants credit. After an error, which names what makes
 // no sense, the connection is to be ended.
 func (f *Flow) Granted(meta map[string]string) error {
 	s := f.out.Load()
-	if s == nil {
+	if s == nil || !f.asked.Load() {
 		return fmt.Errorf("%w: this side has not asked for it", ErrGrant)
+	}
+	if _, first := meta[KeyPlaces]; first {
+		if err := f.hear(meta); err != nil {
+			return err
+		}
 	}
 	if meta[KeyWindow] == None {
 		return s.Open(Unbounded, Unbounded)
@@ -220,19 +354,24 @@ func (f *Flow) Handled(cost uint64) {
 	}
 	in := f.in.Load()
 	if grant, due := in.Handled(cost); due && in.bound.Load() {
-		f.send(in, grant)
+		f.conn.SendCredit(in.says(grant))
 	}
 }
 
-// Interrupt ends all takes that wait now with the error.
+// Interrupt ends all waits for credit of now with the error.
 func (f *Flow) Interrupt(err error) {
+	f.Pulls.Interrupt(err)
 	if s := f.out.Load(); s != nil {
 		s.Interrupt(err)
 	}
 }
 
-// End ends all takes that wait, and all that follow, with the error.
+// End ends all waits, and all that follow, with the error.
 func (f *Flow) End(err error) {
+	f.Pulls.End(err)
+	if w := f.heard.Load(); w != nil {
+		f.say(w, false, err)
+	}
 	if o := f.out.Load(); o != nil {
 		o.End(err)
 	}
@@ -242,7 +381,7 @@ func (f *Flow) End(err error) {
 func number(key, text string) (uint64, error) {
 	n, err := strconv.ParseUint(text, 10, 63)
 	if err != nil {
-		return 0, fmt.Errorf("%w: %s is %.40q, expected a number of bytes", ErrGrant, key, text)
+		return 0, fmt.Errorf("%w: %s is %.40q, expected a decimal number", ErrGrant, key, text)
 	}
 	return n, nil
 }

@@ -115,12 +115,12 @@ func (s *service) routes() {
 	})
 	tp.HandlePull(pulls, "/rows", func(_ tp.PullCtx, rows *[]row) (int, tp.Xerror) { return len(*rows), nil })
 	tp.HandlePull(pulls, "/wait", func(_ tp.PullCtx, v *int) (int, tp.Xerror) {
-		now := s.waiting.Add(1)
-		for most := s.most.Load(); now > most && !s.most.CompareAndSwap(most, now); most = s.most.Load() {
-		}
 		s.mu.Lock()
 		gate := s.gate
 		s.mu.Unlock()
+		now := s.waiting.Add(1)
+		for most := s.most.Load(); now > most && !s.most.CompareAndSwap(most, now); most = s.most.Load() {
+		}
 		<-gate
 		s.waiting.Add(-1)
 		s.waited.Add(1)

@@ -1,6 +1,7 @@
 // Package workers runs the calls of connections, each on a goroutine of its own, and bounds how many run at a
-// time. At the bound a push waits until another call ends, within a bound of memory, and a pull is refused. A
-// pull also waits while there is no room in the output for its reply.
+// time. At the bound a push waits until another call ends, within a bound of memory. A pull waits too if the
+// other side bounds how many it sends, and otherwise is refused. A pull also waits while there is no room in
+// the output for its reply.
 package workers
 
 import (
@@ -31,7 +32,7 @@ type Kind uint8
 
 const (
 	Push    Kind = iota // may wait for other calls to end
-	Pull                // may wait for room in the output
+	Pull                // may wait for room in the output, and for other calls to end
 	Refusal             // the answer to a pull that will not run, which waits for neither
 )
 
@@ -59,8 +60,8 @@ type Pool struct {
 	sweeping bool // a goroutine runs sweep
 	closed   bool
 	running  int // calls, and readers that were replaced while they ran one
-	// blocked has the connections whose pushes wait only because too many calls run in all; they have turns.
-	// The pushes of other connections wait until a call of their own connection ends.
+	// blocked has the connections whose calls wait only because too many calls run in all; they have turns.
+	// The calls of other connections wait until a call of their own connection ends.
 	blocked []*Queue
 }
 
@@ -78,8 +79,10 @@ type Queue struct {
 	pushes    []Job
 	pushBytes int64
 	blocked   bool // is in Pool.blocked
-	trusted   bool // the sender bounds the pushes that wait
-	// pulls wait for room in the output: what they would reply could not be sent.
+	trusted   bool // the sender bounds the pushes that wait, and the pulls that are not answered
+	pushTurn  bool // the next call that begins is a push, if one waits
+	// pulls wait for room in the output, without which their replies could not be sent, or for other handlers
+	// to end.
 	pulls     []Job
 	pullBytes atomic.Int64 // written under Pool.mu
 }
@@ -87,8 +90,8 @@ type Queue struct {
 // Init makes the Queue ready.
 func (q *Queue) Init(owner Owner) { q.owner = owner }
 
-// Trust says that the connection's other side bounds by itself how many of its pushes wait, so that the Pool
-// need not.
+// Trust says that the connection's other side bounds by itself how many of its pushes wait, and how many of
+// its pulls are not answered. So its pulls are not refused while fewer of them wait than may run.
 func (w *Pool) Trust(own *Queue) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -102,7 +105,7 @@ func (w *Pool) Full(own *Queue) bool {
 	return len(own.pushes) > 0 || !w.roomLocked(own)
 }
 
-// PullBytes returns how many bytes the pulls keep alive that wait for room in the output.
+// PullBytes returns how many bytes the pulls keep alive that wait.
 func (q *Queue) PullBytes() int64 { return q.pullBytes.Load() }
 
 type worker struct{ next chan Job } // with room for one; nil ends it
@@ -130,11 +133,8 @@ func (w *Pool) Run(c Job) Verdict {
 	}
 	own := c.Queue()
 	w.mu.Lock()
-	if !w.roomLocked(own) || len(own.pushes) > 0 {
+	if !w.roomLocked(own) || len(own.pushes) > 0 && c.Kind() != Pull {
 		defer w.mu.Unlock()
-		if c.Kind() != Push {
-			return Overloaded
-		}
 		return w.waitLocked(c)
 	}
 	w.startLocked(c)
@@ -175,9 +175,14 @@ func (w *Pool) hold(c Job) bool {
 	if !own.owner.OutputBusy() {
 		return false
 	}
+	w.keepPullLocked(c, cost)
+	return true
+}
+
+func (w *Pool) keepPullLocked(c Job, cost int64) {
+	own := c.Queue()
 	own.pulls = append(own.pulls, c)
 	own.pullBytes.Add(cost)
-	return true
 }
 
 // Resume begins some of the pulls that have waited for room in the output. The end of each
@@ -186,6 +191,7 @@ func (w *Pool) Resume(own *Queue) {
 	for range runtime.GOMAXPROCS(0) {
 		w.mu.Lock()
 		if own.owner.OutputBusy() || !w.roomLocked(own) {
+			w.blockLocked(own)
 			w.mu.Unlock()
 			return
 		}
@@ -229,6 +235,17 @@ func (w *Pool) startLocked(c Job) {
 
 func (w *Pool) waitLocked(c Job) Verdict {
 	own := c.Queue()
+	switch c.Kind() {
+	case Pull:
+		if !own.trusted || !within(len(own.pulls)+1, w.mostOfOne) {
+			return Overloaded
+		}
+		w.keepPullLocked(c, c.Cost())
+		w.blockLocked(own)
+		return Accepted
+	case Refusal:
+		return Overloaded
+	}
 	if len(own.pushes) > 0 && !own.trusted && !within(own.pushBytes+c.Cost(), w.mostWaiting) {
 		return Overflown
 	}
@@ -241,7 +258,8 @@ func (w *Pool) waitLocked(c Job) Verdict {
 
 // blockLocked puts the connection into blocked if it belongs there.
 func (w *Pool) blockLocked(own *Queue) {
-	if len(own.pushes) > 0 && !own.blocked && within(own.running+1, w.mostOfOne) {
+	waits := len(own.pushes) > 0 || len(own.pulls) > 0 && !own.owner.OutputBusy()
+	if waits && !own.blocked && within(own.running+1, w.mostOfOne) {
 		own.blocked = true
 		w.blocked = append(w.blocked, own)
 	}
@@ -274,7 +292,7 @@ func (w *Pool) Ended(own *Queue) {
 // now; nil if there is none.
 func (w *Pool) nextLocked(own *Queue) Job {
 	w.countLocked(own, -1)
-	if len(own.pulls) > 0 && !own.owner.OutputBusy() && w.roomLocked(own) {
+	if len(own.pulls) > 0 && len(own.pushes) == 0 && !own.owner.OutputBusy() && w.roomLocked(own) {
 		return w.takePullLocked(own)
 	}
 	w.blockLocked(own) // behind the others
@@ -284,12 +302,27 @@ func (w *Pool) nextLocked(own *Queue) Job {
 		w.blocked[0] = nil
 		w.blocked = w.blocked[1:]
 		other.blocked = false
-		if len(other.pushes) > 0 && w.roomLocked(other) {
-			c := w.takePushLocked(other)
-			w.blockLocked(other)
-			return c
+		if w.roomLocked(other) {
+			if c := w.takeLocked(other); c != nil {
+				w.blockLocked(other)
+				return c
+			}
 		}
 		w.blockLocked(other) // it has its share, and others do not
+	}
+	return nil
+}
+
+// takeLocked returns the connection's next call that waits, pulls and pushes by turns; nil if none may run.
+func (w *Pool) takeLocked(own *Queue) Job {
+	pulls := len(own.pulls) > 0 && !own.owner.OutputBusy()
+	if pulls && (len(own.pushes) == 0 || !own.pushTurn) {
+		own.pushTurn = true
+		return w.takePullLocked(own)
+	}
+	own.pushTurn = false
+	if len(own.pushes) > 0 {
+		return w.takePushLocked(own)
 	}
 	return nil
 }
