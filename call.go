@@ -12,6 +12,7 @@ import (
 	"github.com/henrylee2cn/goutil"
 
 	"github.com/henrylee2cn/teleport/internal/calltable"
+	"github.com/henrylee2cn/teleport/internal/stream"
 	"github.com/henrylee2cn/teleport/internal/uri"
 	"github.com/henrylee2cn/teleport/internal/workers"
 	"github.com/henrylee2cn/teleport/packet"
@@ -41,6 +42,7 @@ type values struct {
 	gone   error // why nobody waits for the reply any more; nil if somebody may
 	public goutil.Map
 	query  url.Values
+	stream *stream.Stream    // nil unless the call is one
 	ctx    context.Context   // nil until asked for
 	meta   map[string]string // of the input, kept when the exchange was given back
 	own    *ownCtx           // what ctx is, if this side ends it
@@ -431,7 +433,9 @@ func (c *call) process() (interface{}, Xerror) {
 		return nil, err.xerror()
 	}
 	var arg interface{} = &c.body
-	if h.unknown {
+	if h.stream {
+		c.raw.Release()
+	} else if h.unknown {
 		c.keep()
 	} else {
 		arg = h.newArg()
@@ -502,7 +506,7 @@ func (c *call) Context() context.Context {
 		v.ctx = own
 		return own
 	}
-	if c.typ != packet.TypePull && c.typ != packet.TypePush { // nothing has come yet
+	if c.typ == 0 { // nothing has come yet
 		return context.Background()
 	}
 	own := newOwnCtx(c.deadlineLocked())
@@ -568,7 +572,7 @@ var idSeed = maphash.MakeSeed()
 func (c *call) callerGone(id []byte, cause error) {
 	c.mu.Lock()
 	var own *ownCtx
-	if !c.over && (id == nil || c.typ == packet.TypePull && c.id == string(id)) {
+	if !c.over && (id == nil || c.typ != packet.TypePush && c.id == string(id)) {
 		v := c.valuesLocked()
 		if v.gone == nil {
 			v.gone = cause
@@ -598,8 +602,16 @@ func (c *call) deadlineLocked() time.Time {
 
 // kind names the packet in logs.
 func (c *call) kind() string {
-	if c.typ == packet.TypePush {
+	return kindOf(c.typ)
+}
+
+// kindOf names a packet of the type in logs.
+func kindOf(typ int32) string {
+	switch typ {
+	case packet.TypePush:
 		return "push"
+	case packet.TypeOpen:
+		return "stream"
 	}
 	return "pull"
 }
@@ -631,7 +643,8 @@ func (c *call) logHandled(x Xerror) {
 		return
 	}
 	line := packetLine{
-		start: c.start, printed: c.printed, message: "pull handled", what: "pull-handle", kind: "pull",
+		start: c.start, printed: c.printed, message: c.kind() + " handled", what: c.kind() + "-handle",
+		kind: c.kind(),
 		uri:  c.inHdr.Uri,
 		code: c.outHdr.StatusCode, status: c.outHdr.Status, in: &c.in, out: &c.out,
 	}
@@ -639,8 +652,7 @@ func (c *call) logHandled(x Xerror) {
 		line.route = c.handler.path
 	}
 	if c.typ == packet.TypePush {
-		line.message, line.what, line.kind, line.code, line.status, line.out = "push handled",
-			"push-handle", "push", 0, "", nil
+		line.code, line.status, line.out = 0, "", nil
 		if x != nil {
 			line.code, line.status = x.Code(), x.Text()
 		}

@@ -13,6 +13,7 @@ import (
 	"github.com/henrylee2cn/teleport/internal/calltable"
 	"github.com/henrylee2cn/teleport/internal/credit"
 	"github.com/henrylee2cn/teleport/internal/role"
+	"github.com/henrylee2cn/teleport/internal/stream"
 	"github.com/henrylee2cn/teleport/internal/tlsconf"
 	"github.com/henrylee2cn/teleport/internal/workers"
 	"github.com/henrylee2cn/teleport/packet"
@@ -54,6 +55,7 @@ type conn struct {
 	flow       credit.Flow   // of pushes and pulls
 	queue      workers.Queue // calls that wait for a worker
 	calls      calltable.Table[call]
+	streams    stream.Set
 	// The connection's share of the peer's memory: for what is received, and for what waits to be written.
 	inBudget, outBudget packet.Budget
 	// resting is set while the reader rests, see restWhileFull; a value on wake ends the rest.
@@ -116,6 +118,9 @@ func (cn *conn) goneAway() bool { return cn.away.Load() && !cn.ended.Load() }
 func (cn *conn) takePull(number uint64) *pending {
 	pd := cn.pulls.Take(number)
 	if pd != nil {
+		if pd.wire.open {
+			cn.flow.Pulls.Complete()
+		}
 		cn.flow.Pulls.Freed()
 		cn.peer.activity()
 	}
@@ -149,6 +154,7 @@ func (cn *conn) handlerDone() {
 func (cn *conn) start(r *reader) {
 	if cn.peer.draining() { // and Shutdown may not have seen that the connection is ready
 		cn.goAway(false)
+		cn.streams.GoAway()
 	}
 	if r == nil {
 		go cn.read(false)
@@ -257,6 +263,9 @@ func (cn *conn) end(cause error) error {
 	}
 	lingers := cn.lingerLocked(cause)
 	cn.ended.Store(true)
+	if s.state == stateClosed && s.conn.Load() == cn {
+		s.overLocked()
+	}
 	if cn.done != nil {
 		close(cn.done)
 	}
@@ -270,6 +279,7 @@ func (cn *conn) end(cause error) error {
 		cn.handlers.Add(1) // so that Shutdown waits for the hooks
 	}
 	cn.peer.sessions.detach(cn)
+	cn.streams.End()
 	cn.endCalls()
 	cn.flow.End(errSocketClosed)
 	cn.wakeReader()
@@ -447,6 +457,11 @@ func (cn *conn) SendCredit(meta map[string]string) {
 	cn.sendControl(&packet.Header{Type: packet.TypeCredit, Meta: meta})
 }
 
+// SendStreamCredit is SendCredit for the values of one stream, see [stream.Wire].
+func (cn *conn) SendStreamCredit(id string, meta map[string]string) {
+	cn.sendControl(&packet.Header{Id: id, Type: packet.TypeCredit, Meta: meta})
+}
+
 // CreditWindow returns how many bytes of pushes may wait here.
 func (cn *conn) CreditWindow() int64 { return cn.peer.cfg.MaxSessionInput }
 
@@ -463,11 +478,14 @@ func (cn *conn) CreditEnd() error {
 	return nil
 }
 
-// heardCredit is called by the goroutine that reads with the header of a packet of type credit: with an id
-// the packet asks for credit, and without one it grants credit.
+// heardCredit is called by the goroutine that reads with the header of a packet of type credit: without an id
+// the packet grants credit, with that of a stream it is about the stream, and with creditId it asks.
 func (cn *conn) heardCredit(id []byte, meta map[string]string) error {
 	if len(id) == 0 {
 		return cn.flow.Granted(meta)
+	}
+	if string(id) != creditId {
+		return cn.streams.Heard(id, meta)
 	}
 	first, err := cn.flow.Asked(meta)
 	if first {

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"hash/maphash"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/henrylee2cn/teleport/internal/rarely"
+	"github.com/henrylee2cn/teleport/internal/stream"
 	"github.com/henrylee2cn/teleport/internal/uri"
 	"github.com/henrylee2cn/teleport/internal/workers"
 	"github.com/henrylee2cn/teleport/packet"
@@ -65,19 +67,19 @@ func (r *reader) call(c *call, table *routeTable) error {
 		}
 		c.fixInput()
 	}
-	if h == nil || c.uri != h.path {
+	if h == nil || c.uri != h.path || !h.takes(c.typ) {
 		canonical, err := canonicalURI(c.uri) // hooks may have put another one in
 		if err != nil {
 			return r.reject(c, newXerror(StatusBadRequest, err.Error(), err))
 		}
 		c.uri, c.inHdr.Uri = canonical, canonical
 		path, _ := uri.Split(canonical)
-		if h = table.find(path); h == nil {
-			return r.reject(c, r.notFound(path))
+		if h = table.find(path, c.typ == packet.TypeOpen); h == nil {
+			return r.reject(c, r.notFound(path, table))
 		}
 	}
 	c.handler = h
-	quick := h.pace.Quick() && !cn.sock.OutputFull()
+	quick := !h.stream && h.pace.Quick() && !cn.sock.OutputFull()
 	c.free = quick && h.small && r.small()
 	if !c.free && !c.charge(callCost+headerCost(&r.view)) {
 		return r.noMemory(c)
@@ -95,7 +97,7 @@ func (r *reader) call(c *call, table *routeTable) error {
 	// The call is counted before the state is looked at, while Shutdown sets the state before it looks at
 	// the count: one of the two sees the other.
 	cn.handlers.Add(1)
-	if cn.peer.draining() && c.typ == packet.TypePull {
+	if cn.peer.draining() && c.typ != packet.TypePush {
 		cn.goAway(false) // if Shutdown has not come to it yet: a refusal comes after it
 		r.refuse(c, newXerror(StatusServiceUnavailable, "shutting down, the pull was not run", nil))
 		cn.handlerDone()
@@ -110,6 +112,9 @@ func (r *reader) call(c *call, table *routeTable) error {
 		c.free = false
 		c.held += callCost
 		cn.inBudget.Force(callCost)
+	}
+	if h.stream {
+		return r.openStream(c)
 	}
 	c.timed = h.pace.Timed(false)
 	c.enter()
@@ -134,18 +139,69 @@ func (r *reader) call(c *call, table *routeTable) error {
 
 // notFound is the error of a packet with a path that nothing serves. Hooks may have changed the path; the
 // text names the URI that was received.
-func (r *reader) notFound(path string) Xerror {
+func (r *reader) notFound(path string, table *routeTable) Xerror {
 	p := r.conn.peer
-	kind, other, others := "pulls", "pushes", p.PushRouter.routes
-	if r.view.Type == packet.TypePush {
-		kind, other, others = "pushes", "pulls", p.PullRouter.routes
+	others := p.PushRouter.routes
+	kind := "pulls"
+	switch r.view.Type {
+	case packet.TypePush:
+		kind, others = "pushes", p.PullRouter.routes
+	case packet.TypeOpen:
+		kind = "streams"
 	}
 	text := fmt.Sprintf("not found: nothing here takes %s to %q", kind,
 		quote(uri.WithoutQuery(string(r.view.Uri))))
-	if others.table.Load().handlers[path] != nil {
-		text += ", it is a route for " + other
+	h := table.handlers[path]
+	if h == nil {
+		h = others.table.Load().handlers[path]
+	}
+	switch {
+	case h == nil:
+	case h.stream:
+		text += ", it is a route for streams"
+	case h.pull:
+		text += ", it is a route for pulls"
+	default:
+		text += ", it is a route for pushes"
 	}
 	return newXerror(StatusNotFound, text, nil)
+}
+
+// openStream runs the handler of a stream, which has a goroutine of its own: streams are open for long, and
+// are not bounded as other handlers are. The call is counted already.
+func (r *reader) openStream(c *call) error {
+	cn := r.conn
+	st := new(stream.Stream)
+	st.Init(cn, strings.Clone(c.id), true, &cn.inBudget) // c.id is in memory that is used again
+	var x Xerror
+	switch most := cn.peer.cfg.MaxSessionStreams; cn.streams.Add(st, most) {
+	case stream.Added:
+		c.mu.Lock()
+		c.valuesLocked().stream = st
+		c.mu.Unlock()
+		c.enter()
+		cn.peer.keeper.Expect()
+		go c.serveStream(st)
+		return nil
+	case stream.Full:
+		x = newXerror(StatusOverloaded, fmt.Sprintf("%d streams are open, the stream was not run", most), nil)
+	case stream.Taken:
+		x = newXerror(StatusBadRequest, fmt.Sprintf("there is a stream with the id %.40q already", c.id), nil)
+	default:
+		x = newXerror(StatusConnClosed, "", nil)
+	}
+	r.refuse(c, x)
+	cn.handlerDone()
+	return nil
+}
+
+// serveStream runs the handler of the stream.
+func (c *call) serveStream(st *stream.Stream) {
+	defer func() {
+		c.conn.streams.Remove(st)
+		st.In.Drop(ErrStreamOver)
+	}()
+	c.handle()
 }
 
 // small reports whether the packet that is being read takes too little memory to be counted. That holds on

@@ -61,7 +61,7 @@ func (pl *packetLog) log(line packetLine) {
 	}
 	cost := time.Since(line.start)
 	level, slow, left := pl.level, false, 0
-	if pl.slow > 0 && cost >= pl.slow && logEnabled(LevelWarn) {
+	if pl.slow > 0 && cost >= pl.slow && line.kind != "stream" && logEnabled(LevelWarn) {
 		n, ok := pl.lines.allow(lineKind{"slow " + line.what, line.route})
 		if ok {
 			level, slow, left = LevelWarn, true, n

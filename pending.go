@@ -220,6 +220,15 @@ type wire struct {
 	outHeaderCodec, outCodec byte   // ids; 0 is none
 	inHeaderCodec, inCodec   byte
 	outGzip, inGzip          int8
+	open                     bool // the packet that was sent opens a stream
+}
+
+// typ returns the type of the packet that was sent.
+func (w *wire) typ() int32 {
+	if w.open {
+		return packet.TypeOpen
+	}
+	return packet.TypePull
 }
 
 // sent takes in the packet that was sent. It reports false if the packet does not fit.
@@ -260,7 +269,7 @@ func (w *wire) received(v *packet.HeaderView, body int64) bool {
 
 // packets makes the two packets again, in o.
 func (w *wire) packets(o *outgoing, number uint64, uri string, args interface{}) {
-	o.out.header = packet.Header{Type: packet.TypePull, Uri: uri, Gzip: int32(w.outGzip),
+	o.out.header = packet.Header{Type: w.typ(), Uri: uri, Gzip: int32(w.outGzip),
 		Timeout: int64(w.timeout)}
 	o.out.number(number)
 	o.out.packet = packet.Packet{

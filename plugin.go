@@ -154,6 +154,21 @@ type PostReadBodyPlugin interface {
 	PostReadBody(ReadCtx) error
 }
 
+// PreWriteValuePlugin is called before a value of a stream is encoded, on either side; on an error it is not
+// sent, Send returns the error, and the stream goes on. The context is the stream's: Output is the value, and
+// its Public belongs to this value alone.
+type PreWriteValuePlugin interface {
+	Plugin
+	PreWriteValue(WriteCtx) error
+}
+
+// PostReadValuePlugin is called after a value of a stream was decoded, on either side, before Recv returns it.
+// Input is the value. After an error Recv returns the error instead, and the stream goes on.
+type PostReadValuePlugin interface {
+	Plugin
+	PostReadValue(ReadCtx) error
+}
+
 // hook is one plugin's method.
 type hook[C any] struct {
 	plugin Plugin
@@ -266,6 +281,8 @@ type pluginChain struct {
 	postReadHeader hooks[ReadCtx]
 	preReadBody    hooks[ReadCtx]
 	postReadBody   hooks[ReadCtx]
+	preWriteValue  hooks[WriteCtx]
+	postReadValue  hooks[ReadCtx]
 }
 
 // seesPulls reports whether a hook looks at the packets of pulls that this side makes.
@@ -367,6 +384,10 @@ var hookPoints = []hookPoint{
 		func(c *pluginChain) *hooks[WriteCtx] { return &c.preWriteReply }),
 	hookAt("PostWriteReply", ofRoute, PostWriteReplyPlugin.PostWriteReply,
 		func(c *pluginChain) *hooks[WriteCtx] { return &c.postWriteReply }),
+	hookAt("PreWriteValue", ofRoute, PreWriteValuePlugin.PreWriteValue,
+		func(c *pluginChain) *hooks[WriteCtx] { return &c.preWriteValue }),
+	hookAt("PostReadValue", ofRoute, PostReadValuePlugin.PostReadValue,
+		func(c *pluginChain) *hooks[ReadCtx] { return &c.postReadValue }),
 }
 
 func (c *pluginChain) add(p Plugin) {

@@ -8,6 +8,7 @@ import (
 	"math"
 	"reflect"
 	"slices"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -163,36 +164,43 @@ func (cmd *PullCmd) newPending(ctx context.Context, waits bool) *pending {
 	return pd
 }
 
-// launch sends the pull. Whatever happens, pd is completed once.
-func (cmd *PullCmd) launch(ctx context.Context, pd *pending, settings []PacketSetting) {
+// launch sends the pull, and reports whether it was sent. Whatever happens, pd is completed once.
+func (cmd *PullCmd) launch(ctx context.Context, pd *pending, settings []PacketSetting) (sent bool) {
 	cn := cmd.conn // kept here: the command may get another connection once pd is complete
 	d := newDraft()
-	number, ok := cn.flow.TryPull()
+	open := pd.wire.open
+	number, ok := uint64(0), true
+	if open {
+		number = cn.flow.Pulls.Aside()
+	} else {
+		number, ok = cn.flow.TryPull()
+	}
 	if !ok {
 		var x Xerror
 		pd.began = time.Since(processStart)
 		if number, x = cn.awaitPlace(ctx, cmd.timeLeft(pd), settings); x != nil {
 			cmd.unsent(pd, d, settings, x)
 			d.put()
-			return
+			return false
 		}
 	}
 	cmd.number, pd.number = number, number
 	cn.wakeReader()
 	entered := false
 	defer func() {
-		if !entered {
+		if !entered && !open {
 			cn.flow.Pulls.Unused()
 		}
 	}()
-	entered = cmd.makeAndSend(ctx, pd, d, settings)
+	entered, sent = cmd.makeAndSend(ctx, pd, d, settings)
 	d.put()
+	return sent
 }
 
 // makeAndSend makes the packet, in the draft unless hooks or the log see it, and sends it. It reports whether
-// the pull was in the connection's table.
+// the pull was in the connection's table, and whether it was sent.
 func (cmd *PullCmd) makeAndSend(ctx context.Context, pd *pending, d *draft,
-	settings []PacketSetting) (entered bool) {
+	settings []PacketSetting) (entered, sent bool) {
 	cn, o := cmd.conn, pd.seen
 	for i := range settings {
 		if settings[i].kind == settingReplyMeta {
@@ -203,36 +211,40 @@ func (cmd *PullCmd) makeAndSend(ctx context.Context, pd *pending, d *draft,
 	if o != nil {
 		w = &o.out
 	}
-	w.fill(&cn.peer.cfg, packet.TypePull, cmd.uri, cmd.args, settings)
+	typ := pd.wire.typ()
+	w.fill(&cn.peer.cfg, typ, cmd.uri, cmd.args, settings)
 	w.number(cmd.number)
 	if x := replyArgument(cmd.reply); x != nil {
 		pd.sent(cn, w)
 		pd.complete(x)
-		return false
+		return false, false
 	}
 	w.header.Timeout = cmd.timeoutFor(ctx, pd)
 	if o != nil {
 		if err := cn.peer.chain.preWritePull.run(o); err != nil {
 			pd.complete(notRun(err.xerror()))
-			return false
+			return false, false
 		}
 		w.number(cmd.number)
-		w.fix(w.header.Id, packet.TypePull)
+		w.fix(w.header.Id, typ)
 	}
 	frame, err := cmd.encode(ctx, pd, w, d.frame[:0])
 	pd.sent(cn, w)
 	if err != nil {
 		pd.complete(cn.sendXerror(ctx, cn.waited(ctx, err)))
-		return false
+		return false, false
 	}
-	entered, sent := cmd.send(ctx, pd, frame)
+	if s, ok := pd.command.(interface{ begins(id string) }); ok {
+		s.begins(strconv.FormatUint(cmd.number, 10))
+	}
+	entered, sent = cmd.send(ctx, pd, frame)
 	if sent && o != nil { // pd may be complete by now, and used by another pull
 		if err := cn.peer.chain.postWritePull.run(o); err != nil {
 			cn.peer.log.rarely(LevelWarn, "hook failed", "pull %s: %v",
 				append([]slog.Attr{uriAttr(cmd.uri), errAttr(err)}, cn.logAttrs()...)...)
 		}
 	}
-	return entered
+	return entered, sent
 }
 
 // encode waits for a permit to encode, and encodes the packet. The header's timeout is what is left of the
@@ -256,6 +268,11 @@ func (cmd *PullCmd) send(ctx context.Context, pd *pending, frame socket.Frame) (
 	if ends && ctx.Err() != nil {
 		frame.Drop()
 		pd.complete(notSent(ctx))
+		return false, false
+	}
+	if cn.ended.Load() { // whoever has seen Done closed is told that nothing was sent
+		frame.Drop()
+		pd.complete(cn.sess.closedXerror("connection closed, the pull was not sent", nil))
 		return false, false
 	}
 	if cn.goneAway() {
@@ -427,6 +444,8 @@ func (cmd *PullCmd) deliver(pd *pending) {
 // timeLeft returns how long the pull may still take by DefaultPullTimeout; zero for no bound.
 func (cmd *PullCmd) timeLeft(pd *pending) time.Duration {
 	switch {
+	case pd.wire.open: // streams are for longer
+		return 0
 	case cmd.again == nil:
 		bound := cmd.conn.peer.cfg.DefaultPullTimeout
 		if bound <= 0 || pd.began == 0 {
@@ -489,12 +508,13 @@ func (cmd *PullCmd) finishSeen(pd *pending, o *outgoing) {
 	if cmd.Xerror == nil {
 		cmd.Xerror = cmd.readReply(pd, o)
 	}
+	kind := kindOf(cmd.wire.typ())
 	code, text := StatusOK, ""
 	if x := cmd.Xerror; x != nil {
 		code, text = x.Code(), x.Text()
 	}
 	o.conn.logPacket(packetLine{
-		start: o.start, printed: o.printed, message: "pull made", what: "pull-launch", kind: "pull",
+		start: o.start, printed: o.printed, message: kind + " made", what: kind + "-launch", kind: kind,
 		uri:  cmd.uri,
 		code: code, status: text, in: &o.in.packet, out: &o.out.packet,
 	})

@@ -130,8 +130,10 @@ func (r *reader) next(c *call) error {
 	switch r.view.Type {
 	case packet.TypeReply:
 		return r.reply(c)
-	case packet.TypePull:
+	case packet.TypePull, packet.TypeOpen:
 		return r.call(c, cn.peer.PullRouter.routes.table.Load())
+	case packet.TypeValue, packet.TypeAnswer:
+		return r.value()
 	case packet.TypePush:
 		cn.pushesRead++
 		if r.owed, err = cn.flow.Received(uint64(r.view.Length + r.length + pushCost)); err != nil {
@@ -170,6 +172,16 @@ func (r *reader) next(c *call) error {
 		r.refuse(c, newXerror(StatusUnsupportedType, fmt.Sprintf("unsupported type %d", c.typ), nil))
 	}
 	return nil
+}
+
+// value hands a value to its stream. One of a stream that is over is dropped.
+func (r *reader) value() error {
+	st := r.conn.streams.Find(r.view.Id, r.view.Type == packet.TypeAnswer)
+	if st == nil {
+		r.conn.sock.SkipBody()
+		return nil
+	}
+	return st.Receive(r.conn.sock, &r.view, r.length)
 }
 
 // rest is called before the reader may have to wait: it flushes the replies of quick handlers.

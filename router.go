@@ -15,6 +15,7 @@ import (
 	"github.com/henrylee2cn/teleport/codec"
 	"github.com/henrylee2cn/teleport/internal/role"
 	"github.com/henrylee2cn/teleport/internal/uri"
+	"github.com/henrylee2cn/teleport/packet"
 )
 
 // PullRouter registers what answers pulls, at the root or in a group. Routes may
@@ -40,9 +41,9 @@ func (r *PullRouter) SetUnknown(fn func(ctx UnknownPullCtx, body *[]byte) (inter
 	if fn == nil {
 		panic("tp: PullRouter.SetUnknown: the handler is nil.")
 	}
-	r.setUnknown(true, plugins, func(c *call, arg interface{}) (interface{}, Xerror) {
+	r.setUnknown("SetUnknown", &Handler{pull: true, call: func(c *call, arg interface{}) (interface{}, Xerror) {
 		return fn(c, arg.(*[]byte))
-	})
+	}}, plugins)
 }
 
 // PushRouter registers what takes pushes, as [PullRouter] does for pulls.
@@ -60,10 +61,10 @@ func (r *PushRouter) SetUnknown(fn func(ctx UnknownPushCtx, body *[]byte), plugi
 	if fn == nil {
 		panic("tp: PushRouter.SetUnknown: the handler is nil.")
 	}
-	r.setUnknown(false, plugins, func(c *call, arg interface{}) (interface{}, Xerror) {
+	r.setUnknown("SetUnknown", &Handler{call: func(c *call, arg interface{}) (interface{}, Xerror) {
 		fn(c, arg.(*[]byte))
 		return nil, nil
-	})
+	}}, plugins)
 }
 
 // joinPath returns the canonical path of what is registered in a group. Dots in p
@@ -100,7 +101,7 @@ func (g *group) sub(prefix string, plugins []Plugin) group {
 func (g *group) add(handlers []*Handler) {
 	for _, h := range handlers {
 		g.routes.table.Load().refuseTaken(h)
-		h.small = decodesSmall(h)
+		h.small = !h.stream && decodesSmall(h)
 		h.postReg()
 	}
 	g.routes.update(func(t *routeTable) {
@@ -118,20 +119,19 @@ func (t *routeTable) refuseTaken(h *Handler) {
 	}
 }
 
-func (g *group) setUnknown(pull bool, plugins []Plugin, call func(*call, interface{}) (interface{}, Xerror)) {
-	h := &Handler{
-		path:    path.Join(g.prefix, "*"),
-		pull:    pull,
-		unknown: true,
-		chain:   g.chain.with(place{caller: "SetUnknown"}, plugins),
-		call:    call,
-	}
+func (g *group) setUnknown(caller string, h *Handler, plugins []Plugin) {
+	h.path, h.unknown = path.Join(g.prefix, "*"), true
+	h.chain = g.chain.with(place{caller: caller}, plugins)
 	under := strings.TrimSuffix(g.prefix, "/") + "/"
 	h.postReg()
 	g.routes.update(func(t *routeTable) {
-		t.all = slices.DeleteFunc(t.all, func(old *Handler) bool { return old.unknown && old.path == h.path })
+		t.all = slices.DeleteFunc(t.all, func(old *Handler) bool {
+			return old.unknown && old.path == h.path && old.stream == h.stream
+		})
 		t.all = append(t.all, h)
-		t.unknown = slices.DeleteFunc(t.unknown, func(u unknownRoute) bool { return u.under == under })
+		t.unknown = slices.DeleteFunc(t.unknown, func(u unknownRoute) bool {
+			return u.under == under && u.handler.stream == h.stream
+		})
 		t.unknown = append(t.unknown, unknownRoute{under, h})
 		slices.SortFunc(t.unknown, func(a, b unknownRoute) int {
 			return cmp.Compare(len(b.under), len(a.under))
@@ -203,12 +203,16 @@ func (h *Handler) postReg() {
 	}
 }
 
-// find returns the handler of the path; nil if there is none.
-func (t *routeTable) find(p string) *Handler {
-	if h := t.handlers[p]; h != nil {
+// find returns the handler of the path, nil if there is none: of streams, or of pulls or pushes.
+func (t *routeTable) find(p string, stream ...bool) *Handler {
+	streams := len(stream) > 0 && stream[0]
+	if h := t.handlers[p]; h != nil && h.stream == streams {
 		return h
 	}
 	for _, u := range t.unknown {
+		if u.handler.stream != streams {
+			continue
+		}
 		if strings.HasPrefix(p, u.under) || p == u.under[:len(u.under)-1] {
 			return u.handler
 		}
@@ -230,6 +234,7 @@ func canonicalURI(text string) (string, error) {
 type Handler struct {
 	path      string
 	pull      bool
+	stream    bool
 	unknown   bool
 	argType   reflect.Type
 	replyType reflect.Type
@@ -246,6 +251,9 @@ type Handler struct {
 	call func(c *call, arg interface{}) (interface{}, Xerror)
 }
 
+// takes reports whether the handler is for packets of the type.
+func (h *Handler) takes(typ int32) bool { return h.stream == (typ == packet.TypeOpen) }
+
 // into returns what the body is decoded into.
 func (h *Handler) into(arg interface{}) interface{} {
 	if h.target != nil {
@@ -259,7 +267,10 @@ func (h *Handler) into(arg interface{}) interface{} {
 func (h *Handler) Name() string { return h.path }
 
 // IsPull reports whether the route answers pulls.
-func (h *Handler) IsPull() bool { return h.pull }
+func (h *Handler) IsPull() bool { return h.pull && !h.stream }
+
+// IsStream reports whether the route serves streams.
+func (h *Handler) IsStream() bool { return h.stream }
 
 // IsPush reports whether the route takes pushes.
 func (h *Handler) IsPush() bool { return !h.pull }
@@ -267,9 +278,10 @@ func (h *Handler) IsPush() bool { return !h.pull }
 // IsUnknown reports whether it handles the URIs that nothing else does.
 func (h *Handler) IsUnknown() bool { return h.unknown }
 
-// ArgType returns the type that bodies are decoded into, without the pointer;
-// nil for an unknown handler.
+// ArgType returns the type that bodies are decoded into, without the pointer; of a stream that of the values
+// that the handler receives; nil for an unknown handler.
 func (h *Handler) ArgType() reflect.Type { return h.argType }
 
-// ReplyType returns the type of replies; nil for a push and an unknown handler.
+// ReplyType returns the type of replies, of a stream that of the values that the handler sends; nil for a push
+// and an unknown handler.
 func (h *Handler) ReplyType() reflect.Type { return h.replyType }

@@ -36,6 +36,7 @@ type Session struct {
 	cause  error // of the end
 	public goutil.Map
 	done   chan struct{} // made when asked for
+	over   bool          // nothing can be sent any more, and done, if there is one, is closed
 }
 
 // sessionState only ever goes up.
@@ -153,11 +154,21 @@ func (s *Session) Done() <-chan struct{} {
 	defer s.mu.Unlock()
 	if s.done == nil {
 		s.done = make(chan struct{})
-		if s.state == stateClosed {
+		if s.over {
 			close(s.done)
 		}
 	}
 	return s.done
+}
+
+// overLocked closes done. The caller holds s.mu.
+func (s *Session) overLocked() {
+	if !s.over {
+		s.over = true
+		if s.done != nil {
+			close(s.done)
+		}
+	}
 }
 
 // Close ends the session at once. Pulls in flight complete with
@@ -175,8 +186,8 @@ func (s *Session) shut(cause error) error {
 	}
 	was := s.state
 	s.state, s.cause = stateClosed, cause
-	if s.done != nil {
-		close(s.done)
+	if s.conn.Load().ended.Load() { // otherwise conn.end does it
+		s.overLocked()
 	}
 	conns := s.connsLocked()
 	if s.redial != nil {

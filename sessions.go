@@ -228,7 +228,7 @@ func (t *sessions) waiting() (list []keepalive.Conn) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	for cn := range t.conns {
-		if cn.lingers.Load() || !cn.ended.Load() && (cn.pulls.Len() > 0 || cn.flow.Waits()) {
+		if cn.lingers.Load() || !cn.ended.Load() && (cn.pulls.Len() > 0 || cn.streams.Len() > 0 || cn.flow.Waits()) {
 			list = append(list, cn)
 		}
 	}

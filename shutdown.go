@@ -26,6 +26,7 @@ func (p *Peer) Shutdown(ctx context.Context) error {
 	err := p.stopAccepting()
 	for _, cn := range p.sessions.live() {
 		cn.goAway(false)
+		cn.streams.GoAway()
 	}
 	for {
 		handlers, pulls := p.sessions.busy()

@@ -29,10 +29,18 @@ const (
 	// id, at once, and by nothing if it has none. It has no body. Who does not know it
 	// answers as well, with StatusUnsupportedType.
 	TypePing int32 = 6
-	// TypeCredit says how many bytes of pushes the other side may send. It has no id and no
-	// body; its metadata has the numbers, and a packet without metadata asks for them. A
-	// peer that does not know it ignores it.
+	// TypeCredit says what the other side may send. It has no body; its metadata has the numbers. With the id
+	// of a stream it is about the values of that, without an id about pulls and pushes, and the id "credit"
+	// asks. A peer that does not know it answers with StatusUnsupportedType if it has an id.
 	TypeCredit int32 = 7
+	// TypeOpen opens a stream. It is a pull in everything but that values follow in both directions; its
+	// body is the id of a codec alone. The reply ends the stream. Who does not know it answers with
+	// StatusUnsupportedType.
+	TypeOpen int32 = 8
+	// TypeValue is one value of a stream, with the stream's id, from the side that has opened the stream, and
+	// TypeAnswer one from the other side. Without a body it says that no more values come from there.
+	TypeValue  int32 = 9
+	TypeAnswer int32 = 10
 )
 
 // Packet is one message. Its fields may be read and set freely by the goroutine that owns
@@ -61,7 +69,7 @@ type Header struct {
 	// Id tells the packets in flight of one sender on one session apart. A reply
 	// carries its pull's id.
 	Id string
-	// Type is TypePull, TypeReply, TypePush, TypeCancel, TypeGoAway or TypePing.
+	// Type says what the packet is, TypePull for example.
 	Type int32
 	// Uri is the path, and optionally ?query, that a pull or a push goes to.
 	Uri string

@@ -43,6 +43,7 @@ type Sender struct {
 	sent, limit atomic.Uint64
 	window      atomic.Uint64 // the receiver's; 0 while it is not known
 	first       uint64        // what Init was given
+	reach       uint64        // how far a grant may go beyond what was sent; 0 for the window
 	waiting     atomic.Int64  // how many takes are in the queue
 
 	mu    sync.Mutex // guards the fields below, and writing limit
@@ -61,6 +62,14 @@ type take struct {
 func (s *Sender) Init(amount uint64) {
 	s.first = amount
 	s.limit.Store(amount)
+}
+
+// InitOpen makes the Sender ready for a receiver whose window is known, and which may grant more than that
+// window later. What a packet costs depends on the first window.
+func (s *Sender) InitOpen(window uint64) {
+	s.Init(window)
+	s.window.Store(window)
+	s.reach = math.MaxInt64
 }
 
 // TryTake takes the amount, which is at least 1, if there is so much credit and no other take waits. It
@@ -201,7 +210,7 @@ func (s *Sender) grantLocked(amount uint64) error {
 	if s.ended != nil || amount <= s.limit.Load() {
 		return nil
 	}
-	switch window, sent := s.window.Load(), s.sent.Load(); {
+	switch window, sent := max(s.reach, s.window.Load()), s.sent.Load(); {
 	case window == 0:
 		return fmt.Errorf("%w: %d before a window", ErrGrant, amount)
 	case window != Unbounded && amount > sent && amount-sent > window:
@@ -250,9 +259,11 @@ func (s *Sender) Err() error {
 }
 
 // Receiver counts what the other side sends, and what of it was handled. All methods are safe for concurrent
-// use. Init makes a Receiver ready.
+// use, but for Received and Grow, which are called by one goroutine at a time. Init makes a Receiver ready.
 type Receiver struct {
-	window   uint64
+	first    uint64 // the window at first, on which costs depend
+	window   atomic.Uint64
+	most     uint64 // how large the window may grow
 	received atomic.Uint64
 	handled  atomic.Uint64
 	granted  atomic.Uint64 // written under mu
@@ -262,20 +273,38 @@ type Receiver struct {
 // Init makes the Receiver ready. At first the other side may send the amount given; a window that is smaller
 // is taken for that. A window of [Unbounded] is no bound.
 func (r *Receiver) Init(window, first uint64) {
-	r.window = max(window, first)
+	r.first = max(window, first)
+	r.window.Store(r.first)
 	r.granted.Store(first)
 }
 
+// GrowTo lets the window grow, by Grow, to at most the amount given.
+func (r *Receiver) GrowTo(most uint64) { r.most = most }
+
+// Grow doubles the window, if that may grow, and if of what was received less than a quarter of the window is
+// not handled: then the receiver keeps up, and the sender, which has said that it waits, could be faster. Grow
+// returns the amount to grant now, and whether that is more than was granted before.
+func (r *Receiver) Grow() (grant uint64, more bool) {
+	if window := r.window.Load(); window >= r.most || r.Held() >= window/grantPart {
+		return 0, false
+	}
+	r.window.Store(min(2*r.window.Load(), r.most))
+	return r.Grant()
+}
+
 // Window returns the window.
-func (r *Receiver) Window() uint64 { return r.window }
+func (r *Receiver) Window() uint64 { return r.window.Load() }
 
 // Received counts a packet of the amount. It returns what the packet costs, which is to be given to Handled
 // later. The error wraps [ErrOverdrawn].
 func (r *Receiver) Received(amount uint64) (cost uint64, err error) {
-	if r.window == Unbounded {
+	if r.first == Unbounded {
 		return 0, nil
 	}
-	cost = costOf(amount, r.window)
+	cost = costOf(amount, r.first)
+	if cost < amount {
+		r.most = 0 // many such packets would take much more than the window
+	}
 	granted := r.granted.Load()
 	if received := r.received.Add(cost); received > granted {
 		return cost, fmt.Errorf("%w: %d where %d were granted", ErrOverdrawn, received, granted)
@@ -287,10 +316,11 @@ func (r *Receiver) Received(amount uint64) (cost uint64, err error) {
 // to grant and true. Each such amount is larger than the ones before, but the caller may send them in any
 // order.
 func (r *Receiver) Handled(cost uint64) (grant uint64, due bool) {
-	if r.window == Unbounded {
+	if r.first == Unbounded {
 		return 0, false
 	}
-	if next := r.handled.Add(cost) + r.window; next-r.granted.Load() < max(r.window/grantPart, 1) {
+	window := r.window.Load()
+	if next := r.handled.Add(cost) + window; next-r.granted.Load() < max(window/grantPart, 1) {
 		return 0, false
 	}
 	return r.Grant()
@@ -298,12 +328,12 @@ func (r *Receiver) Handled(cost uint64) (grant uint64, due bool) {
 
 // Grant returns the amount to grant now, and whether that is more than was granted before.
 func (r *Receiver) Grant() (grant uint64, more bool) {
-	if r.window == Unbounded {
+	if r.first == Unbounded {
 		return Unbounded, false
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	next := r.handled.Load() + r.window
+	next := r.handled.Load() + r.window.Load()
 	if next <= r.granted.Load() {
 		return r.granted.Load(), false
 	}

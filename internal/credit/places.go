@@ -138,6 +138,17 @@ func (p *Places) Unused() {
 	p.Freed()
 }
 
+// Aside takes a number for a request that needs no place. When it is complete, and among those that are taken,
+// Complete must be called.
+func (p *Places) Aside() (number uint64) {
+	number = p.last.Add(1)
+	p.unused.Add(1)
+	return number
+}
+
+// Complete says that a request aside is complete.
+func (p *Places) Complete() { p.unused.Add(^uint64(0)) }
+
 // Freed is called when a request is complete, and has no place any more.
 func (p *Places) Freed() {
 	if p.waiting.Load() == 0 {

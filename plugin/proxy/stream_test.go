@@ -1,0 +1,123 @@
+package proxy_test
+
+import (
+	"context"
+	"io"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	tp "github.com/henrylee2cn/teleport"
+	"github.com/henrylee2cn/teleport/plugin/proxy"
+)
+
+// throughProxy returns a session by whose proxy the service is reached.
+func throughProxy(t *testing.T, service *tp.Peer) *tp.Session {
+	middle := tp.NewPeer(nil)
+	up, _ := join(t, middle, service)
+	middle.PullRouter.SetUnknownStream(proxy.To(up).Stream)
+	client, _ := join(t, tp.NewPeer(nil), middle)
+	return client
+}
+
+func TestStreamThroughAProxy(t *testing.T) {
+	service := tp.NewPeer(nil)
+	tp.HandleStream(service.PullRouter, "/upper", func(ctx tp.PullCtx, s *tp.Stream[string, string]) tp.Xerror {
+		for v, err := range s.All() {
+			if err != nil {
+				return tp.NewXerror(tp.StatusInternalServerError, err.Error())
+			}
+			up := strings.ToUpper(*v) + s.Meta()["suffix"]
+			if s.Send(&up) != nil {
+				return nil
+			}
+		}
+		ctx.SetMeta("hops", ctx.Meta()[proxy.HopsKey])
+		return tp.NewXerror(1234, "that was all")
+	})
+	client := throughProxy(t, service)
+	for _, set := range [][]tp.PacketSetting{nil, {tp.WithGzip(5)}, {tp.WithBodyCodec("string")},
+		{tp.WithHeaderCodec("json")}} {
+		s, err := tp.OpenStream[string, string](t.Context(), client, "/upper",
+			append(set, tp.WithMeta("suffix", "!"))...)
+		require.NoError(t, err)
+		for _, text := range []string{"a", "", strings.Repeat("long ", 10_000)} {
+			require.NoError(t, s.Send(&text))
+			v, err := s.Recv()
+			require.NoError(t, err)
+			require.Equal(t, strings.ToUpper(text)+"!", *v)
+		}
+		require.NoError(t, s.CloseSend())
+		_, err = s.Recv()
+		require.EqualError(t, err, "1234 that was all")
+		<-s.Done()
+		require.Equal(t, map[string]string{"hops": "1"}, s.Meta())
+	}
+	s, err := tp.OpenStream[string, string](t.Context(), client, "/nosuch")
+	require.NoError(t, err)
+	_, err = s.Recv()
+	require.ErrorContains(t, err, "404 not found")
+	require.True(t, tp.NotRun(err.(tp.Xerror)))
+}
+
+// Who does not receive stops the one who sends, also with a proxy between them, and the end of one side is the
+// end of the other.
+func TestFlowOfAStreamThroughAProxy(t *testing.T) {
+	service := tp.NewPeer(nil)
+	var sent atomic.Int64
+	ended := make(chan error, 1)
+	tp.HandleStream(service.PullRouter, "/feed", func(ctx tp.PullCtx, s *tp.Stream[string, string]) tp.Xerror {
+		text := strings.Repeat("x", 1000)
+		for {
+			if err := s.Send(&text); err != nil {
+				ended <- err
+				return nil
+			}
+			sent.Add(1)
+		}
+	})
+	client := throughProxy(t, service)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	s, err := tp.OpenStream[string, string](ctx, client, "/feed")
+	require.NoError(t, err)
+	const most = 3 << 20 / 1000 // what may wait at the two receivers, and in pieces on the way
+	last := int64(-1)
+	require.Eventually(t, func() bool {
+		now := sent.Load()
+		stopped := now == last && now > 100
+		last = now
+		return stopped
+	}, 20*time.Second, 100*time.Millisecond)
+	require.Less(t, last, int64(most))
+	for range 10 * most {
+		_, err := s.Recv()
+		require.NoError(t, err)
+	}
+	cancel()
+	require.ErrorContains(t, <-ended, "given the stream up")
+}
+
+// The upstream's connection ends: that is not the caller's.
+func TestStreamWhoseUpstreamGoes(t *testing.T) {
+	service := tp.NewPeer(nil)
+	tp.HandleStream(service.PullRouter, "/wait", func(ctx tp.PullCtx, s *tp.Stream[string, string]) tp.Xerror {
+		text := "here"
+		_ = s.Send(&text)
+		<-ctx.Context().Done()
+		return nil
+	})
+	client := throughProxy(t, service)
+	s, err := tp.OpenStream[string, string](t.Context(), client, "/wait")
+	require.NoError(t, err)
+	v, err := s.Recv()
+	require.NoError(t, err)
+	require.Equal(t, "here", *v)
+	require.NoError(t, service.Close())
+	_, err = s.Recv()
+	require.ErrorContains(t, err, "502 bad gateway")
+	require.NotErrorIs(t, err, io.EOF)
+}

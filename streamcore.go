@@ -1,0 +1,460 @@
+package tp
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/henrylee2cn/teleport/codec"
+	"github.com/henrylee2cn/teleport/internal/stream"
+	"github.com/henrylee2cn/teleport/packet"
+	"github.com/henrylee2cn/teleport/socket"
+)
+
+// streamCore is a stream without the types of its values. A stream is a pull, with internal/stream for the
+// values: it begins with a packet of type open, on which all that holds of pulls is done, and the reply ends
+// it. The values go past the pull, by reader.value and streamCore.send.
+type streamCore struct {
+	st    stream.Stream  // of the side that has opened the stream
+	at    *stream.Stream // the stream: st, or that of the call
+	conn  *conn
+	chain *pluginChain
+	uri   string
+	life  context.Context // ends with the stream
+	typ   int32           // of the values that this side sends
+	form  form            // of these values
+
+	sending atomic.Bool // a goroutine is in send
+	turn    atomic.Bool // a value was received since the last one was sent
+	closed  atomic.Bool // CloseSend was called
+
+	// Of the side that has opened the stream.
+	pull *PullCmd
+	stop context.CancelFunc // gives the stream up
+	done chan struct{}      // closed when the pull is complete
+
+	call *call // of the other side; nil where this side has opened the stream
+
+	mu   sync.Mutex              // guards the fields below
+	ctx  context.Context         // what Context returns; nil until asked for
+	tell context.CancelCauseFunc // ends ctx
+	away bool                    // this side is shutting down
+}
+
+// form is how values are encoded.
+type form struct {
+	headerCodec, bodyCodec string
+	gzip                   int32
+}
+
+// openStream opens a stream by the session. Text says that the values are bytes, which the string codec
+// leaves as they are.
+func (s *Session) openStream(ctx context.Context, uri string, settings []PacketSetting,
+	bytes bool) (*streamCore, Xerror) {
+	ctx = orNone(ctx)
+	cn := s.conn.Load()
+	if s.redial != nil {
+		var x Xerror
+		if cn, x = s.redial.await(ctx, s.redial.patience(0)); x != nil {
+			return nil, x
+		}
+	}
+	if ctx.Err() != nil {
+		return nil, notSent(ctx)
+	}
+	switch word, err := cn.flow.Heard(ctx, cn.peer.keeper.Expect); {
+	case ctx.Err() != nil && errors.Is(err, ctx.Err()):
+		return nil, notSent(ctx)
+	case err != nil:
+		return nil, s.closedXerror("connection closed, the stream was not opened", nil)
+	case !word.Streams:
+		return nil, unrun(StatusUnsupportedType, "the other side does not know streams, nothing was sent", nil)
+	}
+	c := &streamCore{conn: cn, chain: cn.peer.chain, uri: uri, typ: packet.TypeValue,
+		done: make(chan struct{})}
+	c.at = &c.st
+	var own ownPacket
+	own.fill(&cn.peer.cfg, packet.TypeOpen, uri, nil, settings)
+	c.form = form{own.packet.HeaderCodec, own.packet.BodyCodec, own.header.Gzip}
+	if bytes {
+		c.form.bodyCodec = codec.NameString
+	}
+	of, err := codec.GetByName(c.form.bodyCodec)
+	if err != nil {
+		return nil, unrun(StatusUnsupportedCodec, "nothing was sent: "+err.Error(), err)
+	}
+	c.life, c.stop = context.WithCancel(ctx)
+	c.pull = &PullCmd{conn: cn, uri: uri, args: packet.RawBody{of.Id()}}
+	pd := c.pull.newPending(c.life, false)
+	pd.wire.open, pd.command = true, c
+	if !c.pull.launch(c.life, pd, settings) {
+		<-c.done
+		return nil, c.pull.Xerror
+	}
+	return c, nil
+}
+
+// begins is called with the pull's id before the packet is sent.
+func (c *streamCore) begins(id string) {
+	c.st.Init(c.conn, id, false, &c.conn.inBudget)
+	c.conn.streams.Add(&c.st, -1)
+}
+
+// deliver is called when the pull is complete, see pending.
+func (c *streamCore) deliver(pd *pending) {
+	finished := false
+	defer func() {
+		if !finished { // a hook has called runtime.Goexit, or something here has panicked
+			if p := recover(); p != nil {
+				c.conn.peer.log.panicked(LevelCritical, "stream", "", p)
+			}
+			c.pull.Xerror = newXerror(StatusFailedPlugin, "", nil)
+		}
+		c.complete()
+	}()
+	c.pull.finish(pd)
+	finished = true
+}
+
+// complete ends the stream on the side that has opened it, when the pull is complete. What the other side has
+// sent before its reply can still be received, unless this side has given up.
+func (c *streamCore) complete() {
+	c.conn.streams.Remove(&c.st)
+	switch x := c.pull.Xerror; {
+	case x == nil:
+		c.at.Out.End(ErrStreamOver)
+		c.at.In.End(io.EOF)
+	case x.Code() == StatusCanceled || x.Code() == StatusDeadlineExceeded:
+		c.at.Out.End(x)
+		c.at.In.Drop(x)
+	default:
+		c.at.Out.End(x)
+		c.at.In.End(x)
+	}
+	close(c.done)
+	c.stop()
+	c.end(ErrStreamOver)
+}
+
+// ErrStreamOver is the error of sending on a stream that has ended well, and the context.Cause of a stream's
+// context when the stream is over.
+var ErrStreamOver = errors.New("tp: the stream is over")
+
+// ErrStreamClosed is the error of a stream's methods after [Stream.Close], and of Send after
+// [Stream.CloseSend].
+var ErrStreamClosed = errors.New("tp: the stream was closed by this side")
+
+var (
+	errTwoSenders   = errors.New("tp: two goroutines send values of one stream at a time")
+	errTwoReceivers = errors.New("tp: two goroutines receive values of one stream at a time")
+)
+
+// serve runs fn with the stream of the call, on the side that has not opened the stream.
+func (c *call) serve(bytes bool, fn func(*streamCore) Xerror) Xerror {
+	s := &streamCore{conn: c.conn, chain: c.handler.chain, uri: c.uri, typ: packet.TypeAnswer, call: c,
+		life: c.Context()}
+	c.mu.Lock()
+	s.at = c.values.stream
+	s.form = form{c.in.HeaderCodec, c.out.BodyCodec, c.outHdr.Gzip}
+	c.mu.Unlock()
+	if bytes {
+		s.form.bodyCodec = codec.NameString
+	}
+	unwatch := context.AfterFunc(s.life, s.callerGone)
+	defer func() {
+		unwatch()
+		s.at.Out.End(ErrStreamOver)
+		s.at.In.End(ErrStreamOver)
+		s.end(ErrStreamOver)
+	}()
+	return fn(s)
+}
+
+// callerGone is called when the handler's context ends.
+func (c *streamCore) callerGone() {
+	var x *xerror
+	switch cause := context.Cause(c.life); {
+	case cause == errHandlerReturned:
+		return
+	case cause == ErrSessionEnded:
+		x = newXerror(StatusConnClosed, "connection closed, the stream is over", cause)
+		c.at.Out.End(x)
+		c.at.In.End(x)
+		return
+	case errors.Is(cause, context.DeadlineExceeded):
+		x = newXerror(StatusDeadlineExceeded, "the other side's time for the stream is over", cause)
+	default:
+		x = newXerror(StatusCanceled, "the other side has given the stream up", cause)
+	}
+	c.at.Out.End(x)
+	c.at.In.Drop(x)
+}
+
+// over returns what Stream.Done returns.
+func (c *streamCore) over() <-chan struct{} {
+	if c.call != nil {
+		return c.life.Done()
+	}
+	return c.done
+}
+
+// context returns what Stream.Context returns.
+func (c *streamCore) context() context.Context {
+	c.mu.Lock()
+	if c.ctx != nil {
+		defer c.mu.Unlock()
+		return c.ctx
+	}
+	c.ctx, c.tell = context.WithCancelCause(c.life)
+	ctx := c.ctx
+	c.mu.Unlock()
+	c.at.OnAway(func() { c.end(ErrPeerClosed) })
+	return ctx
+}
+
+// end ends the context that the program has.
+func (c *streamCore) end(cause error) {
+	c.mu.Lock()
+	if c.ctx == nil {
+		c.ctx, c.tell = context.WithCancelCause(c.life)
+	}
+	tell := c.tell
+	c.mu.Unlock()
+	tell(cause)
+}
+
+// giveUp is Stream.Close.
+func (c *streamCore) giveUp() error {
+	c.closed.Store(true)
+	c.at.Out.End(ErrStreamClosed)
+	if c.call != nil {
+		c.at.Stop(ErrStreamClosed)
+	} else {
+		c.at.In.Drop(ErrStreamClosed)
+		c.stop()
+	}
+	return nil
+}
+
+// stopReceiving tells the other side that no more of its values are taken.
+func (c *streamCore) stopReceiving() { c.at.Stop(ErrStreamClosed) }
+
+// closeSend is Stream.CloseSend.
+func (c *streamCore) closeSend() error {
+	if c.closed.Swap(true) {
+		return nil
+	}
+	if err := c.at.Out.Err(); err != nil {
+		return c.sendError(err)
+	}
+	d := newDraft()
+	defer d.put()
+	c.fill(&d.ownPacket, nil)
+	frame, err := c.conn.sock.Encode(socket.Permit{}, d.frame[:0], &d.packet)
+	if err == nil {
+		_, err = c.conn.sock.Send(c.life, frame, socket.Control)
+	}
+	if err != nil {
+		return c.conn.sendXerror(c.life, c.conn.wrote(err))
+	}
+	go c.conn.flush()
+	c.at.Out.End(ErrStreamClosed)
+	return nil
+}
+
+// fill makes the packet one with the value.
+func (c *streamCore) fill(w *ownPacket, v interface{}) {
+	w.header = packet.Header{Id: c.at.Id(), Type: c.typ, Gzip: c.form.gzip}
+	w.packet = packet.Packet{Header: &w.header, HeaderCodec: c.form.headerCodec, BodyCodec: c.form.bodyCodec,
+		Body: v}
+	switch raw := v.(type) {
+	case nil:
+		w.header.Gzip = 0
+	case *RawValue:
+		w.packet.Body, w.header.Gzip = raw.Body, raw.Gzip
+	}
+}
+
+// send sends the value.
+func (c *streamCore) send(v interface{}) error {
+	if !c.sending.CompareAndSwap(false, true) {
+		return errTwoSenders
+	}
+	defer c.sending.Store(false)
+	d := newDraft()
+	defer d.put()
+	w := &d.ownPacket
+	var o *outgoing // nil unless hooks or the log see the packet
+	if start := c.conn.peer.packetLog.start(); len(c.chain.preWriteValue) > 0 || !start.IsZero() {
+		o = newOutgoing(c.conn, c.life, start)
+		w = &o.out
+	}
+	c.fill(w, v)
+	if o != nil {
+		if err := c.chain.preWriteValue.run(o); err != nil {
+			return notRun(err.xerror())
+		}
+		w.fix(c.at.Id(), c.typ)
+	}
+	if err := c.write(&w.packet, d.frame[:0]); err != nil {
+		return err
+	}
+	if o != nil {
+		c.conn.logPacket(packetLine{start: o.start, message: "value sent", what: "value-send", kind: "stream",
+			uri: c.uri, out: &w.packet})
+	}
+	return nil
+}
+
+// write encodes the packet, takes credit for it and sends it. As with a push, while the stream waits for
+// credit it holds no encoded packet and no permit.
+func (c *streamCore) write(p *packet.Packet, mem []byte) error {
+	cn, out := c.conn, &c.at.Out
+	mode := socket.Later
+	if c.turn.Swap(false) {
+		mode = socket.Try
+	}
+	frame, err := cn.sock.Encode(socket.Permit{}, mem, p)
+	if errors.Is(err, socket.ErrOutputFull) { // there is no memory for a large packet
+		frame, err = cn.encode(c.life, p, mem)
+	}
+	for taken := uint64(0); err == nil; {
+		amount := uint64(p.Length)
+		if taken != amount {
+			out.Return(taken)
+			ok := false
+			if taken, ok = out.TryTake(amount); !ok {
+				frame.Drop()
+				if err := out.Err(); err != nil {
+					return c.sendError(err)
+				}
+				if taken, err = out.Take(c.life, amount, c.at.Waits); err != nil {
+					return c.sendError(err)
+				}
+				frame, err = cn.encode(c.life, p, mem)
+				continue
+			}
+		}
+		_, err = cn.sock.Send(c.life, frame, mode)
+		break
+	}
+	switch {
+	case err == nil:
+		return nil
+	case c.life.Err() != nil:
+		return c.sendError(c.life.Err())
+	}
+	return cn.sendXerror(c.life, cn.waited(c.life, err))
+}
+
+// sendError returns the error of a value that was not sent because the stream is over.
+func (c *streamCore) sendError(err error) error {
+	if errors.Is(err, stream.ErrTakesNoMore) {
+		return unrun(StatusServiceUnavailable, err.Error(), err)
+	}
+	if end := c.at.Out.Err(); end != nil { // it says more than the end of a context
+		return end
+	}
+	return err
+}
+
+// receive waits for a value, and decodes it into v.
+func (c *streamCore) receive(v interface{}) error {
+	var o *outgoing // nil unless hooks or the log see the packet
+	err := c.at.In.Next(func(raw []byte, gzip int32) error {
+		if start := c.conn.peer.packetLog.start(); len(c.chain.postReadValue) > 0 || !start.IsZero() {
+			o = c.incoming(raw, gzip, start)
+		}
+		return c.decode(raw, gzip, v)
+	})
+	if err == nil {
+		c.turn.Store(true)
+		if o != nil {
+			return c.seen(o, v)
+		}
+		return nil
+	}
+	return c.receiveError(err)
+}
+
+// decode decodes a value.
+func (c *streamCore) decode(raw []byte, gzip int32, v interface{}) error {
+	var err error
+	switch into, ok := v.(*RawValue); {
+	case ok:
+		into.Body, into.Gzip = append(into.Body[:0], raw...), gzip
+	case len(raw) <= smallPacket && gzip == 0: // too little to be counted
+		_, err = packet.DecodeBody(raw, 0, v, c.conn.peer.freeLimits)
+	default:
+		_, err = packet.DecodeBody(raw, gzip, v, c.conn.sock.Limits())
+	}
+	if err != nil {
+		x := newXerror(bodyCode(err), "this side cannot take the value: "+err.Error(), err)
+		x.ofReply = true
+		return x
+	}
+	return nil
+}
+
+// incoming returns the context in which hooks see a value.
+func (c *streamCore) incoming(raw []byte, gzip int32, start time.Time) *outgoing {
+	o := newOutgoing(c.conn, c.life, start)
+	typ := packet.TypeValue
+	if c.typ == typ {
+		typ = packet.TypeAnswer
+	}
+	o.in.header = packet.Header{Id: c.at.Id(), Type: typ, Uri: c.uri, Gzip: gzip}
+	o.in.packet.BodyCodec, _ = packet.RawBody(raw).Codec()
+	o.in.packet.BodyLength, o.in.packet.Length = int64(len(raw)), int64(len(raw))
+	return o
+}
+
+// seen runs the hooks of a value that was received, and logs it.
+func (c *streamCore) seen(o *outgoing, v interface{}) error {
+	o.in.packet.Body = v
+	line := packetLine{start: o.start, message: "value received", what: "value-receive", kind: "stream",
+		uri: c.uri, in: &o.in.packet}
+	if c.conn.peer.packetLog.prints(o.start) {
+		line.printed = printBody(v)
+	}
+	if err := c.chain.postReadValue.run(o); err != nil {
+		logf(LevelDebug, "hook failed", "value of %s: %v", append([]slog.Attr{uriAttr(c.uri), errAttr(err)},
+			c.conn.logAttrs()...)...)
+		return err.xerror()
+	}
+	c.conn.logPacket(line)
+	return nil
+}
+
+// receiveError returns the error of Recv.
+func (c *streamCore) receiveError(err error) error {
+	switch {
+	case err == io.EOF: // unless the reply to come, or that has come, is an error
+		return err
+	case err == stream.ErrBusy:
+		return errTwoReceivers
+	case errors.Is(err, packet.ErrBudget), errors.Is(err, packet.ErrTooLarge):
+		if _, ok := err.(Xerror); !ok {
+			return newXerror(bodyCode(err), "this side cannot take a value, and takes no more: "+err.Error(),
+				err)
+		}
+	}
+	return err
+}
+
+// meta is Stream.Meta.
+func (c *streamCore) meta() map[string]string {
+	if c.call != nil {
+		return c.call.Meta()
+	}
+	select {
+	case <-c.done:
+		return c.pull.Meta()
+	default:
+		return nil
+	}
+}
