@@ -263,9 +263,6 @@ func (cn *conn) end(cause error) error {
 	}
 	lingers := cn.lingerLocked(cause)
 	cn.ended.Store(true)
-	if s.state == stateClosed && s.conn.Load() == cn {
-		s.overLocked()
-	}
 	if cn.done != nil {
 		close(cn.done)
 	}

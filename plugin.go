@@ -162,8 +162,8 @@ type PreWriteValuePlugin interface {
 	PreWriteValue(WriteCtx) error
 }
 
-// PostReadValuePlugin is called after a value of a stream was decoded, on either side, before Recv returns it.
-// Input is the value. After an error Recv returns the error instead, and the stream goes on.
+// PostReadValuePlugin is called after a value of a stream was decoded, on either side, before Recv returns
+// it. Input is the value. After an error Recv returns the error instead, and the stream goes on.
 type PostReadValuePlugin interface {
 	Plugin
 	PostReadValue(ReadCtx) error

@@ -270,7 +270,7 @@ func (cmd *PullCmd) send(ctx context.Context, pd *pending, frame socket.Frame) (
 		pd.complete(notSent(ctx))
 		return false, false
 	}
-	if cn.ended.Load() { // whoever has seen Done closed is told that nothing was sent
+	if cn.sess.closed.Load() { // whoever has seen Done closed is told that nothing was sent
 		frame.Drop()
 		pd.complete(cn.sess.closedXerror("connection closed, the pull was not sent", nil))
 		return false, false

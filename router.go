@@ -41,9 +41,10 @@ func (r *PullRouter) SetUnknown(fn func(ctx UnknownPullCtx, body *[]byte) (inter
 	if fn == nil {
 		panic("tp: PullRouter.SetUnknown: the handler is nil.")
 	}
-	r.setUnknown("SetUnknown", &Handler{pull: true, call: func(c *call, arg interface{}) (interface{}, Xerror) {
+	h := &Handler{pull: true, call: func(c *call, arg interface{}) (interface{}, Xerror) {
 		return fn(c, arg.(*[]byte))
-	}}, plugins)
+	}}
+	r.setUnknown("SetUnknown", h, plugins)
 }
 
 // PushRouter registers what takes pushes, as [PullRouter] does for pulls.
@@ -61,10 +62,11 @@ func (r *PushRouter) SetUnknown(fn func(ctx UnknownPushCtx, body *[]byte), plugi
 	if fn == nil {
 		panic("tp: PushRouter.SetUnknown: the handler is nil.")
 	}
-	r.setUnknown("SetUnknown", &Handler{call: func(c *call, arg interface{}) (interface{}, Xerror) {
+	h := &Handler{call: func(c *call, arg interface{}) (interface{}, Xerror) {
 		fn(c, arg.(*[]byte))
 		return nil, nil
-	}}, plugins)
+	}}
+	r.setUnknown("SetUnknown", h, plugins)
 }
 
 // joinPath returns the canonical path of what is registered in a group. Dots in p
@@ -282,6 +284,6 @@ func (h *Handler) IsUnknown() bool { return h.unknown }
 // that the handler receives; nil for an unknown handler.
 func (h *Handler) ArgType() reflect.Type { return h.argType }
 
-// ReplyType returns the type of replies, of a stream that of the values that the handler sends; nil for a push
-// and an unknown handler.
+// ReplyType returns the type of replies, of a stream that of the values that the handler sends; nil for a
+// push and an unknown handler.
 func (h *Handler) ReplyType() reflect.Type { return h.replyType }

@@ -29,14 +29,14 @@ type Session struct {
 	// first, so that a session is one piece of memory.
 	conn   atomic.Pointer[conn]
 	first  conn
-	redial *redialer // nil if the session ends with its connection
+	redial *redialer   // nil if the session ends with its connection
+	closed atomic.Bool // set with stateClosed, before done is closed
 
 	mu     sync.Mutex // guards the fields below, and some of every connection's
 	state  sessionState
 	cause  error // of the end
 	public goutil.Map
 	done   chan struct{} // made when asked for
-	over   bool          // nothing can be sent any more, and done, if there is one, is closed
 }
 
 // sessionState only ever goes up.
@@ -154,21 +154,11 @@ func (s *Session) Done() <-chan struct{} {
 	defer s.mu.Unlock()
 	if s.done == nil {
 		s.done = make(chan struct{})
-		if s.over {
+		if s.state == stateClosed {
 			close(s.done)
 		}
 	}
 	return s.done
-}
-
-// overLocked closes done. The caller holds s.mu.
-func (s *Session) overLocked() {
-	if !s.over {
-		s.over = true
-		if s.done != nil {
-			close(s.done)
-		}
-	}
 }
 
 // Close ends the session at once. Pulls in flight complete with
@@ -186,8 +176,9 @@ func (s *Session) shut(cause error) error {
 	}
 	was := s.state
 	s.state, s.cause = stateClosed, cause
-	if s.conn.Load().ended.Load() { // otherwise conn.end does it
-		s.overLocked()
+	s.closed.Store(true)
+	if s.done != nil {
+		close(s.done)
 	}
 	conns := s.connsLocked()
 	if s.redial != nil {

@@ -222,13 +222,14 @@ func (t *sessions) close() []*Session {
 	return t.all()
 }
 
-// waiting returns the connections on which pulls wait for replies, or pushes for credit, and those that
-// linger.
+// waiting returns the connections on which pulls wait for replies, or anything for credit, or streams are
+// open, and those that linger.
 func (t *sessions) waiting() (list []keepalive.Conn) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	for cn := range t.conns {
-		if cn.lingers.Load() || !cn.ended.Load() && (cn.pulls.Len() > 0 || cn.streams.Len() > 0 || cn.flow.Waits()) {
+		if cn.lingers.Load() || !cn.ended.Load() &&
+			(cn.pulls.Len() > 0 || cn.streams.Len() > 0 || cn.flow.Waits()) {
 			list = append(list, cn)
 		}
 	}

@@ -6,16 +6,14 @@ import (
 	"io"
 	"iter"
 	"reflect"
-
-	"github.com/henrylee2cn/teleport/packet"
 )
 
-// Stream is a call with many values in both directions: a feed, a watch, a chat, an upload. Send is the type of
-// the values that this side sends, and Recv that of the values of the other side. Either side of a session may
-// open a stream, with [OpenStream]; the other side has a handler for it, see [HandleStream].
+// Stream is a call with many values in both directions: a feed, a watch, a chat, an upload. Send is the type
+// of the values that this side sends, and Recv that of the values of the other side. Either side of a session
+// may open a stream, with [OpenStream]; the other side has a handler for it, see [HandleStream].
 //
-// Values arrive in the order in which they were sent, each once. Each direction has flow control of its own: a
-// side that does not receive stops its own sender, and nothing else of the session. At most 256 KiB wait to
+// Values arrive in the order in which they were sent, each once. Each direction has flow control of its own:
+// a side that does not receive stops its own sender, and nothing else of the session. At most 256 KiB wait to
 // be received, or 4 MiB when the receiver keeps up with a sender that has to wait for it; one value may be
 // larger.
 //
@@ -31,14 +29,14 @@ type Stream[Send, Recv any] struct {
 
 // HandleStream registers a function that serves streams at the path, which stands behind that of the router's
 // group. In is the type of the values that the handler receives, and Out that of those it sends; they are
-// encoded as the bodies of pulls are, but for []byte, which goes as it is. The function is called on a goroutine of
-// its own for each stream, and the stream is over when it returns: nil is the good end, and an [Xerror] what
-// the other side's Recv returns. The context's Context ends when the other side gives up, with its deadline,
-// and with the connection.
+// encoded as the bodies of pulls are, but for []byte, which goes as it is. The function is called on a
+// goroutine of its own for each stream, and the stream is over when it returns: nil is the good end, and an
+// [Xerror] what the other side's Recv returns. The context's Context ends when the other side gives up, with
+// its deadline, and with the connection.
 //
 // Plugins' hooks of pulls run for the stream's beginning, those of replies for its end, and those of
-// [PreWriteValuePlugin] and [PostReadValuePlugin] for each value. It panics if the path cannot be a route's or
-// is taken by a pull or another stream.
+// [PreWriteValuePlugin] and [PostReadValuePlugin] for each value. It panics if the path cannot be a route's
+// or is taken by a pull or another stream.
 func HandleStream[In, Out any](r *PullRouter, path string, fn func(ctx PullCtx, s *Stream[Out, In]) Xerror,
 	plugins ...Plugin) {
 	if fn == nil {
@@ -75,24 +73,18 @@ func (r *PullRouter) SetUnknownStream(fn func(ctx UnknownPullCtx, s *Stream[RawV
 	r.setUnknown("SetUnknownStream", h, plugins)
 }
 
-// RawValue is a value of a stream as it stands on the wire: its codec's id first, compressed if Gzip is not 0.
-// Streams of RawValue neither encode nor decode. The memory of one that was received belongs to the program.
-type RawValue struct {
-	Body packet.RawBody
-	Gzip int32
-}
-
-// OpenStream opens a stream to the URI by the session. Out is the type of the values that this side sends, and
-// In that of those it receives. It waits until the other side has said whether it knows streams, the first
-// time on a connection, and not until the handler runs: that the URI is unknown (404), or that too many streams
-// are open (429), is what Recv returns.
+// OpenStream opens a stream to the URI by the session. Out is the type of the values that this side sends,
+// and In that of those it receives. It waits until the other side has said whether it knows streams, the
+// first time on a connection, and not until the handler runs: that the URI is unknown (404), or that too many
+// streams are open (429), is what Recv returns.
 //
-// The stream lasts no longer than ctx. Its deadline travels to the handler; PeerConfig.DefaultPullTimeout does
-// not hold for streams. A stream that is not read to its end should be closed, see [Stream.Close]: otherwise it
-// lasts as long as its handler and ctx do. WithGzip compresses each value, and WithMeta goes to the handler.
+// The stream lasts no longer than ctx. Its deadline travels to the handler; PeerConfig.DefaultPullTimeout
+// does not hold for streams. A stream that is not read to its end should be closed, see [Stream.Close]:
+// otherwise it lasts as long as its handler and ctx do. WithGzip compresses each value, and WithMeta goes to
+// the handler.
 //
-// The error is an [Xerror]: StatusUnsupportedType if the other side does not know streams, and otherwise as for
-// [Session.PullContext].
+// The error is an [Xerror]: StatusUnsupportedType if the other side does not know streams, and otherwise as
+// for [Session.PullContext].
 func OpenStream[Out, In any](ctx context.Context, sess *Session, uri string,
 	setting ...PacketSetting) (*Stream[Out, In], error) {
 	core, x := sess.openStream(ctx, uri, setting, isBytes[Out]())
@@ -129,11 +121,11 @@ func encodable[T any](v *T) interface{} {
 	return v
 }
 
-// Recv waits for the next value. It returns io.EOF when the other side has sent its last one: when the handler
-// has returned well, or CloseSend was called. Otherwise the end is an error that errors.As finds to be an
-// [Xerror]: the one that the handler has returned, StatusConnClosed, StatusCanceled or StatusDeadlineExceeded;
-// or it is [ErrStreamClosed] after Close. A value that does not decode has an Xerror, and the stream goes on:
-// the next call returns the next value.
+// Recv waits for the next value. It returns io.EOF when the other side has sent its last one: when the
+// handler has returned well, or CloseSend was called. Otherwise the end is an error that errors.As finds to
+// be an [Xerror]: the one that the handler has returned, StatusConnClosed, StatusCanceled or
+// StatusDeadlineExceeded; or it is [ErrStreamClosed] after Close. A value that does not decode has an Xerror,
+// and the stream goes on: the next call returns the next value.
 func (s *Stream[Send, Recv]) Recv() (*Recv, error) {
 	arg := newArg[Recv]()().(*Recv)
 	if err := s.core.receive(encodable(arg)); err != nil {
@@ -142,8 +134,8 @@ func (s *Stream[Send, Recv]) Recv() (*Recv, error) {
 	return arg, nil
 }
 
-// All returns what Recv returns, for a range loop, until io.EOF. An error ends the loop after it was returned.
-// To leave the loop early leaves the stream as it is.
+// All returns what Recv returns, for a range loop, until io.EOF. An error ends the loop after it was
+// returned. To leave the loop early leaves the stream as it is.
 func (s *Stream[Send, Recv]) All() iter.Seq2[*Recv, error] {
 	return func(yield func(*Recv, error) bool) {
 		for {
@@ -159,23 +151,24 @@ func (s *Stream[Send, Recv]) All() iter.Seq2[*Recv, error] {
 // one. Receiving goes on. A second call does nothing.
 func (s *Stream[Send, Recv]) CloseSend() error { return s.core.closeSend() }
 
-// CloseRecv tells the other side that this side takes no more values: its Send fails. What was not received is
-// dropped, and Recv returns [ErrStreamClosed]. Sending goes on.
+// CloseRecv tells the other side that this side takes no more values: its Send fails. What was not received
+// is dropped, and Recv returns [ErrStreamClosed]. Sending goes on.
 func (s *Stream[Send, Recv]) CloseRecv() { s.core.stopReceiving() }
 
-// Close gives the stream up at once, unless it is over: Send and Recv return [ErrStreamClosed], those under way
-// too, and what was not received is dropped. The other side is told: if this side has opened the stream the
-// handler's context ends, and its Recv has StatusCanceled; in the handler, the other side's Send fails, and the
-// stream is over when the handler returns. The error is always nil.
+// Close gives the stream up at once, unless it is over: Send and Recv return [ErrStreamClosed], those under
+// way too, and what was not received is dropped. The other side is told: if this side has opened the stream
+// the handler's context ends, and its Recv has StatusCanceled; in the handler, the other side's Send fails,
+// and the stream is over when the handler returns. The error is always nil.
 func (s *Stream[Send, Recv]) Close() error { return s.core.giveUp() }
 
 // Context returns the stream's context. It ends when the stream is over, and also, with the cause
-// [ErrPeerClosed], when this side's peer is asked to shut down: the stream still works then, and should come to
-// its end. Peer.Shutdown waits for that, as long as its own context allows.
+// [ErrPeerClosed], when this side's peer is asked to shut down: the stream still works then, and should come
+// to its end. Peer.Shutdown waits for that, as long as its own context allows.
 func (s *Stream[Send, Recv]) Context() context.Context { return s.core.context() }
 
-// Done returns a channel that is closed when the stream is over, and nothing can come any more: unlike Context
-// it does not end because this side is asked to shut down. What was received before can still be had from Recv.
+// Done returns a channel that is closed when the stream is over, and nothing can come any more: unlike
+// Context it does not end because this side is asked to shut down. What was received before can still be had
+// from Recv.
 func (s *Stream[Send, Recv]) Done() <-chan struct{} { return s.core.over() }
 
 // Meta returns the metadata that the other side has sent: in the handler that of OpenStream, and on the side

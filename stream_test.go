@@ -347,7 +347,8 @@ func TestStreamThatIsNotRead(t *testing.T) {
 			return nil
 		})
 		sess, back := connect(t, a, b, pipe.Options{})
-		for name, size := range map[string]int{"small": 10, "large": 50_000, "larger than the window": 400_000} {
+		for name, size := range map[string]int{"small": 10, "large": 50_000,
+			"larger than the window": 400_000} {
 			s := open[string, note](t, sess, "/stuck")
 			var sent atomic.Int64
 			done := make(chan struct{})

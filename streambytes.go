@@ -7,11 +7,11 @@ import (
 	"github.com/henrylee2cn/teleport/codec"
 )
 
-// Reader returns a reader of the bytes that a stream of []byte receives; the bounds of values do not show. Read
-// returns io.EOF at the other side's CloseSend, or when the stream has ended well. Close tells the other side
-// that no more is read: its Send fails, and the stream goes on in the other direction. With io.Copy the bytes go
-// from the connection's buffers to the writer without another copy. The reader takes the place of Recv, and is
-// for one goroutine at a time. Of a stream of other types every Read fails.
+// Reader returns a reader of the bytes that a stream of []byte receives; the bounds of values do not show.
+// Read returns io.EOF at the other side's CloseSend, or when the stream has ended well. Close tells the other
+// side that no more is read: its Send fails, and the stream goes on in the other direction. With io.Copy the
+// bytes go from the connection's buffers to the writer without another copy. The reader takes the place of
+// Recv, and is for one goroutine at a time. Of a stream of other types every Read fails.
 func (s *Stream[Send, Recv]) Reader() io.ReadCloser {
 	r := &streamReader{core: s.core}
 	if !isBytes[Recv]() {
@@ -22,12 +22,13 @@ func (s *Stream[Send, Recv]) Reader() io.ReadCloser {
 }
 
 // Writer returns a writer of the bytes of a stream of []byte. Each Write is sent, in values of up to 64 KiB,
-// and waits as Send does; Close is CloseSend. The writer takes the place of Send, and is for one goroutine at a
-// time. Of a stream of other types every Write fails.
+// and waits as Send does; Close is CloseSend. The writer takes the place of Send, and is for one goroutine at
+// a time. Of a stream of other types every Write fails.
 func (s *Stream[Send, Recv]) Writer() io.WriteCloser {
 	w := &streamWriter{core: s.core}
 	if !isBytes[Send]() {
-		w.err = fmt.Errorf("tp: Stream.Writer: the stream sends values of type %T, expected []byte", *new(Send))
+		w.err = fmt.Errorf("tp: Stream.Writer: the stream sends values of type %T, expected []byte",
+			*new(Send))
 	}
 	return w
 }

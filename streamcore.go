@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -39,16 +38,28 @@ type streamCore struct {
 
 	call *call // of the other side; nil where this side has opened the stream
 
-	mu   sync.Mutex              // guards the fields below
-	ctx  context.Context         // what Context returns; nil until asked for
-	tell context.CancelCauseFunc // ends ctx
-	away bool                    // this side is shutting down
+	told  atomic.Pointer[toldCtx] // what Context returns; nil until asked for
+	ended atomic.Bool             // the context ends at once
+}
+
+// toldCtx is the context of a stream, with the function that ends it.
+type toldCtx struct {
+	context.Context
+	cancel context.CancelCauseFunc
 }
 
 // form is how values are encoded.
 type form struct {
 	headerCodec, bodyCodec string
 	gzip                   int32
+}
+
+// RawValue is a value of a stream as it stands on the wire: its codec's id first, compressed if Gzip is not
+// 0. Streams of RawValue neither encode nor decode. The memory of one that was received belongs to the
+// program.
+type RawValue struct {
+	Body packet.RawBody
+	Gzip int32
 }
 
 // openStream opens a stream by the session. Text says that the values are bytes, which the string codec
@@ -72,7 +83,8 @@ func (s *Session) openStream(ctx context.Context, uri string, settings []PacketS
 	case err != nil:
 		return nil, s.closedXerror("connection closed, the stream was not opened", nil)
 	case !word.Streams:
-		return nil, unrun(StatusUnsupportedType, "the other side does not know streams, nothing was sent", nil)
+		return nil, unrun(StatusUnsupportedType,
+			"the other side does not know streams, nothing was sent", nil)
 	}
 	c := &streamCore{conn: cn, chain: cn.peer.chain, uri: uri, typ: packet.TypeValue,
 		done: make(chan struct{})}
@@ -136,17 +148,9 @@ func (c *streamCore) complete() {
 		c.at.In.End(x)
 	}
 	close(c.done)
+	c.end() // before stop, so that the context has this cause
 	c.stop()
-	c.end(ErrStreamOver)
 }
-
-// ErrStreamOver is the error of sending on a stream that has ended well, and the context.Cause of a stream's
-// context when the stream is over.
-var ErrStreamOver = errors.New("tp: the stream is over")
-
-// ErrStreamClosed is the error of a stream's methods after [Stream.Close], and of Send after
-// [Stream.CloseSend].
-var ErrStreamClosed = errors.New("tp: the stream was closed by this side")
 
 var (
 	errTwoSenders   = errors.New("tp: two goroutines send values of one stream at a time")
@@ -169,7 +173,7 @@ func (c *call) serve(bytes bool, fn func(*streamCore) Xerror) Xerror {
 		unwatch()
 		s.at.Out.End(ErrStreamOver)
 		s.at.In.End(ErrStreamOver)
-		s.end(ErrStreamOver)
+		s.end()
 	}()
 	return fn(s)
 }
@@ -204,27 +208,28 @@ func (c *streamCore) over() <-chan struct{} {
 
 // context returns what Stream.Context returns.
 func (c *streamCore) context() context.Context {
-	c.mu.Lock()
-	if c.ctx != nil {
-		defer c.mu.Unlock()
-		return c.ctx
+	if ctx := c.told.Load(); ctx != nil {
+		return ctx
 	}
-	c.ctx, c.tell = context.WithCancelCause(c.life)
-	ctx := c.ctx
-	c.mu.Unlock()
-	c.at.OnAway(func() { c.end(ErrPeerClosed) })
+	ctx := new(toldCtx)
+	ctx.Context, ctx.cancel = context.WithCancelCause(c.life)
+	if !c.told.CompareAndSwap(nil, ctx) {
+		ctx.cancel(nil)
+		return c.told.Load()
+	}
+	if c.ended.Load() {
+		ctx.cancel(ErrStreamOver)
+	}
+	c.at.OnAway(func() { ctx.cancel(ErrPeerClosed) })
 	return ctx
 }
 
-// end ends the context that the program has.
-func (c *streamCore) end(cause error) {
-	c.mu.Lock()
-	if c.ctx == nil {
-		c.ctx, c.tell = context.WithCancelCause(c.life)
+// end ends the context that the program has, and one that it asks for later.
+func (c *streamCore) end() {
+	c.ended.Store(true)
+	if ctx := c.told.Load(); ctx != nil {
+		ctx.cancel(ErrStreamOver)
 	}
-	tell := c.tell
-	c.mu.Unlock()
-	tell(cause)
 }
 
 // giveUp is Stream.Close.

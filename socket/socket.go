@@ -370,8 +370,9 @@ func (s *Socket) ReadHeaderView(v *packet.HeaderView) (bodyLength int64, err err
 // has been received as a whole. It is for the goroutine that reads.
 func (s *Socket) BodyBuffered() bool { return s.r.body <= int64(s.r.w-s.r.r) }
 
-// TakeBody returns the body of the packet whose header was read last, if that has been received as a whole and
-// may be read. The body is valid until the next call of any Read method. It is for the goroutine that reads.
+// TakeBody returns the body of the packet whose header was read last, if that has been received as a whole
+// and may be read. The body is valid until the next call of any Read method. It is for the goroutine that
+// reads.
 func (s *Socket) TakeBody() (body []byte, ok bool) {
 	if s.r.refused != nil || !s.BodyBuffered() || s.r.body == 0 {
 		return nil, false

@@ -282,8 +282,8 @@ func (r *Receiver) Init(window, first uint64) {
 func (r *Receiver) GrowTo(most uint64) { r.most = most }
 
 // Grow doubles the window, if that may grow, and if of what was received less than a quarter of the window is
-// not handled: then the receiver keeps up, and the sender, which has said that it waits, could be faster. Grow
-// returns the amount to grant now, and whether that is more than was granted before.
+// not handled: then the receiver keeps up, and the sender, which has said that it waits, could be faster.
+// Grow returns the amount to grant now, and whether that is more than was granted before.
 func (r *Receiver) Grow() (grant uint64, more bool) {
 	if window := r.window.Load(); window >= r.most || r.Held() >= window/grantPart {
 		return 0, false

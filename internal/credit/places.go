@@ -138,8 +138,8 @@ func (p *Places) Unused() {
 	p.Freed()
 }
 
-// Aside takes a number for a request that needs no place. When it is complete, and among those that are taken,
-// Complete must be called.
+// Aside takes a number for a request that needs no place. When it is complete, and among those that are
+// taken, Complete must be called.
 func (p *Places) Aside() (number uint64) {
 	number = p.last.Add(1)
 	p.unused.Add(1)

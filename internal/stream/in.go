@@ -71,7 +71,7 @@ func (in *In) putSmall(raw []byte, gzip int32, cost uint64) {
 	}
 	need := entryHead + len(raw)
 	last := len(in.queue) - 1
-	if last < 0 || in.queue[last].chunk == nil || cap(in.queue[last].chunk.B)-len(in.queue[last].chunk.B) < need {
+	if last < 0 || !in.queue[last].hasRoom(need) {
 		size := bufpool.First
 		if last >= 0 || need > size {
 			size = bufpool.Small
@@ -89,12 +89,21 @@ func (in *In) putSmall(raw []byte, gzip int32, cost uint64) {
 		in.queue = append(in.queue, piece{chunk: chunk})
 		last++
 	}
-	b := in.queue[last].chunk.B
+	in.queue[last].add(raw, gzip, cost)
+	in.wakeLocked()
+	in.mu.Unlock()
+}
+
+// hasRoom reports whether the piece is a buffer with room for n more bytes.
+func (p *piece) hasRoom(n int) bool { return p.chunk != nil && cap(p.chunk.B)-len(p.chunk.B) >= n }
+
+// add adds a value to a buffer.
+func (p *piece) add(raw []byte, gzip int32, cost uint64) {
+	b := p.chunk.B
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(raw)))
 	b = binary.LittleEndian.AppendUint32(b, uint32(cost))
 	b = append(b, byte(int8(gzip)))
-	in.queue[last].chunk.B = append(b, raw...)
-	in.wakeAndUnlock()
+	p.chunk.B = append(b, raw...)
 }
 
 // put puts a value in, and owns its body.
@@ -106,15 +115,14 @@ func (in *In) put(p piece) {
 		return
 	}
 	in.queue = append(in.queue, p)
-	in.wakeAndUnlock()
+	in.wakeLocked()
+	in.mu.Unlock()
 }
 
-// wakeAndUnlock wakes Next, and unlocks mu.
-func (in *In) wakeAndUnlock() {
-	wake := in.waiting
-	in.waiting = false
-	in.mu.Unlock()
-	if wake {
+// wakeLocked wakes Next.
+func (in *In) wakeLocked() {
+	if in.waiting {
+		in.waiting = false
 		in.woken.Done()
 	}
 }
@@ -126,7 +134,8 @@ func (in *In) End(err error) {
 	if in.end == nil || in.end == EOF {
 		in.end = err
 	}
-	in.wakeAndUnlock()
+	in.wakeLocked()
+	in.mu.Unlock()
 }
 
 // Fail is End without the values that wait.
@@ -135,7 +144,8 @@ func (in *In) Fail(err error) {
 	in.end = err
 	queue := in.queue
 	in.queue = nil
-	in.wakeAndUnlock()
+	in.wakeLocked()
+	in.mu.Unlock()
 	in.free(queue)
 }
 
@@ -170,8 +180,8 @@ func (in *In) freePiece(p *piece) {
 	*p = piece{}
 }
 
-// Next waits for the next value and calls use with its body, as it stands on the wire, and its gzip level. The
-// body is valid until use returns. The error is use's, or that of End, Fail or Drop, or ErrBusy.
+// Next waits for the next value and calls use with its body, as it stands on the wire, and its gzip level.
+// The body is valid until use returns. The error is use's, or that of End, Fail or Drop, or ErrBusy.
 func (in *In) Next(use func(raw []byte, gzip int32) error) error {
 	if !in.busy.CompareAndSwap(false, true) {
 		return ErrBusy

@@ -1,9 +1,9 @@
 // Package stream holds the values of streams between the goroutine that reads a connection and the program,
 // and keeps to the credit of both directions.
 //
-// A stream has a sending and a receiving half, which know nothing of each other. The receiver of values grants
-// the sender how many bytes it may send; see package credit. A receiver that is not read so stops its own
-// sender, and nobody else: the goroutine that reads the connection never waits for a stream.
+// A stream has a sending and a receiving half, which know nothing of each other. The receiver of values
+// grants the sender how many bytes it may send; see package credit. A receiver that is not read so stops its
+// own sender, and nobody else: the goroutine that reads the connection never waits for a stream.
 package stream
 
 import (
@@ -125,8 +125,8 @@ func (s *Stream) heard(said string) error {
 	}
 	amount, err := strconv.ParseUint(said, 10, 63)
 	if err != nil {
-		return fmt.Errorf("%w: stream %.40q is granted %.40q, expected a decimal number", credit.ErrGrant, s.id,
-			said)
+		return fmt.Errorf("%w: stream %.40q is granted %.40q, expected a decimal number",
+			credit.ErrGrant, s.id, said)
 	}
 	return s.Out.Grant(amount)
 }

@@ -14,6 +14,9 @@ import (
 	"github.com/henrylee2cn/teleport/plugin/proxy"
 )
 
+// texts is a stream of texts both ways.
+type texts = tp.Stream[string, string]
+
 // throughProxy returns a session by whose proxy the service is reached.
 func throughProxy(t *testing.T, service *tp.Peer) *tp.Session {
 	middle := tp.NewPeer(nil)
@@ -25,7 +28,7 @@ func throughProxy(t *testing.T, service *tp.Peer) *tp.Session {
 
 func TestStreamThroughAProxy(t *testing.T) {
 	service := tp.NewPeer(nil)
-	tp.HandleStream(service.PullRouter, "/upper", func(ctx tp.PullCtx, s *tp.Stream[string, string]) tp.Xerror {
+	tp.HandleStream(service.PullRouter, "/upper", func(ctx tp.PullCtx, s *texts) tp.Xerror {
 		for v, err := range s.All() {
 			if err != nil {
 				return tp.NewXerror(tp.StatusInternalServerError, err.Error())
@@ -63,13 +66,13 @@ func TestStreamThroughAProxy(t *testing.T) {
 	require.True(t, tp.NotRun(err.(tp.Xerror)))
 }
 
-// Who does not receive stops the one who sends, also with a proxy between them, and the end of one side is the
-// end of the other.
+// Who does not receive stops the one who sends, also with a proxy between them, and the end of one side is
+// the end of the other.
 func TestFlowOfAStreamThroughAProxy(t *testing.T) {
 	service := tp.NewPeer(nil)
 	var sent atomic.Int64
 	ended := make(chan error, 1)
-	tp.HandleStream(service.PullRouter, "/feed", func(ctx tp.PullCtx, s *tp.Stream[string, string]) tp.Xerror {
+	tp.HandleStream(service.PullRouter, "/feed", func(ctx tp.PullCtx, s *texts) tp.Xerror {
 		text := strings.Repeat("x", 1000)
 		for {
 			if err := s.Send(&text); err != nil {
@@ -104,7 +107,7 @@ func TestFlowOfAStreamThroughAProxy(t *testing.T) {
 // The upstream's connection ends: that is not the caller's.
 func TestStreamWhoseUpstreamGoes(t *testing.T) {
 	service := tp.NewPeer(nil)
-	tp.HandleStream(service.PullRouter, "/wait", func(ctx tp.PullCtx, s *tp.Stream[string, string]) tp.Xerror {
+	tp.HandleStream(service.PullRouter, "/wait", func(ctx tp.PullCtx, s *texts) tp.Xerror {
 		text := "here"
 		_ = s.Send(&text)
 		<-ctx.Context().Done()
