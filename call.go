@@ -2,6 +2,7 @@ package tp
 
 import (
 	"context"
+	"errors"
 	"hash/maphash"
 	"log/slog"
 	"net/url"
@@ -439,7 +440,7 @@ func (c *call) process() (interface{}, Xerror) {
 		c.keep()
 	} else {
 		arg = h.newArg()
-		if err := c.decode(h.into(arg)); err != nil {
+		if err := c.decodeOrWait(h.into(arg)); err != nil {
 			return nil, bodyXerror(err)
 		}
 		c.raw.Release()
@@ -452,6 +453,19 @@ func (c *call) process() (interface{}, Xerror) {
 		return nil, err.xerror()
 	}
 	return c.callHandler(arg)
+}
+
+// decodeOrWait is decode. A push, which nobody would hear of, waits for memory that other calls give back;
+// but not on the goroutine that reads, which they may need.
+func (c *call) decodeOrWait(v interface{}) error {
+	err := c.decode(v)
+	if err != nil && !c.handler.pull && !c.onReader && errors.Is(err, packet.ErrBudget) {
+		waitUntil(defaultWriteTimeout, func() bool {
+			err = c.decode(v)
+			return !errors.Is(err, packet.ErrBudget)
+		})
+	}
+	return err
 }
 
 // decode decodes the body into v, and charges the call with the memory that v takes.

@@ -38,6 +38,9 @@ type conn struct {
 	// lingers is set when the connection has ended and its socket is still to be closed, finishing when
 	// the closing has begun; see lingerLocked.
 	lingers, finishing atomic.Bool
+	// parting is not nil when this side has closed the connection and reads on until the other side has
+	// closed it too; it is closed then. See closeGently.
+	parting atomic.Pointer[chan struct{}]
 	// away is set when the other side shuts down: nothing more is sent that the other side would have to
 	// handle. answered is set when the other side has answered all the pulls that it will answer.
 	away, answered atomic.Bool
@@ -262,6 +265,11 @@ func (cn *conn) end(cause error) error {
 		return nil
 	}
 	lingers := cn.lingerLocked(cause)
+	var parted chan struct{}
+	if cause == errClosedHere && cn.ready.Load() && cn.flow.Pushed() {
+		parted = make(chan struct{})
+		cn.parting.Store(&parted)
+	}
 	cn.ended.Store(true)
 	if cn.done != nil {
 		close(cn.done)
@@ -285,6 +293,9 @@ func (cn *conn) end(cause error) error {
 	}
 	var err error
 	if !lingers {
+		if parted != nil {
+			cn.closeGently(parted)
+		}
 		err = cn.sock.Close()
 		cn.peer.workers.DropPulls(&cn.queue)
 	}
@@ -296,6 +307,22 @@ func (cn *conn) end(cause error) error {
 	}
 	cn.peer.activity()
 	return err
+}
+
+// closeGently closes the output, and waits until the other side has read all of it and has closed the
+// connection too, for lingerTime at most. It is for a connection on which pushes were sent, as their credit
+// may still come: when a connection is closed with unread input, the kernel throws away what the other side
+// has not read.
+func (cn *conn) closeGently(parted <-chan struct{}) {
+	timer := time.NewTimer(lingerTime)
+	defer timer.Stop()
+	if !cn.sock.CloseWrite(lingerTime) {
+		return
+	}
+	select {
+	case <-parted:
+	case <-timer.C:
+	}
 }
 
 // lostPull returns the error of a pull that was pending when the connection ended for the cause.

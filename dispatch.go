@@ -81,7 +81,7 @@ func (r *reader) call(c *call, table *routeTable) error {
 	c.handler = h
 	quick := !h.stream && h.pace.Quick() && !cn.sock.OutputFull()
 	c.free = quick && h.small && r.small()
-	if !c.free && !c.charge(callCost+headerCost(&r.view)) {
+	if cost := callCost + headerCost(&r.view); !c.free && !c.charge(cost) && !r.awaitMemory(c, cost) {
 		return r.noMemory(c)
 	}
 	if err := c.readBody(cn.sock, r.length, h.unknown); err != nil {
@@ -215,6 +215,21 @@ func (r *reader) small() bool {
 func headerCost(v *packet.HeaderView) int64 {
 	const pair = 100 // of a map of strings, beside the texts
 	return v.Length + pair*int64(len(v.Meta))
+}
+
+// awaitMemory waits until there is memory for a push of a side that keeps to its credit, for memoryPatience
+// at most: handlers that run will give some back. It does not wait while this side waits for replies of the
+// other, which handlers may need to come to an end.
+func (r *reader) awaitMemory(c *call, n int64) bool {
+	cn := r.conn
+	if c.typ != packet.TypePush || !cn.flow.Bound() || cn.flow.Pulls.Awaited() {
+		return false
+	}
+	if r.dirty {
+		r.dirty = false
+		go cn.flush()
+	}
+	return waitUntil(memoryPatience, func() bool { return c.charge(n) })
 }
 
 // noMemory ends a packet for which the budget has no memory left. A pull is answered. A push must not be

@@ -61,7 +61,7 @@ var takeNone = strings.Fields(`
 	pending.PushBack pending.Front pending.Len pending.Remove same.Len same.Front same.Remove
 	byAddr[].PushBack addr.IsValid os.NewFile goutil.RwMap bufpool.GetSize bufpool.Put *ast.FuncLit
 	sinceStart c.Cost c.Kind c.Queue c.Waits j.Queue cfg.bound usable peer.draining p.draining frame.Drop
-	woken.Done woken.Wait queue[].hasRoom queue[].add cn.flow.Waits
+	woken.Done woken.Wait queue[].hasRoom queue[].add cn.flow.Pushed cn.flow.Waits
 	o.stalled.IsZero queue.PushBack queue.Front queue.Remove s.take p.take
 	OutputBusy within hurried uri.Split role.Init deadline deadlineOf earlier r.overdue w.reserve
 	w.tryPermit p.lend budget.Waits newOwnCtx own.cancelWith postReadHeader.merge change

@@ -60,6 +60,10 @@ func (r *reader) read() {
 		if errors.Is(err, socket.ErrClosed) {
 			err = errClosedHere
 		}
+		if parted := cn.parting.Load(); parted != nil {
+			close(*parted)
+			return
+		}
 		// the other side waits for a TLS handshake, and sees what comes instead
 		if errors.Is(err, packet.ErrTLS) {
 			cn.sendControl(&packet.Header{Type: packet.TypeGoAway})
@@ -127,6 +131,10 @@ func (r *reader) next(c *call) error {
 		return err
 	}
 	r.began = true
+	if cn.parting.Load() != nil {
+		cn.sock.SkipBody()
+		return nil
+	}
 	switch r.view.Type {
 	case packet.TypeReply:
 		return r.reply(c)

@@ -479,7 +479,11 @@ func (s *Socket) Close() error {
 	if s.closed.Swap(true) {
 		return nil
 	}
-	s.w.drain(flushOnClose, ErrClosed)
+	wait := flushOnClose
+	if s.w.refusal() != nil { // CloseWrite has waited
+		wait = 0
+	}
+	s.w.drain(wait, ErrClosed)
 	s.w.fail(ErrClosed)
 	if err := s.conn.Close(); !errors.Is(err, net.ErrClosed) { // a write that failed has closed it
 		return err

@@ -238,6 +238,18 @@ func (f *Flow) hear(meta map[string]string) error {
 	return nil
 }
 
+// Bound reports whether the other side keeps to what it is granted.
+func (f *Flow) Bound() bool {
+	in := f.in.Load()
+	return in != nil && in.bound.Load()
+}
+
+// Pushed reports whether anything was sent for which credit may come.
+func (f *Flow) Pushed() bool {
+	s := f.out.Load()
+	return s != nil && s.Sent() > 0
+}
+
 // Waits reports whether anything waits for the other side's credit, or for its answer to the question.
 func (f *Flow) Waits() bool {
 	if s := f.out.Load(); s != nil && s.Waiting() > 0 || f.Pulls.Waiting() > 0 {
