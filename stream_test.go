@@ -446,21 +446,22 @@ func TestBytesOfAStream(t *testing.T) {
 // A reader that is closed stops the sender, and the other direction goes on.
 func TestCloseOfAReader(t *testing.T) {
 	a, b := newTestPeer(t, nil), newTestPeer(t, nil)
-	HandleStream(b.PullRouter, "/some", func(ctx PullCtx, s *Stream[string, []byte]) Xerror {
+	HandleStream(b.PullRouter, "/some", func(ctx PullCtx, s *Stream[note, []byte]) Xerror {
 		r := s.Reader()
 		_, _ = io.ReadFull(r, make([]byte, 10))
 		_ = r.Close()
-		text := "enough"
-		_ = s.Send(&text)
+		if err := s.Send(&note{5}); err != nil { // whose codec is not that of the bytes
+			return NewXerror(StatusInternalServerError, err.Error())
+		}
 		return nil
 	})
 	sess, back := connect(t, a, b, pipe.Options{})
-	s := open[[]byte, string](t, sess, "/some")
+	s := open[[]byte, note](t, sess, "/some")
 	_, err := io.Copy(s.Writer(), zeros{})
 	require.Error(t, err)
-	text, err := s.Recv()
+	v, err := s.Recv()
 	require.NoError(t, err)
-	require.Equal(t, "enough", *text)
+	require.Equal(t, 5, v.N)
 	_, err = s.Recv()
 	require.Equal(t, io.EOF, err)
 	requireNoStreams(t, sess, back)
@@ -688,4 +689,82 @@ func TestMetaOfAStream(t *testing.T) {
 	require.Equal(t, io.EOF, err)
 	<-s.Context().Done()
 	require.Equal(t, map[string]string{"back": "value!"}, s.Meta())
+}
+
+// What a side gets that sends values beyond its credit, or nonsense about credit; and what is only dropped.
+func TestStreamCreditThatIsBroken(t *testing.T) {
+	value := func(typ int32, id string, n int) *packet.Packet {
+		p := &packet.Packet{Header: &packet.Header{Type: typ, Id: id}, BodyCodec: "string"}
+		if n > 0 {
+			p.Body = strings.Repeat("x", n)
+		}
+		return p
+	}
+	says := func(id, key, word string) *packet.Packet {
+		return &packet.Packet{Header: &packet.Header{Type: packet.TypeCredit, Id: id,
+			Meta: map[string]string{key: word}}}
+	}
+	open := func(id, uri string) *packet.Packet {
+		return &packet.Packet{Header: &packet.Header{Type: packet.TypeOpen, Id: id, Uri: uri},
+			Body: packet.RawBody{'s'}}
+	}
+	many := func(p *packet.Packet, n int) (list []*packet.Packet) {
+		for range n {
+			list = append(list, p)
+		}
+		return list
+	}
+	const val, overdrawn = packet.TypeValue, "more was sent than was granted"
+	type list = []*packet.Packet
+	for name, c := range map[string]struct {
+		sends list
+		want  string // empty if the session goes on
+	}{
+		"within credit":           {many(value(val, "a", 50_000), 5), ""},
+		"beyond credit":           {many(value(val, "a", 50_000), 6), overdrawn},
+		"large ones beyond":       {many(value(val, "a", 400_000), 2), overdrawn},
+		"very many beyond":        {many(value(val, "a", 1), 50_000), overdrawn},
+		"of no stream":            {many(value(val, "b", 50_000), 20), ""},
+		"of the wrong side":       {many(value(packet.TypeAnswer, "a", 50_000), 20), ""},
+		"behind the end":          {list{value(val, "a", 0), value(val, "a", 5)}, ""},
+		"a grant that is no sum":  {list{says("a", "answerer", "much")}, `is granted "much"`},
+		"a negative grant":        {list{says("a", "answerer", "-1")}, `is granted "-1"`},
+		"a grant that overflows":  {list{says("a", "answerer", "9223372036854775808")}, "is granted"},
+		"a grant without bounds":  {list{says("a", "answerer", "9223372036854775807")}, ""},
+		"a grant less than first": {list{says("a", "answerer", "1"), says("a", "answerer", "0")}, ""},
+		"a grant of no stream":    {list{says("b", "answerer", "much"), says("a", "opener", "much")}, ""},
+		"waits again and again":   {many(says("a", "opener", "waits"), 1000), ""},
+		"over again and again":    {many(says("a", "answerer", "over"), 1000), ""},
+		"an id twice":             {many(open("a", "/stuck"), 3), ""},
+		"no codec": {list{{Header: &packet.Header{Type: packet.TypeOpen, Id: "c",
+			Uri: "/stuck"}}}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p, sess, raw := rawFlow(t, nil)
+				pullFn(p, echo)
+				HandleStream(p.PullRouter, "/stuck", func(ctx PullCtx, s *Stream[string, string]) Xerror {
+					<-ctx.Context().Done()
+					return nil
+				})
+				go func() {
+					for raw.receive() != nil {
+					}
+				}()
+				require.NoError(t, raw.sock.WritePacket(open("a", "/stuck")))
+				for _, s := range c.sends {
+					if raw.sock.WritePacket(s) != nil {
+						break // the session has ended already
+					}
+				}
+				synctest.Wait()
+				if c.want == "" {
+					require.NoError(t, sess.Err())
+					return
+				}
+				require.ErrorContains(t, sess.Err(), c.want)
+				require.Less(t, sess.conn.Load().inBudget.Used(), int64(1_000_000))
+			})
+		})
+	}
 }

@@ -62,7 +62,7 @@ type RawValue struct {
 	Gzip int32
 }
 
-// openStream opens a stream by the session. Text says that the values are bytes, which the string codec
+// openStream opens a stream by the session. Bytes says that the values are bytes, which the string codec
 // leaves as they are.
 func (s *Session) openStream(ctx context.Context, uri string, settings []PacketSetting,
 	bytes bool) (*streamCore, Xerror) {
@@ -92,12 +92,12 @@ func (s *Session) openStream(ctx context.Context, uri string, settings []PacketS
 	var own ownPacket
 	own.fill(&cn.peer.cfg, packet.TypeOpen, uri, nil, settings)
 	c.form = form{own.packet.HeaderCodec, own.packet.BodyCodec, own.header.Gzip}
-	if bytes {
-		c.form.bodyCodec = codec.NameString
-	}
-	of, err := codec.GetByName(c.form.bodyCodec)
+	of, err := codec.GetByName(c.form.bodyCodec) // which is for the other side's values too
 	if err != nil {
 		return nil, unrun(StatusUnsupportedCodec, "nothing was sent: "+err.Error(), err)
+	}
+	if bytes {
+		c.form.bodyCodec = codec.NameString
 	}
 	c.life, c.stop = context.WithCancel(ctx)
 	c.pull = &PullCmd{conn: cn, uri: uri, args: packet.RawBody{of.Id()}}
