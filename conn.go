@@ -54,6 +54,7 @@ type conn struct {
 	// pushesRead counts the pushes that were received; only the reader uses it. taken is the number of
 	// this side's pushes that the other side has handled, if it has said so at its end.
 	pushesRead uint64
+	calledRead atomic.Uint32 // counts pulls and replies; only the reader writes it
 	taken      atomic.Pointer[uint64]
 	flow       credit.Flow   // of pushes and pulls
 	queue      workers.Queue // calls that wait for a worker
@@ -485,6 +486,9 @@ func (cn *conn) SendCredit(meta map[string]string) {
 func (cn *conn) SendStreamCredit(id string, meta map[string]string) {
 	cn.sendControl(&packet.Header{Id: id, Type: packet.TypeCredit, Meta: meta})
 }
+
+// OtherPackets counts pulls and replies that were received, see [stream.Wire].
+func (cn *conn) OtherPackets() uint32 { return cn.calledRead.Load() }
 
 // CreditWindow returns how many bytes of pushes may wait here.
 func (cn *conn) CreditWindow() int64 { return cn.peer.cfg.MaxSessionInput }

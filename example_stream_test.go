@@ -103,7 +103,8 @@ func ExampleStream_Writer() {
 	})
 	sess, end := session(srv)
 	defer end()
-	s, err := tp.OpenStream[[]byte, string](context.Background(), sess, "/upload", tp.WithMeta("name", "a.txt"))
+	s, err := tp.OpenStream[[]byte, string](context.Background(), sess, "/upload",
+		tp.WithMeta("name", "a.txt"))
 	if err != nil {
 		fmt.Println(err)
 		return

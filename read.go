@@ -137,8 +137,10 @@ func (r *reader) next(c *call) error {
 	}
 	switch r.view.Type {
 	case packet.TypeReply:
+		cn.calledRead.Store(cn.calledRead.Load() + 1)
 		return r.reply(c)
 	case packet.TypePull, packet.TypeOpen:
+		cn.calledRead.Store(cn.calledRead.Load() + 1)
 		return r.call(c, cn.peer.PullRouter.routes.table.Load())
 	case packet.TypeValue, packet.TypeAnswer:
 		return r.value()

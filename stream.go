@@ -25,6 +25,18 @@ import (
 // for concurrent use.
 type Stream[Send, Recv any] struct {
 	core *streamCore
+	// made makes what a value is received into; nil for a new Recv. sent and received return the message that
+	// a value points to; nil for values that are none.
+	made           func() interface{}
+	sent, received func(arg interface{}) interface{}
+}
+
+func newStream[Send, Recv any](core *streamCore) *Stream[Send, Recv] {
+	s := &Stream[Send, Recv]{core: core, sent: target[Send](), received: target[Recv]()}
+	if s.received != nil {
+		s.made = newArg[Recv]()
+	}
+	return s
 }
 
 // HandleStream registers a function that serves streams at the path, which stands behind that of the router's
@@ -49,7 +61,7 @@ func HandleStream[In, Out any](r *PullRouter, path string, fn func(ctx PullCtx, 
 		replyType: reflect.TypeFor[Out](),
 		call: func(c *call, _ interface{}) (interface{}, Xerror) {
 			return nil, c.serve(isBytes[Out](), func(core *streamCore) Xerror {
-				return fn(c, &Stream[Out, In]{core})
+				return fn(c, newStream[Out, In](core))
 			})
 		},
 	})
@@ -67,7 +79,7 @@ func (r *PullRouter) SetUnknownStream(fn func(ctx UnknownPullCtx, s *Stream[RawV
 	h.call = func(c *call, _ interface{}) (interface{}, Xerror) {
 		c.keep()
 		return nil, c.serve(false, func(core *streamCore) Xerror {
-			return fn(c, &Stream[RawValue, RawValue]{core})
+			return fn(c, newStream[RawValue, RawValue](core))
 		})
 	}
 	r.setUnknown("SetUnknownStream", h, plugins)
@@ -91,7 +103,7 @@ func OpenStream[Out, In any](ctx context.Context, sess *Session, uri string,
 	if x != nil {
 		return nil, x
 	}
-	return &Stream[Out, In]{core}, nil
+	return newStream[Out, In](core), nil
 }
 
 func isBytes[T any]() bool {
@@ -110,15 +122,10 @@ func (s *Stream[Send, Recv]) Send(v *Send) error {
 	if v == nil {
 		return unrun(StatusBadRequest, fmt.Sprintf("nothing was sent: the value is a nil %T", v), nil)
 	}
-	return s.core.send(encodable(v))
-}
-
-// encodable returns what is encoded for the value: v, or the message that v points to.
-func encodable[T any](v *T) interface{} {
-	if into := target[T](); into != nil {
-		return into(v)
+	if s.sent != nil {
+		return s.core.send(s.sent(v))
 	}
-	return v
+	return s.core.send(v)
 }
 
 // Recv waits for the next value. It returns io.EOF when the other side has sent its last one: when the
@@ -127,8 +134,15 @@ func encodable[T any](v *T) interface{} {
 // StatusDeadlineExceeded; or it is [ErrStreamClosed] after Close. A value that does not decode has an Xerror,
 // and the stream goes on: the next call returns the next value.
 func (s *Stream[Send, Recv]) Recv() (*Recv, error) {
-	arg := newArg[Recv]()().(*Recv)
-	if err := s.core.receive(encodable(arg)); err != nil {
+	if s.received != nil {
+		arg := s.made()
+		if err := s.core.receive(s.received(arg)); err != nil {
+			return nil, err
+		}
+		return arg.(*Recv), nil
+	}
+	arg := new(Recv)
+	if err := s.core.receive(arg); err != nil {
 		return nil, err
 	}
 	return arg, nil

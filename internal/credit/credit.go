@@ -292,6 +292,9 @@ func (r *Receiver) Grow() (grant uint64, more bool) {
 	return r.Grant()
 }
 
+// Shrink makes the window what it was at first. What was granted before may still be sent.
+func (r *Receiver) Shrink() { r.window.Store(r.first) }
+
 // Window returns the window.
 func (r *Receiver) Window() uint64 { return r.window.Load() }
 
@@ -320,7 +323,7 @@ func (r *Receiver) Handled(cost uint64) (grant uint64, due bool) {
 		return 0, false
 	}
 	window := r.window.Load()
-	if next := r.handled.Add(cost) + window; next-r.granted.Load() < max(window/grantPart, 1) {
+	if next := r.handled.Add(cost) + window; int64(next-r.granted.Load()) < int64(max(window/grantPart, 1)) {
 		return 0, false
 	}
 	return r.Grant()

@@ -47,6 +47,9 @@ type In struct {
 	taken         []piece // from queue
 	at            int     // where the next value of the first chunk begins
 	read          uint64  // the cost of what was read, as far as credit has not been told
+	toldAt        uint32  // how many other packets there were then
+
+	grownAt uint32 // how many other packets there were when grow was called; only the reader uses it
 
 	mu      sync.Mutex // guards the fields below
 	queue   []piece
@@ -233,9 +236,25 @@ func (in *In) tell() {
 	if in.read == 0 {
 		return
 	}
+	if other := in.stream.wire.OtherPackets(); other != in.toldAt { // which wait behind what is on the way
+		in.toldAt = other
+		in.credit.Shrink()
+	}
 	amount, due := in.credit.Handled(in.read)
 	in.read = 0
 	if due && !in.dropped.Load() {
+		in.stream.grant(amount)
+	}
+}
+
+// grow is called by the goroutine that reads when the sender waits for credit.
+func (in *In) grow() {
+	other := in.stream.wire.OtherPackets()
+	if other != in.grownAt {
+		in.grownAt = other
+		return
+	}
+	if amount, more := in.credit.Grow(); more {
 		in.stream.grant(amount)
 	}
 }

@@ -37,6 +37,8 @@ const (
 type Wire interface {
 	// SendStreamCredit sends a packet about the credit of the stream with the id.
 	SendStreamCredit(id string, meta map[string]string)
+	// OtherPackets counts the packets of calls that have come by the connection, besides those of streams.
+	OtherPackets() uint32
 }
 
 // ErrTakesNoMore is the error of sending to a side that has said that it takes no more values.
@@ -289,9 +291,7 @@ func (t *Set) Heard(id []byte, meta map[string]string) error {
 		}
 		if said == wordWaits { // the other side sends
 			if s := t.Find(id, !about.opened); s != nil {
-				if amount, more := s.In.credit.Grow(); more {
-					s.grant(amount)
-				}
+				s.In.grow()
 			}
 			continue
 		}

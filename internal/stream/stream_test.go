@@ -28,6 +28,8 @@ func (w *wire) SendStreamCredit(_ string, meta map[string]string) {
 	w.said = append(w.said, meta)
 }
 
+func (w *wire) OtherPackets() uint32 { return 0 }
+
 func (w *wire) take() (said []map[string]string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
