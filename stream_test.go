@@ -768,3 +768,26 @@ func TestStreamCreditThatIsBroken(t *testing.T) {
 		})
 	}
 }
+
+// Values are printed as bodies are, and a stream that is open for long is not a slow call.
+func TestLogOfStreams(t *testing.T) {
+	cfg := &PeerConfig{PrintBody: true, SlowCometDuration: time.Nanosecond}
+	a, b := newTestPeer(t, cfg), newTestPeer(t, cfg)
+	echoStream(b.PullRouter)
+	sess, _ := connect(t, a, b, pipe.Options{})
+	c := captureLog(t, LevelInfo)
+	s := open[note, note](t, sess, "/echo")
+	require.NoError(t, s.Send(&note{41}))
+	_, err := s.Recv()
+	require.NoError(t, err)
+	c.next(t, "value-send", "/echo", `{"N":41}`)
+	c.next(t, "value-receive", "/echo", `{"N":41}`)
+	c.next(t, "value-send", "/echo", `{"N":42}`)
+	c.next(t, "value-receive", "/echo", `{"N":42}`)
+	require.NoError(t, s.CloseSend())
+	_, err = s.Recv()
+	require.Equal(t, io.EOF, err)
+	for _, what := range []string{"stream-handle", "stream-launch"} {
+		require.NotContains(t, c.next(t, what, "/echo", "200 OK"), "slow")
+	}
+}

@@ -1,3 +1,5 @@
+//go:build unix
+
 // Program streams compares streams with those of grpc-go, and with a bare TCP connection: the same message,
 // both sides in this process, by 127.0.0.1, in turns. Printed are medians of the rounds, and the medians of
 // the rounds' own quotients.
