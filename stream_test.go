@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/henrylee2cn/teleport/internal/pipe"
+	"github.com/henrylee2cn/teleport/internal/race"
 	"github.com/henrylee2cn/teleport/packet"
 )
 
@@ -132,7 +133,7 @@ func TestEndsOfStreams(t *testing.T) {
 				}
 				return nil
 			},
-			status: NewXerror(1234, "enough").(Xerror),
+			status: NewXerror(1234, "enough"),
 			opener: func(t *testing.T, s *both, _ func(), _, _ *Session) {
 				<-s.Context().Done()
 				for i := range 100 {
@@ -191,7 +192,7 @@ func TestEndsOfStreams(t *testing.T) {
 				}
 				return err
 			},
-			status: NewXerror(1234, "").(Xerror),
+			status: NewXerror(1234, ""),
 			opener: func(t *testing.T, s *both, _ func(), _, _ *Session) {
 				_, err := s.Recv()
 				require.Equal(t, io.EOF, err)
@@ -789,5 +790,73 @@ func TestLogOfStreams(t *testing.T) {
 	require.Equal(t, io.EOF, err)
 	for _, what := range []string{"stream-handle", "stream-launch"} {
 		require.NotContains(t, c.next(t, what, "/echo", "200 OK"), "slow")
+	}
+}
+
+// Both sides are saturated, by streams that echo and by pulls, over a connection that holds very little: nothing
+// waits for ever, and nothing is lost.
+func TestBothSidesSaturated(t *testing.T) {
+	values, pulls := 1500, 40
+	if race.Enabled {
+		values, pulls = 300, 10
+	}
+	for _, buffer := range []int{64, 5000} {
+		a, b := newTestPeer(t, nil), newTestPeer(t, nil)
+		for _, p := range []*Peer{a, b} {
+			pullFn(p, echo)
+			HandleStream(p.PullRouter, "/texts", func(ctx PullCtx, s *Stream[string, string]) Xerror {
+				for v, err := range s.All() {
+					if err != nil {
+						return NewXerror(StatusInternalServerError, err.Error())
+					}
+					if err := s.Send(v); err != nil {
+						return NewXerror(StatusInternalServerError, err.Error())
+					}
+				}
+				return nil
+			})
+		}
+		sess, back := connect(t, a, b, pipe.Options{Buffer: buffer})
+		var wg sync.WaitGroup
+		for _, from := range []*Session{sess, back} {
+			for n := range 4 {
+				wg.Go(func() {
+					s := open[string, string](t, from, "/texts")
+					text := strings.Repeat("x", 1+n*3000)
+					go func() {
+						for range values {
+							if err := s.Send(&text); err != nil {
+								t.Error(err)
+								return
+							}
+						}
+						_ = s.CloseSend()
+					}()
+					got := 0
+					for v, err := range s.All() {
+						if err != nil || *v != text {
+							t.Error(err)
+							return
+						}
+						got++
+					}
+					if got != values {
+						t.Errorf("%d of %d values", got, values)
+					}
+				})
+			}
+			for range 100 {
+				wg.Go(func() {
+					for i := range pulls {
+						var got int
+						if x := from.Pull("/fn/call", i, &got).Xerror; x != nil || got != i {
+							t.Error(x)
+						}
+					}
+				})
+			}
+		}
+		wg.Wait()
+		requireNoStreams(t, sess, back)
 	}
 }

@@ -327,25 +327,28 @@ func (c *streamCore) write(p *packet.Packet, mem []byte) error {
 	if errors.Is(err, socket.ErrOutputFull) { // there is no memory for a large packet
 		frame, err = cn.encode(c.life, p, mem)
 	}
-	for taken := uint64(0); err == nil; {
+	var cost uint64 // that was taken
+	for taken := false; err == nil && !taken; {
 		amount := uint64(p.Length)
-		if taken != amount {
-			out.Return(taken)
-			ok := false
-			if taken, ok = out.TryTake(amount); !ok {
-				frame.Drop()
-				if err := out.Err(); err != nil {
-					return c.sendError(err)
-				}
-				if taken, err = out.Take(c.life, amount, c.at.Waits); err != nil {
-					return c.sendError(err)
-				}
-				frame, err = cn.encode(c.life, p, mem)
-				continue
-			}
+		if cost, taken = out.TryTake(amount); taken {
+			break
 		}
-		_, err = cn.sock.Send(c.life, frame, mode)
-		break
+		frame.Drop()
+		if err := out.Err(); err != nil {
+			return c.sendError(err)
+		}
+		if cost, err = out.Take(c.life, amount, c.at.Waits); err != nil {
+			return c.sendError(err)
+		}
+		frame, err = cn.encode(c.life, p, mem)
+		if taken = uint64(p.Length) == amount; !taken || err != nil { // its own methods have changed it
+			out.Return(cost)
+		}
+	}
+	if err == nil {
+		if _, err = cn.sock.Send(c.life, frame, mode); err != nil {
+			out.Return(cost)
+		}
 	}
 	switch {
 	case err == nil:
