@@ -110,3 +110,26 @@ func (cn *conn) takePlace(ctx context.Context, bound time.Duration) (uint64, err
 	}
 	return cn.flow.Pulls.Take(ctx, cn.peer.keeper.Expect)
 }
+
+// awaitWord waits until the other side has said whether it knows streams, no longer than ctx lasts, and for
+// the write timeout at most if ctx has no deadline. It returns why no stream can be opened.
+func (cn *conn) awaitWord(ctx context.Context) Xerror {
+	bounded, bound := ctx, cn.sock.WriteTimeout()
+	if _, ends := ctx.Deadline(); !ends && bound > 0 {
+		var cancel context.CancelFunc
+		bounded, cancel = context.WithTimeout(ctx, bound)
+		defer cancel()
+	}
+	switch word, err := cn.flow.Heard(bounded, cn.peer.keeper.Expect); {
+	case ctx.Err() != nil && errors.Is(err, ctx.Err()):
+		return notSent(ctx)
+	case errors.Is(err, context.DeadlineExceeded):
+		return unrun(StatusDeadlineExceeded, fmt.Sprintf(
+			"the other side has not said for %v whether it knows streams, nothing was sent", bound), err)
+	case err != nil:
+		return cn.sess.closedXerror("connection closed, the stream was not opened", nil)
+	case !word.Streams:
+		return unrun(StatusUnsupportedType, "the other side does not know streams, nothing was sent", nil)
+	}
+	return nil
+}

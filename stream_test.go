@@ -557,6 +557,30 @@ func TestStreamToASideThatDoesNotKnowThem(t *testing.T) {
 	requireAlive(t, sess)
 }
 
+// A side that does not even say that it does not know streams holds nobody up for ever.
+func TestStreamToASideThatSaysNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, sess, raw := rawFlow(t, &PeerConfig{KeepAlive: -1})
+		go func() {
+			for raw.receive() != nil {
+			}
+		}()
+		start := time.Now()
+		_, err := OpenStream[note, note](context.Background(), sess, "/echo")
+		x := requireXerror(t, err, StatusDeadlineExceeded)
+		require.True(t, NotRun(x))
+		require.Contains(t, x.Text(), "has not said for 30s whether it knows streams")
+		require.Equal(t, 30*time.Second, time.Since(start))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err = OpenStream[note, note](ctx, sess, "/echo")
+		requireXerror(t, err, StatusDeadlineExceeded)
+		_ = sess.Close()
+		_, err = OpenStream[note, note](t.Context(), sess, "/echo")
+		requireXerror(t, err, StatusConnClosed)
+	})
+}
+
 // Shutdown tells the streams of both sides by their context, and waits for them.
 func TestShutdownWithStreams(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -793,8 +817,8 @@ func TestLogOfStreams(t *testing.T) {
 	}
 }
 
-// Both sides are saturated, by streams that echo and by pulls, over a connection that holds very little: nothing
-// waits for ever, and nothing is lost.
+// Both sides are saturated, by streams that echo and by pulls, over a connection that holds very little:
+// nothing waits for ever, and nothing is lost.
 func TestBothSidesSaturated(t *testing.T) {
 	values, pulls := 1500, 40
 	if race.Enabled {

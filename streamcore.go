@@ -77,14 +77,8 @@ func (s *Session) openStream(ctx context.Context, uri string, settings []PacketS
 	if ctx.Err() != nil {
 		return nil, notSent(ctx)
 	}
-	switch word, err := cn.flow.Heard(ctx, cn.peer.keeper.Expect); {
-	case ctx.Err() != nil && errors.Is(err, ctx.Err()):
-		return nil, notSent(ctx)
-	case err != nil:
-		return nil, s.closedXerror("connection closed, the stream was not opened", nil)
-	case !word.Streams:
-		return nil, unrun(StatusUnsupportedType,
-			"the other side does not know streams, nothing was sent", nil)
+	if x := cn.awaitWord(ctx); x != nil {
+		return nil, x
 	}
 	c := &streamCore{conn: cn, chain: cn.peer.chain, uri: uri, typ: packet.TypeValue,
 		done: make(chan struct{})}

@@ -270,6 +270,36 @@ func TestAttackWaiting(t *testing.T) {
 	}
 }
 
+// Streams that nobody receives from, as many as may be open, with as much sent on each as may be.
+func TestAttackStreams(t *testing.T) {
+	for name, size := range map[string]int{"empty": 0, "full": 60_000} {
+		t.Run(name, func(t *testing.T) {
+			srv := start(t, options{})
+			g := srv.good(t, options{})
+			hold(t, srv.addr, 16, func(_ int, conn net.Conn) error {
+				go func() { _, _ = readToEnd(conn) }()
+				value := append([]byte("s"), make([]byte, size)...)
+				for i := 0; i < 6000; i++ {
+					id := fmt.Sprint(i)
+					if !send(conn, rawFrame(&packet.Header{Id: id, Type: packet.TypeOpen, Uri: "/stuck"},
+						[]byte("s"))) {
+						break
+					}
+					for range 4 {
+						if size > 0 && !send(conn, rawFrame(&packet.Header{Id: id, Type: packet.TypeValue},
+							value)) {
+							break
+						}
+					}
+				}
+				return nil
+			})
+			g.finish(srv, "16 sessions with 6,000 streams each that nobody receives from, "+name)
+			srv.requireGrowth(t, light[int64](500, 1000)*mib)
+		})
+	}
+}
+
 // Packets that cost the server as much of its processor as possible.
 func TestAttackProcessor(t *testing.T) {
 	srv := start(t, options{})

@@ -126,6 +126,10 @@ func (s *service) routes() {
 		s.waited.Add(1)
 		return *v, nil
 	})
+	tp.HandleStream(pulls, "/stuck", func(ctx tp.PullCtx, _ *tp.Stream[string, string]) tp.Xerror {
+		<-ctx.Context().Done()
+		return nil
+	})
 	tp.HandlePull(pulls, "/release", func(tp.PullCtx, *interface{}) (interface{}, tp.Xerror) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
