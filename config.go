@@ -160,7 +160,7 @@ type PeerConfig struct {
 	// (4,096) and for all (65,536). An eighth of all are for sessions that run no more than
 	// 64, so that many handlers of some do not keep out those of another. Beyond the
 	// bounds a push waits. So does a pull, at the other side: it is told how many of its pulls may be
-	// unanswered, when it has more than 32 of them. A pull of a side that was not told, or is of a version
+	// unanswered, when it has more than 128 of them. A pull of a side that was not told, or is of a version
 	// that does not know this, is answered with StatusOverloaded and was not run.
 	MaxSessionHandlers, MaxHandlers int
 	// MaxSessionStreams bounds the streams of one session that the other side has opened

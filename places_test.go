@@ -59,6 +59,8 @@ func TestPullsWaitForPlaces(t *testing.T) {
 			return 0, nil
 		})
 		sess, _ := connect(t, newTestPeer(t, nil), srv, pipe.Options{})
+		sess.conn.Load().flow.Ask()
+		synctest.Wait()
 		var wg sync.WaitGroup
 		for i := range n {
 			wg.Go(func() {
@@ -76,6 +78,8 @@ func TestPullsWaitForPlaces(t *testing.T) {
 func fillPlaces(t *testing.T, most int, of *PeerConfig) (sess, back *Session, release chan struct{}) {
 	srv, release, _ := blockedPeer(t, PeerConfig{MaxSessionHandlers: most})
 	sess, back = connect(t, newTestPeer(t, of), srv, pipe.Options{})
+	sess.conn.Load().flow.Ask()
+	synctest.Wait()
 	done := make(chan *PullCmd, most)
 	for range most {
 		sess.GoPull("/wait", "", nil, done)
@@ -150,6 +154,8 @@ func TestPullsGivenUpKeepTheirPlaces(t *testing.T) {
 		const most = 100
 		srv, release, ran := blockedPeer(t, PeerConfig{MaxSessionHandlers: most})
 		sess, _ := connect(t, newTestPeer(t, nil), srv, pipe.Options{})
+		sess.conn.Load().flow.Ask()
+		synctest.Wait()
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan *PullCmd, most)
 		for range most {
@@ -187,6 +193,10 @@ func TestHandlersThatPullBackWithoutAPlace(t *testing.T) {
 			})
 		}
 		sess, back := connect(t, a, b, pipe.Options{})
+		for _, s := range []*Session{sess, back} {
+			s.conn.Load().flow.Ask()
+		}
+		synctest.Wait()
 		var wg sync.WaitGroup
 		var good, overloaded atomic.Int64
 		for range 3 * most {
@@ -215,6 +225,8 @@ func TestPullsThatWaitAreSentAgain(t *testing.T) {
 	cli := newTestPeer(t, &PeerConfig{Redial: &Redial{MinBackoff: time.Millisecond}})
 	sess, err := cli.Dial(addr)
 	require.NoError(t, err)
+	_, x := sess.conn.Load().flow.Heard(t.Context(), func() {})
+	require.NoError(t, x)
 	done := make(chan *PullCmd, 101)
 	for range 100 {
 		sess.GoPull("/wait", "", nil, done)

@@ -371,7 +371,7 @@ func TestUnknownTypesAreAnsweredOnceAndNeverAgain(t *testing.T) {
 	pullFn(a, echo)
 	pullFn(b, echo)
 	sa, sb := connect(t, a, b, pipe.Options{})
-	for i, typ := range []int32{0, -1, 6, 99, math.MaxInt32} {
+	for i, typ := range []int32{0, -1, 6, 9, math.MaxInt32} {
 		require.NoError(t,
 			sa.conn.Load().sock.WritePacket(&packet.Packet{Header: &packet.Header{Id: fmt.Sprintf("odd-%d",
 				i), Type: typ, Uri: "/fn/call"}, Body: 1}))

@@ -39,8 +39,8 @@ const (
 	TypeOpen int32 = 8
 	// TypeValue is one value of a stream, with the stream's id, from the side that has opened the stream, and
 	// TypeAnswer one from the other side. Without a body it says that no more values come from there.
-	TypeValue  int32 = 9
-	TypeAnswer int32 = 10
+	TypeValue  int32 = 10
+	TypeAnswer int32 = 11
 )
 
 // Packet is one message. Its fields may be read and set freely by the goroutine that owns

@@ -8,7 +8,7 @@ import (
 )
 
 // FirstPlaces is how many requests may be unanswered before the receiver has said how many it takes.
-const FirstPlaces = 64
+const FirstPlaces = 256
 
 // Places numbers the requests of one side of a connection, and bounds how many of them the other side has not
 // answered. A request has a place from when it gets its number until the answer comes, even if nobody waits
