@@ -199,7 +199,7 @@ func (r *reader) openStream(c *call) error {
 func (c *call) serveStream(st *stream.Stream) {
 	defer func() {
 		c.conn.streams.Remove(st)
-		st.In.Drop(ErrStreamOver)
+		st.In.Drop(newXerror(StatusCanceled, "the stream is over", ErrStreamOver))
 	}()
 	c.handle()
 }

@@ -66,10 +66,10 @@ var (
 	errClosedInHandshake = errors.New("closed during the handshake")
 )
 
-// ErrStreamOver is the error of sending on a stream that has ended well, and the context.Cause of a stream's
-// context when the stream is over.
+// ErrStreamOver is what errors.Is finds in the error of sending on a stream that has ended well. It is the
+// context.Cause of a stream's context when the stream is over.
 var ErrStreamOver = errors.New("tp: the stream is over")
 
-// ErrStreamClosed is the error of a stream's methods after [Stream.Close], and of Send after
-// [Stream.CloseSend].
+// ErrStreamClosed is what errors.Is finds in the errors of a stream's methods after [Stream.Close], and of
+// Send after [Stream.CloseSend].
 var ErrStreamClosed = errors.New("tp: the stream was closed by this side")

@@ -115,9 +115,9 @@ func isBytes[T any]() bool {
 // takes no output, but never longer than the stream lasts. Nil means that the value was handed to the
 // connection. The value is not used after Send has returned.
 //
-// The error is the stream's end: an [Xerror], or [ErrStreamOver] if the handler has returned well, or
-// [ErrStreamClosed] after Close or CloseSend. A value that does not encode, or that is too large, has an
-// Xerror, and the stream goes on.
+// The error is the stream's end, an [Xerror]: the one that the handler has returned for example. errors.Is
+// finds [ErrStreamOver] in it if the handler has returned well, and [ErrStreamClosed] after Close or
+// CloseSend. A value that does not encode, or that is too large, has an Xerror, and the stream goes on.
 func (s *Stream[Send, Recv]) Send(v *Send) error {
 	if v == nil {
 		return unrun(StatusBadRequest, fmt.Sprintf("nothing was sent: the value is a nil %T", v), nil)
@@ -131,8 +131,8 @@ func (s *Stream[Send, Recv]) Send(v *Send) error {
 // Recv waits for the next value. It returns io.EOF when the other side has sent its last one: when the
 // handler has returned well, or CloseSend was called. Otherwise the end is an error that errors.As finds to
 // be an [Xerror]: the one that the handler has returned, StatusConnClosed, StatusCanceled or
-// StatusDeadlineExceeded; or it is [ErrStreamClosed] after Close. A value that does not decode has an Xerror,
-// and the stream goes on: the next call returns the next value.
+// StatusDeadlineExceeded; after Close errors.Is finds [ErrStreamClosed] in it. A value that does not decode
+// has an Xerror, and the stream goes on: the next call returns the next value.
 func (s *Stream[Send, Recv]) Recv() (*Recv, error) {
 	if s.received != nil {
 		arg := s.made()

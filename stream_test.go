@@ -92,7 +92,7 @@ func TestStreamsOfBothSides(t *testing.T) {
 						}
 					}
 					<-s.Context().Done()
-					if err := s.Send(new(note)); err != ErrStreamClosed {
+					if err := s.Send(new(note)); !errors.Is(err, ErrStreamClosed) {
 						t.Error(err)
 					}
 				})
@@ -236,7 +236,7 @@ func TestEndsOfStreams(t *testing.T) {
 		"close in the handler": {
 			handler: func(ctx PullCtx, s *both) error {
 				_ = s.Close()
-				if err := s.Send(new(note)); err != ErrStreamClosed {
+				if err := s.Send(new(note)); !errors.Is(err, ErrStreamClosed) {
 					return err
 				}
 				_, err := s.Recv()

@@ -132,7 +132,7 @@ func (c *streamCore) complete() {
 	c.conn.streams.Remove(&c.st)
 	switch x := c.pull.Xerror; {
 	case x == nil:
-		c.at.Out.End(ErrStreamOver)
+		c.at.Out.End(errOverStream)
 		c.at.In.End(io.EOF)
 	case x.Code() == StatusCanceled || x.Code() == StatusDeadlineExceeded:
 		c.at.Out.End(x)
@@ -147,8 +147,11 @@ func (c *streamCore) complete() {
 }
 
 var (
-	errTwoSenders   = errors.New("tp: two goroutines send values of one stream at a time")
-	errTwoReceivers = errors.New("tp: two goroutines receive values of one stream at a time")
+	errTwoSenders   = newXerror(StatusBadRequest, "two goroutines send values of one stream at a time", nil)
+	errTwoReceivers = newXerror(StatusBadRequest, "two goroutines receive values of one stream at a time",
+		nil)
+	errClosedStream = newXerror(StatusCanceled, "the stream was closed by this side", ErrStreamClosed)
+	errOverStream   = newXerror(StatusCanceled, "the stream is over", ErrStreamOver)
 )
 
 // serve runs fn with the stream of the call, on the side that has not opened the stream.
@@ -165,8 +168,8 @@ func (c *call) serve(bytes bool, fn func(*streamCore) Xerror) Xerror {
 	unwatch := context.AfterFunc(s.life, s.callerGone)
 	defer func() {
 		unwatch()
-		s.at.Out.End(ErrStreamOver)
-		s.at.In.End(ErrStreamOver)
+		s.at.Out.End(errOverStream)
+		s.at.In.End(errOverStream)
 		s.end()
 	}()
 	return fn(s)
@@ -229,18 +232,18 @@ func (c *streamCore) end() {
 // giveUp is Stream.Close.
 func (c *streamCore) giveUp() error {
 	c.closed.Store(true)
-	c.at.Out.End(ErrStreamClosed)
+	c.at.Out.End(errClosedStream)
 	if c.call != nil {
-		c.at.Stop(ErrStreamClosed)
+		c.at.Stop(errClosedStream)
 	} else {
-		c.at.In.Drop(ErrStreamClosed)
+		c.at.In.Drop(errClosedStream)
 		c.stop()
 	}
 	return nil
 }
 
 // stopReceiving tells the other side that no more of its values are taken.
-func (c *streamCore) stopReceiving() { c.at.Stop(ErrStreamClosed) }
+func (c *streamCore) stopReceiving() { c.at.Stop(errClosedStream) }
 
 // closeSend is Stream.CloseSend.
 func (c *streamCore) closeSend() error {
@@ -261,7 +264,7 @@ func (c *streamCore) closeSend() error {
 		return c.conn.sendXerror(c.life, c.conn.wrote(err))
 	}
 	go c.conn.flush()
-	c.at.Out.End(ErrStreamClosed)
+	c.at.Out.End(errClosedStream)
 	return nil
 }
 
