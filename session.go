@@ -162,8 +162,9 @@ func (s *Session) Done() <-chan struct{} {
 }
 
 // Close ends the session at once. Pulls in flight complete with
-// StatusConnClosed, handlers run on but can no longer reply. What has been
-// handed to the connection is given up to a second to leave. It may be called
+// StatusConnClosed, streams end, handlers run on but can no longer reply. What has been
+// handed to the connection is given up to a second to leave and, if there were pushes, for
+// the other side to read it and to close the connection too. It may be called
 // more than once and from anywhere, handlers and hooks included.
 func (s *Session) Close() error { return s.shut(errClosedHere) }
 

@@ -548,3 +548,72 @@ func FuzzGranted(f *testing.F) {
 		}
 	})
 }
+
+// A window that grows and shrinks at any time loses no credit, and the sender never has more on the way than
+// the largest window and one packet.
+func TestWindowThatChanges(t *testing.T) {
+	const window, most = 1000, 16_000
+	for seed := range uint64(500) {
+		rnd := rand.New(rand.NewPCG(seed, 3))
+		s, r := new(credit.Sender), new(credit.Receiver)
+		s.InitOpen(window)
+		r.Init(window, window)
+		r.GrowTo(most)
+		var held, grants []uint64
+		sum := uint64(0)
+		for range 500 {
+			switch rnd.IntN(8) {
+			case 0, 1, 2:
+				amount := 1 + rnd.Uint64N(window)
+				if _, ok := s.TryTake(amount); ok {
+					cost, err := r.Received(amount)
+					require.NoError(t, err)
+					held = append(held, cost)
+					sum += cost
+				}
+			case 3, 4, 5:
+				if len(held) > 0 {
+					if grant, due := r.Handled(held[0]); due {
+						grants = append(grants, grant)
+					}
+					sum -= held[0]
+					held = held[1:]
+				}
+			case 6:
+				if grant, more := r.Grow(); more {
+					grants = append(grants, grant)
+				}
+			case 7:
+				if rnd.IntN(4) == 0 {
+					r.Shrink()
+				}
+			}
+			if len(grants) > 0 && rnd.IntN(2) == 0 {
+				require.NoError(t, s.Grant(grants[0]))
+				grants = grants[1:]
+			}
+			require.LessOrEqual(t, sum, uint64(most))
+			require.LessOrEqual(t, r.Window(), uint64(most))
+		}
+		for _, cost := range held {
+			if grant, due := r.Handled(cost); due {
+				grants = append(grants, grant)
+			}
+		}
+		for _, grant := range grants {
+			require.NoError(t, s.Grant(grant))
+		}
+		_, ok := s.TryTake(math.MaxUint64)
+		require.True(t, ok, "credit was lost, seed %d", seed)
+	}
+	// Packets that cost less than they take keep the window as it is.
+	var r credit.Receiver
+	r.Init(window, window)
+	r.GrowTo(most)
+	cost, err := r.Received(10 * window)
+	require.NoError(t, err)
+	r.Handled(cost)
+	_, more := r.Grow()
+	require.False(t, more)
+	require.EqualValues(t, window, r.Window())
+}
