@@ -130,6 +130,9 @@ func (c *streamCore) deliver(pd *pending) {
 // sent before its reply can still be received, unless this side has given up.
 func (c *streamCore) complete() {
 	c.conn.streams.Remove(&c.st)
+	if x := c.pull.Xerror; x != nil && x.Code() == StatusGatewayTimeout && c.overdue() {
+		c.pull.Xerror = newXerror(StatusDeadlineExceeded, x.Text(), context.DeadlineExceeded)
+	}
 	switch x := c.pull.Xerror; {
 	case x == nil:
 		c.at.Out.End(errOverStream)
@@ -144,6 +147,13 @@ func (c *streamCore) complete() {
 	close(c.done)
 	c.end() // before stop, so that the context has this cause
 	c.stop()
+}
+
+// overdue reports whether the stream's deadline has passed, or will in a moment: the two sides' clocks, and the
+// times when they look at them, are not quite the same.
+func (c *streamCore) overdue() bool {
+	deadline, ok := c.life.Deadline()
+	return ok && time.Until(deadline) < time.Second
 }
 
 var (
@@ -172,7 +182,12 @@ func (c *call) serve(bytes bool, fn func(*streamCore) Xerror) Xerror {
 		s.at.In.End(errOverStream)
 		s.end()
 	}()
-	return fn(s)
+	x := fn(s)
+	if x == nil && errors.Is(context.Cause(s.life), context.DeadlineExceeded) {
+		// Most handlers return nil when they cannot go on. The other side must not take that for the good end.
+		return newXerror(StatusGatewayTimeout, "the time for the stream was over before its end", nil)
+	}
+	return x
 }
 
 // callerGone is called when the handler's context ends.
