@@ -149,8 +149,8 @@ func (c *streamCore) complete() {
 	c.stop()
 }
 
-// overdue reports whether the stream's deadline has passed, or will in a moment: the two sides' clocks, and the
-// times when they look at them, are not quite the same.
+// overdue reports whether the stream's deadline has passed, or will in a moment: the two sides' clocks, and
+// the times when they look at them, are not quite the same.
 func (c *streamCore) overdue() bool {
 	deadline, ok := c.life.Deadline()
 	return ok && time.Until(deadline) < time.Second
@@ -184,7 +184,8 @@ func (c *call) serve(bytes bool, fn func(*streamCore) Xerror) Xerror {
 	}()
 	x := fn(s)
 	if x == nil && errors.Is(context.Cause(s.life), context.DeadlineExceeded) {
-		// Most handlers return nil when they cannot go on. The other side must not take that for the good end.
+		// Most handlers return nil when they cannot go on. The other side must not take that for the good
+		// end.
 		return newXerror(StatusGatewayTimeout, "the time for the stream was over before its end", nil)
 	}
 	return x
