@@ -120,7 +120,7 @@ func (cn *conn) awaitWord(ctx context.Context) Xerror {
 		bounded, cancel = context.WithTimeout(ctx, bound)
 		defer cancel()
 	}
-	switch word, err := cn.flow.Heard(bounded, cn.peer.keeper.Expect); {
+	switch knows, err := cn.flow.KnowsStreams(bounded, cn.peer.keeper.Expect); {
 	case ctx.Err() != nil && errors.Is(err, ctx.Err()):
 		return notSent(ctx)
 	case errors.Is(err, context.DeadlineExceeded):
@@ -128,7 +128,7 @@ func (cn *conn) awaitWord(ctx context.Context) Xerror {
 			"the other side has not said for %v whether it knows streams, nothing was sent", bound), err)
 	case err != nil:
 		return cn.sess.closedXerror("connection closed, the stream was not opened", nil)
-	case !word.Streams:
+	case !knows:
 		return unrun(StatusUnsupportedType, "the other side does not know streams, nothing was sent", nil)
 	}
 	return nil

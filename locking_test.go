@@ -27,8 +27,8 @@ var lockRanks = []string{
 	"handover.syscall.ForkLock", "handover.state.mu", "grace.mu", "serving.mu", "earlySignals.mu", "Peer.mu",
 	"routes.mu", "places.Places.mu", "call.mu", "outgoing.mu", "Session.mu", "sessions.mu", "workers.Pool.mu",
 	"calltable.Table[].mu", "keepalive.Keeper.mu", "role.Pace.mu", "stream.Set.mu", "stream.Stream.mu",
-	"stream.In.mu", "credit.outgoing.mu", "credit.Places.mu",
-	"credit.Sender.mu", "credit.Receiver.mu", "socket.reader.setting",
+	"stream.In.mu", "credit.outgoing.mu",
+	"credit.Places.mu", "credit.Sender.mu", "credit.line.mu", "credit.Receiver.mu", "socket.reader.setting",
 	"socket.writer.mu", "packet.Budget.mu", "packet.Pool.mu",
 	"rarely.Limiter[].mu", "codec.registry.mu", "alias.Alias.mu",
 }
@@ -62,7 +62,7 @@ var takeNone = strings.Fields(`
 	byAddr[].PushBack addr.IsValid os.NewFile goutil.RwMap bufpool.GetSize bufpool.Put *ast.FuncLit
 	sinceStart c.Cost c.Kind c.Queue c.Waits j.Queue cfg.bound usable peer.draining p.draining frame.Drop
 	woken.Done woken.Wait queue[].hasRoom queue[].add cn.flow.Pushed cn.flow.Waits
-	o.stalled.IsZero queue.PushBack queue.Front queue.Remove s.take p.take
+	o.stalled.IsZero queue.PushBack queue.Front queue.Remove try
 	OutputBusy within hurried uri.Split role.Init deadline deadlineOf earlier r.overdue w.reserve
 	w.tryPermit p.lend budget.Waits newOwnCtx own.cancelWith postReadHeader.merge change
 `)

@@ -225,7 +225,7 @@ func TestPullsThatWaitAreSentAgain(t *testing.T) {
 	cli := newTestPeer(t, &PeerConfig{Redial: &Redial{MinBackoff: time.Millisecond}})
 	sess, err := cli.Dial(addr)
 	require.NoError(t, err)
-	_, x := sess.conn.Load().flow.Heard(t.Context(), func() {})
+	_, x := sess.conn.Load().flow.KnowsStreams(t.Context(), func() {})
 	require.NoError(t, x)
 	done := make(chan *PullCmd, 101)
 	for range 100 {

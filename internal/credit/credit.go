@@ -14,7 +14,6 @@
 package credit
 
 import (
-	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -44,18 +43,8 @@ type Sender struct {
 	window      atomic.Uint64 // the receiver's; 0 while it is not known
 	first       uint64        // what Init was given
 	reach       uint64        // how far a grant may go beyond what was sent; 0 for the window
-	waiting     atomic.Int64  // how many takes are in the queue
 
-	mu    sync.Mutex // guards the fields below, and writing limit
-	queue list.List  // of *take, the oldest first
-	ended error      // why nothing can be taken any more
-}
-
-// take is a Take that waits for credit.
-type take struct {
-	amount, cost uint64
-	done         chan struct{} // closed when the take is over
-	err          error         // set before done is closed; nil if the amount was taken
+	line // its mu guards writing limit, too
 }
 
 // Init makes the Sender ready. It may send the amount given before the receiver has said anything.
@@ -108,56 +97,12 @@ func (s *Sender) take(amount uint64) (cost uint64, ok bool) {
 
 // Take takes the amount, which is at least 1, when there is so much credit and all takes that have waited
 // longer are over. It returns what the packet costs. If Take waits it calls waits, which may be nil, when it
-// is counted by Waiting. The error is that of [Sender.End] or [Sender.Interrupt], or ctx's.
+// is counted by Waiting. The error is that of End or Interrupt, or ctx's.
 func (s *Sender) Take(ctx context.Context, amount uint64, waits func()) (cost uint64, err error) {
 	if cost, ok := s.TryTake(amount); ok {
 		return cost, nil
 	}
-	t := &take{amount: amount, done: make(chan struct{})}
-	s.mu.Lock()
-	if s.ended != nil {
-		defer s.mu.Unlock()
-		return 0, s.ended
-	}
-	at := s.queue.PushBack(t)
-	s.waiting.Add(1)
-	s.serveLocked() // there may have been a grant since TryTake
-	s.mu.Unlock()
-	if waits != nil {
-		waits()
-	}
-	select {
-	case <-t.done:
-		return t.cost, t.err
-	case <-ctx.Done():
-	}
-	over := ctx.Err() // before the lock, as the context is the caller's
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	select {
-	case <-t.done: // in the last moment
-		return t.cost, t.err
-	default:
-	}
-	s.queue.Remove(at)
-	s.waiting.Add(-1)
-	s.serveLocked() // there may be enough for the takes behind this one
-	return 0, over
-}
-
-// serveLocked ends the takes for which there is credit, in their order.
-func (s *Sender) serveLocked() {
-	for e := s.queue.Front(); e != nil; e = s.queue.Front() {
-		t := e.Value.(*take)
-		cost, ok := s.take(t.amount)
-		if !ok {
-			return
-		}
-		t.cost = cost
-		s.queue.Remove(e)
-		s.waiting.Add(-1)
-		close(t.done)
-	}
+	return s.wait(ctx, amount, s.take, waits)
 }
 
 // Return gives back what a packet has cost that was not sent after all.
@@ -168,11 +113,8 @@ func (s *Sender) Return(cost uint64) {
 	s.sent.Add(-cost)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.serveLocked()
+	s.serveLocked(s.take)
 }
-
-// Waiting returns how many takes wait.
-func (s *Sender) Waiting() int { return int(s.waiting.Load()) }
 
 // Sent returns how much was taken so far, without what was returned.
 func (s *Sender) Sent() uint64 { return s.sent.Load() }
@@ -218,7 +160,7 @@ func (s *Sender) grantLocked(amount uint64) error {
 			window)
 	}
 	s.limit.Store(amount)
-	s.serveLocked()
+	s.serveLocked(s.take)
 	return nil
 }
 
@@ -227,28 +169,8 @@ func (s *Sender) grantLocked(amount uint64) error {
 func (s *Sender) End(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ended != nil {
-		return
-	}
-	s.ended = err
 	s.limit.Store(0) // nothing can be taken
-	s.interruptLocked(err)
-}
-
-// Interrupt ends all takes that wait now with the error, which is not nil.
-func (s *Sender) Interrupt(err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.interruptLocked(err)
-}
-
-func (s *Sender) interruptLocked(err error) {
-	for e := s.queue.Front(); e != nil; e = s.queue.Front() {
-		t := s.queue.Remove(e).(*take)
-		t.err = err
-		s.waiting.Add(-1)
-		close(t.done)
-	}
+	s.endLocked(err)
 }
 
 // Err returns the error of End; nil before that.

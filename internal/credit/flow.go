@@ -59,17 +59,16 @@ type Flow struct {
 	out   atomic.Pointer[outgoing]
 	in    atomic.Pointer[incoming]
 	asked atomic.Bool // AskForCredit was called
-	heard atomic.Pointer[Word]
+	heard atomic.Pointer[word]
 }
 
-// Word is what the other side has said of itself. Only Heard changes it.
-type Word struct {
+// word is what the other side has said of itself.
+type word struct {
+	once sync.Once     // for the fields below
 	said chan struct{} // closed when the other side has spoken, or nothing can come any more
-	once sync.Once
-	// Streams reports whether the other side knows streams.
-	Streams bool
-	// Err is why nothing can come any more.
-	Err error
+	// streams reports whether the other side knows streams, and err why nothing can come any more.
+	streams bool
+	err     error
 }
 
 // outgoing is what this side sends.
@@ -169,51 +168,51 @@ func (f *Flow) self() map[string]string {
 
 // TryPull takes a place for a pull if one is free, and returns the pull's number.
 func (f *Flow) TryPull() (number uint64, ok bool) {
-	number, ok = f.Pulls.Try()
-	if f.Pulls.Scarce() {
+	number, ok, scarce := f.Pulls.Try()
+	if scarce {
 		f.Ask()
 	}
 	return number, ok
 }
 
 // word returns what the other side has said, or will say.
-func (f *Flow) word() *Word {
+func (f *Flow) word() *word {
 	if w := f.heard.Load(); w != nil {
 		return w
 	}
-	w := &Word{said: make(chan struct{})}
+	w := &word{said: make(chan struct{})}
 	if !f.heard.CompareAndSwap(nil, w) {
 		return f.heard.Load()
 	}
 	if err := f.conn.CreditEnd(); err != nil { // End may have come too early for this
-		f.say(w, false, err)
+		w.say(false, err)
 	}
 	return w
 }
 
-func (f *Flow) say(w *Word, streams bool, err error) {
+func (w *word) say(streams bool, err error) {
 	w.once.Do(func() {
-		w.Streams, w.Err = streams, err
+		w.streams, w.err = streams, err
 		close(w.said)
 	})
 }
 
-// Heard asks the other side, unless it has spoken, and waits for what it says, no longer than ctx lasts. It
-// calls waits when the wait is seen by Waits.
-func (f *Flow) Heard(ctx context.Context, waits func()) (*Word, error) {
+// KnowsStreams asks the other side, unless it has spoken, and waits, no longer than ctx lasts, until it has
+// said whether it knows streams. It calls waits when the wait is seen by Waits.
+func (f *Flow) KnowsStreams(ctx context.Context, waits func()) (bool, error) {
 	w := f.word()
 	f.Ask()
 	select {
 	case <-w.said:
-		return w, w.Err
+		return w.streams, w.err
 	default:
 	}
 	waits()
 	select {
 	case <-w.said:
-		return w, w.Err
+		return w.streams, w.err
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return false, ctx.Err()
 	}
 }
 
@@ -234,7 +233,7 @@ func (f *Flow) hear(meta map[string]string) error {
 		}
 	}
 	f.Pulls.Open(most)
-	f.say(f.word(), streams, nil)
+	f.word().say(streams, nil)
 	return nil
 }
 
@@ -270,7 +269,7 @@ func (f *Flow) Waits() bool {
 // Refused is called when the other side has said that it does not know credit.
 func (f *Flow) Refused() {
 	f.Pulls.Open(Unbounded)
-	f.say(f.word(), false, nil)
+	f.word().say(false, nil)
 	if s := f.out.Load(); s != nil && !s.Known() {
 		_ = s.Open(Unbounded, Unbounded)
 	}
@@ -310,8 +309,7 @@ func (in *incoming) says(grant uint64) map[string]string {
 // Granted is called with the metadata of a packet that grants credit. After an error, which names what makes
 // no sense, the connection is to be ended.
 func (f *Flow) Granted(meta map[string]string) error {
-	s := f.out.Load()
-	if s == nil || !f.asked.Load() {
+	if !f.asked.Load() {
 		return fmt.Errorf("%w: this side has not asked for it", ErrGrant)
 	}
 	if _, first := meta[KeyPlaces]; first {
@@ -319,6 +317,7 @@ func (f *Flow) Granted(meta map[string]string) error {
 			return err
 		}
 	}
+	s := f.sender()
 	if meta[KeyWindow] == None {
 		return s.Open(Unbounded, Unbounded)
 	}
@@ -382,7 +381,7 @@ func (f *Flow) Interrupt(err error) {
 func (f *Flow) End(err error) {
 	f.Pulls.End(err)
 	if w := f.heard.Load(); w != nil {
-		f.say(w, false, err)
+		w.say(false, err)
 	}
 	if o := f.out.Load(); o != nil {
 		o.End(err)

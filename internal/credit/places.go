@@ -1,9 +1,7 @@
 package credit
 
 import (
-	"container/list"
 	"context"
-	"sync"
 	"sync/atomic"
 )
 
@@ -16,8 +14,9 @@ const FirstPlaces = 256
 //
 // The bound is exact, although nearly every request takes its place without a lock. A request takes its
 // number first and then compares the newest number with how many are done: numbers only grow, and a request
-// that finds too many numbers in use leaves its own unused. What is done is read before the newest number,
-// so that a request may see too many in use, and never too few.
+// that finds too many numbers in use leaves its own unused. What is done is read before the newest number, so
+// that a request may see too many in use, and never too few. Only when a request aside is complete one more
+// may get a place for a moment.
 //
 // All methods are safe for concurrent use. Init makes Places ready.
 type Places struct {
@@ -29,18 +28,7 @@ type Places struct {
 	givenUp atomic.Int64
 	most    atomic.Uint64
 	known   atomic.Bool // the receiver has said what most is
-	waiting atomic.Int64
-
-	mu    sync.Mutex // guards the fields below
-	queue *list.List // of *waitingRequest, the oldest first; nil until one waits
-	ended error
-}
-
-// waitingRequest is a request that waits for a place.
-type waitingRequest struct {
-	number uint64
-	err    error
-	done   chan struct{} // closed when number or err is set
+	line
 }
 
 // Init makes Places ready. Taken counts the requests that are complete.
@@ -50,24 +38,32 @@ func (p *Places) Init(taken *atomic.Uint64) {
 }
 
 // Try takes a place if one is free and no other request waits. The request has the number that Try returns.
-func (p *Places) Try() (number uint64, ok bool) {
+// Scarce reports whether half of the places are taken, and the receiver has not said yet how many there are.
+func (p *Places) Try() (number uint64, ok, scarce bool) {
 	if p.waiting.Load() != 0 {
-		return 0, false
+		return 0, false, false
 	}
-	if number, ok = p.take(); !ok {
+	number, unanswered, ok := p.takeOne()
+	if !ok {
 		p.Freed() // another request may have counted the number that was left unused
 	}
-	return number, ok
+	return number, ok, unanswered > FirstPlaces/2 && !p.known.Load()
 }
 
-// take takes a place, or leaves a number unused.
-func (p *Places) take() (number uint64, ok bool) {
-	number = p.last.Add(1)
-	if p.Unanswered() <= p.most.Load() {
-		return number, true
+// takeOne takes a place, or leaves a number unused. It returns how many requests had a place with this one.
+func (p *Places) takeOne() (number, unanswered uint64, ok bool) {
+	number, unanswered = p.last.Add(1), p.Unanswered()
+	if unanswered <= p.most.Load() {
+		return number, unanswered, true
 	}
 	p.unused.Add(1)
-	return 0, false
+	return 0, unanswered, false
+}
+
+// take is takeOne for the line.
+func (p *Places) take(uint64) (number uint64, ok bool) {
+	number, _, ok = p.takeOne()
+	return number, ok
 }
 
 // Unanswered returns how many requests have a place.
@@ -77,59 +73,13 @@ func (p *Places) Unanswered() uint64 {
 	return p.last.Load() - done
 }
 
-// Scarce reports whether half of the places are taken, and the receiver has not said yet how many there are.
-func (p *Places) Scarce() bool { return !p.known.Load() && p.Unanswered() > FirstPlaces/2 }
-
 // Take takes a place when one is free and all requests that have waited longer have theirs. If Take waits it
-// calls waits when the request is counted by Waiting. The error is that of [Places.End] or
-// [Places.Interrupt], or ctx's.
+// calls waits when the request is counted by Waiting. The error is that of End or Interrupt, or ctx's.
 func (p *Places) Take(ctx context.Context, waits func()) (number uint64, err error) {
-	if number, ok := p.Try(); ok {
+	if number, ok, _ := p.Try(); ok {
 		return number, nil
 	}
-	r := &waitingRequest{done: make(chan struct{})}
-	p.mu.Lock()
-	if p.ended != nil {
-		defer p.mu.Unlock()
-		return 0, p.ended
-	}
-	if p.queue == nil {
-		p.queue = list.New()
-	}
-	at := p.queue.PushBack(r)
-	p.waiting.Add(1)
-	p.serveLocked() // a place may have come free since Try
-	p.mu.Unlock()
-	waits()
-	select {
-	case <-r.done:
-		return r.number, r.err
-	case <-ctx.Done():
-	}
-	over := ctx.Err() // before the lock, as the context is the caller's
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	select {
-	case <-r.done: // in the last moment
-		return r.number, r.err
-	default:
-	}
-	p.queue.Remove(at)
-	p.waiting.Add(-1)
-	return 0, over
-}
-
-func (p *Places) serveLocked() {
-	for p.waiting.Load() > 0 {
-		number, ok := p.take()
-		if !ok {
-			return
-		}
-		r := p.queue.Remove(p.queue.Front()).(*waitingRequest)
-		p.waiting.Add(-1)
-		r.number = number
-		close(r.done)
-	}
+	return p.wait(ctx, 1, p.take, waits)
 }
 
 // Unused says that a request which had a place was not sent, and is not among those that are taken.
@@ -156,7 +106,7 @@ func (p *Places) Freed() {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.serveLocked()
+	p.serveLocked(p.take)
 }
 
 // GiveUp is called before a request is taken that will be complete without an answer, and KeepOn if the
@@ -197,32 +147,3 @@ func (p *Places) Awaited() bool {
 
 // Sent reports whether the number has been taken.
 func (p *Places) Sent(number uint64) bool { return number <= p.last.Load() }
-
-// Waiting returns how many requests wait for a place.
-func (p *Places) Waiting() int { return int(p.waiting.Load()) }
-
-// Interrupt ends the waits of now with the error, which is not nil.
-func (p *Places) Interrupt(err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.interruptLocked(err)
-}
-
-// End is Interrupt for the waits that follow, too. Only the first call counts.
-func (p *Places) End(err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.ended == nil {
-		p.ended = err
-		p.interruptLocked(err)
-	}
-}
-
-func (p *Places) interruptLocked(err error) {
-	for p.waiting.Load() > 0 {
-		r := p.queue.Remove(p.queue.Front()).(*waitingRequest)
-		p.waiting.Add(-1)
-		r.err = err
-		close(r.done)
-	}
-}

@@ -28,23 +28,23 @@ func nothing() {}
 func TestPlacesBeforeTheReceiverHasSpoken(t *testing.T) {
 	p, taken := newPlaces(0)
 	for i := range credit.FirstPlaces {
-		require.Equal(t, i > credit.FirstPlaces/2, p.Scarce(), i)
-		_, ok := p.Try()
+		_, ok, scarce := p.Try()
 		require.True(t, ok)
+		require.Equal(t, i+1 > credit.FirstPlaces/2, scarce, i)
 	}
-	_, ok := p.Try()
+	_, ok, _ := p.Try()
 	require.False(t, ok)
 	require.EqualValues(t, credit.FirstPlaces, p.Unanswered())
 	p.Open(credit.FirstPlaces + 1)
 	p.Open(1) // which does not count
-	require.False(t, p.Scarce())
-	_, ok = p.Try()
+	_, ok, scarce := p.Try()
 	require.True(t, ok)
-	_, ok = p.Try()
+	require.False(t, scarce)
+	_, ok, _ = p.Try()
 	require.False(t, ok)
 	taken.Add(1)
 	p.Freed()
-	_, ok = p.Try()
+	_, ok, _ = p.Try()
 	require.True(t, ok)
 	require.True(t, p.Awaited())
 	require.False(t, p.Sent(1000))
@@ -55,20 +55,20 @@ func TestPlacesBeforeTheReceiverHasSpoken(t *testing.T) {
 func TestPlacesThatAreGivenUp(t *testing.T) {
 	p, taken := newPlaces(2)
 	for range 2 {
-		_, ok := p.Try()
+		_, ok, _ := p.Try()
 		require.True(t, ok)
 	}
 	p.GiveUp()
 	taken.Add(1)
 	require.EqualValues(t, 2, p.Unanswered())
-	_, ok := p.Try()
+	_, ok, _ := p.Try()
 	require.False(t, ok)
 	p.Late()
 	p.Late()
 	require.EqualValues(t, 1, p.Unanswered())
-	_, ok = p.Try()
+	_, ok, _ = p.Try()
 	require.True(t, ok)
-	_, ok = p.Try()
+	_, ok, _ = p.Try()
 	require.False(t, ok)
 	p.GiveUp()
 	p.KeepOn()
@@ -81,7 +81,7 @@ func TestPlacesThatAreGivenUp(t *testing.T) {
 func TestPlacesAreGivenInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, taken := newPlaces(1)
-		first, ok := p.Try()
+		first, ok, _ := p.Try()
 		require.True(t, ok)
 		const n = 10
 		got := make(chan int, n)
@@ -94,7 +94,7 @@ func TestPlacesAreGivenInOrder(t *testing.T) {
 			synctest.Wait()
 			require.Equal(t, i+1, p.Waiting())
 		}
-		_, ok = p.Try()
+		_, ok, _ = p.Try()
 		require.False(t, ok, "others wait")
 		for i := range n {
 			taken.Add(1)
@@ -110,7 +110,7 @@ func TestPlacesAreGivenInOrder(t *testing.T) {
 func TestWaitsForPlacesEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, taken := newPlaces(1)
-		_, ok := p.Try()
+		_, ok, _ := p.Try()
 		require.True(t, ok)
 		errs := make(chan error, 1)
 		wait := func(ctx context.Context) {
@@ -159,7 +159,7 @@ func TestPlacesAreNeverTooMany(t *testing.T) {
 					}
 					number, ok := uint64(0), false
 					if rnd.IntN(2) == 0 {
-						number, ok = p.Try()
+						number, ok, _ = p.Try()
 					} else {
 						n, err := p.Take(ctx, nothing)
 						number, ok = n, err == nil
