@@ -158,7 +158,6 @@ func (cn *conn) handlerDone() {
 func (cn *conn) start(r *reader) {
 	if cn.peer.draining() { // and Shutdown may not have seen that the connection is ready
 		cn.goAway(false)
-		cn.streams.GoAway()
 	}
 	if r == nil {
 		go cn.read(false)
@@ -185,10 +184,11 @@ func (cn *conn) linger() {
 	}
 }
 
-// goAway asks the other side to begin nothing more, and with done says that every
-// pull that has run, or will, is answered. It does not wait: a side that is not
+// goAway tells this side's streams that this side goes away, asks the other side to begin nothing more, and
+// with done says that every pull that has run, or will, is answered. It does not wait: a side that is not
 // asked is answered with StatusServiceUnavailable.
 func (cn *conn) goAway(done bool) {
+	cn.streams.GoAway()
 	h := &packet.Header{Type: packet.TypeGoAway}
 	if done {
 		h.StatusCode = StatusOK
@@ -470,41 +470,6 @@ const pushCost = 2 << 10
 
 // creditId is the id of the packet that asks for credit.
 const creditId = "credit"
-
-// AskForCredit asks what the other side takes. A peer that does not know credit answers the packet, as it has
-// an id.
-func (cn *conn) AskForCredit(meta map[string]string) {
-	cn.sendControl(&packet.Header{Id: creditId, Type: packet.TypeCredit, Meta: meta})
-}
-
-// SendCredit says what the other side may send.
-func (cn *conn) SendCredit(meta map[string]string) {
-	cn.sendControl(&packet.Header{Type: packet.TypeCredit, Meta: meta})
-}
-
-// SendStreamCredit is SendCredit for the values of one stream, see [stream.Wire].
-func (cn *conn) SendStreamCredit(id string, meta map[string]string) {
-	cn.sendControl(&packet.Header{Id: id, Type: packet.TypeCredit, Meta: meta})
-}
-
-// OtherPackets counts pulls and replies that were received, see [stream.Wire].
-func (cn *conn) OtherPackets() uint32 { return cn.calledRead.Load() }
-
-// CreditWindow returns how many bytes of pushes may wait here.
-func (cn *conn) CreditWindow() int64 { return cn.peer.cfg.MaxSessionInput }
-
-// CreditPlaces returns how many pulls, and how many streams, this side takes at a time.
-func (cn *conn) CreditPlaces() (pulls, streams int) {
-	return cn.peer.cfg.MaxSessionHandlers, cn.peer.cfg.MaxSessionStreams
-}
-
-// CreditEnd returns why nothing can be sent any more.
-func (cn *conn) CreditEnd() error {
-	if cn.ended.Load() {
-		return errSocketClosed
-	}
-	return nil
-}
 
 // heardCredit is called by the goroutine that reads with the header of a packet of type credit: without an id
 // the packet grants credit, with that of a stream it is about the stream, and with creditId it asks.

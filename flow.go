@@ -7,6 +7,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/socket"
 )
 
@@ -130,6 +131,41 @@ func (cn *conn) awaitWord(ctx context.Context) Xerror {
 		return cn.sess.closedXerror("connection closed, the stream was not opened", nil)
 	case !knows:
 		return unrun(StatusUnsupportedType, "the other side does not know streams, nothing was sent", nil)
+	}
+	return nil
+}
+
+// AskForCredit asks what the other side takes. A peer that does not know credit answers the packet, as it has
+// an id.
+func (cn *conn) AskForCredit(meta map[string]string) {
+	cn.sendControl(&packet.Header{Id: creditId, Type: packet.TypeCredit, Meta: meta})
+}
+
+// SendCredit says what the other side may send.
+func (cn *conn) SendCredit(meta map[string]string) {
+	cn.sendControl(&packet.Header{Type: packet.TypeCredit, Meta: meta})
+}
+
+// SendStreamCredit is SendCredit for the values of one stream, see [stream.Wire].
+func (cn *conn) SendStreamCredit(id string, meta map[string]string) {
+	cn.sendControl(&packet.Header{Id: id, Type: packet.TypeCredit, Meta: meta})
+}
+
+// OtherPackets counts pulls and replies that were received, see [stream.Wire].
+func (cn *conn) OtherPackets() uint32 { return cn.calledRead.Load() }
+
+// CreditWindow returns how many bytes of pushes may wait here.
+func (cn *conn) CreditWindow() int64 { return cn.peer.cfg.MaxSessionInput }
+
+// CreditPlaces returns how many pulls, and how many streams, this side takes at a time.
+func (cn *conn) CreditPlaces() (pulls, streams int) {
+	return cn.peer.cfg.MaxSessionHandlers, cn.peer.cfg.MaxSessionStreams
+}
+
+// CreditEnd returns why nothing can be sent any more.
+func (cn *conn) CreditEnd() error {
+	if cn.ended.Load() {
+		return errSocketClosed
 	}
 	return nil
 }

@@ -26,7 +26,6 @@ func (p *Peer) Shutdown(ctx context.Context) error {
 	err := p.stopAccepting()
 	for _, cn := range p.sessions.live() {
 		cn.goAway(false)
-		cn.streams.GoAway()
 	}
 	for {
 		handlers, pulls := p.sessions.busy()

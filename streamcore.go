@@ -18,8 +18,7 @@ import (
 // values: it begins with a packet of type open, on which all that holds of pulls is done, and the reply ends
 // it. The values go past the pull, by reader.value and streamCore.send.
 type streamCore struct {
-	st    stream.Stream  // of the side that has opened the stream
-	at    *stream.Stream // the stream: st, or that of the call
+	at    *stream.Stream
 	conn  *conn
 	chain *pluginChain
 	uri   string
@@ -80,9 +79,8 @@ func (s *Session) openStream(ctx context.Context, uri string, settings []PacketS
 	if x := cn.awaitWord(ctx); x != nil {
 		return nil, x
 	}
-	c := &streamCore{conn: cn, chain: cn.peer.chain, uri: uri, typ: packet.TypeValue,
+	c := &streamCore{conn: cn, chain: cn.peer.chain, uri: uri, typ: packet.TypeValue, at: new(stream.Stream),
 		done: make(chan struct{})}
-	c.at = &c.st
 	var own ownPacket
 	own.fill(&cn.peer.cfg, packet.TypeOpen, uri, nil, settings)
 	c.form = form{own.packet.HeaderCodec, own.packet.BodyCodec, own.header.Gzip}
@@ -106,8 +104,8 @@ func (s *Session) openStream(ctx context.Context, uri string, settings []PacketS
 
 // begins is called with the pull's id before the packet is sent.
 func (c *streamCore) begins(id string) {
-	c.st.Init(c.conn, id, false, &c.conn.inBudget)
-	c.conn.streams.Add(&c.st, -1)
+	c.at.Init(c.conn, id, false, &c.conn.inBudget)
+	c.conn.streams.Add(c.at, -1)
 }
 
 // deliver is called when the pull is complete, see pending.
@@ -129,7 +127,7 @@ func (c *streamCore) deliver(pd *pending) {
 // complete ends the stream on the side that has opened it, when the pull is complete. What the other side has
 // sent before its reply can still be received, unless this side has given up.
 func (c *streamCore) complete() {
-	c.conn.streams.Remove(&c.st)
+	c.conn.streams.Remove(c.at)
 	if x := c.pull.Xerror; x != nil && x.Code() == StatusGatewayTimeout && c.overdue() {
 		c.pull.Xerror = newXerror(StatusDeadlineExceeded, x.Text(), context.DeadlineExceeded)
 	}
@@ -453,18 +451,13 @@ func (c *streamCore) seen(o *outgoing, v interface{}) error {
 
 // receiveError returns the error of Recv.
 func (c *streamCore) receiveError(err error) error {
-	switch {
-	case err == io.EOF: // unless the reply to come, or that has come, is an error
+	if _, ok := err.(Xerror); ok || err == io.EOF {
 		return err
-	case err == stream.ErrBusy:
-		return errTwoReceivers
-	case errors.Is(err, packet.ErrBudget), errors.Is(err, packet.ErrTooLarge):
-		if _, ok := err.(Xerror); !ok {
-			return newXerror(bodyCode(err), "this side cannot take a value, and takes no more: "+err.Error(),
-				err)
-		}
 	}
-	return err
+	if err == stream.ErrBusy {
+		return errTwoReceivers
+	}
+	return newXerror(bodyCode(err), "this side cannot take a value, and takes no more: "+err.Error(), err)
 }
 
 // meta is Stream.Meta.

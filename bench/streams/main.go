@@ -270,45 +270,43 @@ func teleport() (system, error) {
 	if err != nil {
 		return system{}, err
 	}
-	open := func(uri string) (*messages, error) {
-		return tp.OpenStream[payload.Message, payload.Message](context.Background(), sess, uri)
+	by := func(uri string, f func(s *messages, m *payload.Message) error) error {
+		s, err := tp.OpenStream[payload.Message, payload.Message](context.Background(), sess, uri)
+		if err != nil {
+			return err
+		}
+		defer s.Close()
+		return f(s, payload.New(nil))
 	}
 	return system{
 		name: "tp",
 		oneWay: func(n int64) error {
-			s, err := open("/sink")
-			if err != nil {
-				return err
-			}
-			defer s.Close()
-			m := payload.New(nil)
-			for range n {
-				if err := s.Send(m); err != nil {
-					return err
+			return by("/sink", func(s *messages, m *payload.Message) error {
+				for range n {
+					if err := s.Send(m); err != nil {
+						return err
+					}
 				}
-			}
-			_ = s.CloseSend()
-			if _, err = s.Recv(); err == io.EOF {
-				return nil
-			}
-			return err
+				_ = s.CloseSend()
+				_, err := s.Recv()
+				if err == io.EOF {
+					return nil
+				}
+				return err
+			})
 		},
 		pingPong: func(n int64) error {
-			s, err := open("/echo")
-			if err != nil {
-				return err
-			}
-			defer s.Close()
-			m := payload.New(nil)
-			for range n {
-				if err := s.Send(m); err != nil {
-					return err
+			return by("/echo", func(s *messages, m *payload.Message) (err error) {
+				for range n {
+					if err = s.Send(m); err != nil {
+						return err
+					}
+					if m, err = s.Recv(); err != nil {
+						return err
+					}
 				}
-				if m, err = s.Recv(); err != nil {
-					return err
-				}
-			}
-			return nil
+				return nil
+			})
 		},
 		copy: func(n int64) error {
 			s, err := tp.OpenStream[[]byte, int64](context.Background(), sess, "/copy",

@@ -14,9 +14,6 @@ import (
 	"github.com/henrylee2cn/teleport/socket"
 )
 
-// EOF is the end of values from a side that has said that it sends no more.
-var EOF = io.EOF
-
 // ErrBusy is the error of a goroutine that wants to receive while another does.
 var ErrBusy = errors.New("another goroutine receives from the stream")
 
@@ -131,10 +128,10 @@ func (in *In) wakeLocked() {
 }
 
 // End says that no values come any more, and with which error Next then ends. Only the first call counts, but
-// that any other error takes the place of EOF.
+// that any other error takes the place of io.EOF.
 func (in *In) End(err error) {
 	in.mu.Lock()
-	if in.end == nil || in.end == EOF {
+	if in.end == nil || in.end == io.EOF {
 		in.end = err
 	}
 	in.wakeLocked()
@@ -162,10 +159,14 @@ func (in *In) Drop(err error) {
 // clean frees what was taken, unless a goroutine uses it, which does so then.
 func (in *In) clean() {
 	if in.busy.CompareAndSwap(false, true) {
-		in.free(in.taken)
-		in.taken, in.at = nil, 0
+		in.freeTaken()
 		in.busy.Store(false)
 	}
+}
+
+func (in *In) freeTaken() {
+	in.free(in.taken)
+	in.taken, in.at = nil, 0
 }
 
 func (in *In) free(pieces []piece) {
@@ -191,8 +192,7 @@ func (in *In) Next(use func(raw []byte, gzip int32) error) error {
 	}
 	defer in.leave()
 	if in.dropped.Load() {
-		in.free(in.taken)
-		in.taken, in.at = nil, 0
+		in.freeTaken()
 	}
 	for len(in.taken) == 0 {
 		if err := in.take(); err != nil {

@@ -9,6 +9,7 @@ package stream
 import (
 	"errors"
 	"fmt"
+	"io"
 	"strconv"
 	"sync"
 
@@ -137,7 +138,7 @@ func (s *Stream) heard(said string) error {
 // socket's says that the other side has sent beyond its credit; then the connection is to be ended.
 func (s *Stream) Receive(sock *socket.Socket, v *packet.HeaderView, length int64) error {
 	if length == 0 {
-		s.In.End(EOF)
+		s.In.End(io.EOF)
 		return nil
 	}
 	cost, err := s.In.credit.Received(uint64(v.Length + length))
@@ -195,10 +196,7 @@ func (t *Set) Add(s *Stream, most int) Verdict {
 func (t *Set) add(s *Stream, most int) (v Verdict, away bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	of := &t.opened
-	if s.answers {
-		of = &t.served
-	}
+	of := t.sideLocked(!s.answers)
 	switch {
 	case t.ended:
 		return Ended, false
@@ -218,10 +216,7 @@ func (t *Set) add(s *Stream, most int) (v Verdict, away bool) {
 func (t *Set) Remove(s *Stream) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	of := &t.opened
-	if s.answers {
-		of = &t.served
-	}
+	of := t.sideLocked(!s.answers)
 	if (*of)[s.id] != s {
 		return
 	}
@@ -235,10 +230,15 @@ func (t *Set) Remove(s *Stream) {
 func (t *Set) Find(id []byte, opened bool) *Stream {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	return (*t.sideLocked(opened))[string(id)]
+}
+
+// sideLocked returns the streams that this side has opened, or those that the other side has.
+func (t *Set) sideLocked(opened bool) *map[string]*Stream {
 	if opened {
-		return t.opened[string(id)]
+		return &t.opened
 	}
-	return t.served[string(id)]
+	return &t.served
 }
 
 // Len returns how many streams there are.
@@ -248,8 +248,21 @@ func (t *Set) Len() int {
 	return len(t.opened) + len(t.served)
 }
 
-// allLocked returns the streams that there are.
-func (t *Set) allLocked() (list []*Stream) {
+// GoAway tells all streams, and those that follow, that this side is shutting down.
+func (t *Set) GoAway() {
+	for _, s := range t.leave() {
+		s.goAway()
+	}
+}
+
+// leave returns the streams that are to be told that this side is shutting down; none but the first time.
+func (t *Set) leave() (list []*Stream) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.away {
+		return nil
+	}
+	t.away = true
 	for _, s := range t.opened {
 		list = append(list, s)
 	}
@@ -257,17 +270,6 @@ func (t *Set) allLocked() (list []*Stream) {
 		list = append(list, s)
 	}
 	return list
-}
-
-// GoAway tells all streams, and those that follow, that this side is shutting down.
-func (t *Set) GoAway() {
-	t.mu.Lock()
-	t.away = true
-	all := t.allLocked()
-	t.mu.Unlock()
-	for _, s := range all {
-		s.goAway()
-	}
 }
 
 // End says that the connection has ended. No stream is added any more.

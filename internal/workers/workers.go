@@ -168,21 +168,20 @@ func (w *Pool) hold(c Job) bool {
 	if c.Kind() != Pull || !own.owner.OutputBusy() {
 		return false
 	}
-	cost := c.Cost()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	// The connection has room before it calls Resume, so no pull is left behind.
 	if !own.owner.OutputBusy() {
 		return false
 	}
-	w.keepPullLocked(c, cost)
+	w.keepPullLocked(c)
 	return true
 }
 
-func (w *Pool) keepPullLocked(c Job, cost int64) {
+func (w *Pool) keepPullLocked(c Job) {
 	own := c.Queue()
 	own.pulls = append(own.pulls, c)
-	own.pullBytes.Add(cost)
+	own.pullBytes.Add(c.Cost())
 }
 
 // Resume begins some of the pulls that have waited for room in the output. The end of each
@@ -240,7 +239,7 @@ func (w *Pool) waitLocked(c Job) Verdict {
 		if !own.trusted || !within(len(own.pulls)+1, w.mostOfOne) {
 			return Overloaded
 		}
-		w.keepPullLocked(c, c.Cost())
+		w.keepPullLocked(c)
 		w.blockLocked(own)
 		return Accepted
 	case Refusal:
