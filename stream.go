@@ -182,7 +182,7 @@ func (s *Stream[Send, Recv]) Context() context.Context { return s.core.context()
 
 // Done returns a channel that is closed when the stream is over, and nothing can come any more: unlike
 // Context it does not end because this side is asked to shut down. What was received before can still be had
-// from Recv.
+// from Recv. A Send that fails because the stream is over finds the channel closed.
 func (s *Stream[Send, Recv]) Done() <-chan struct{} { return s.core.over() }
 
 // Meta returns the metadata that the other side has sent: in the handler that of OpenStream, and on the side

@@ -131,18 +131,19 @@ func (c *streamCore) complete() {
 	if x := c.pull.Xerror; x != nil && x.Code() == StatusGatewayTimeout && c.overdue() {
 		c.pull.Xerror = newXerror(StatusDeadlineExceeded, x.Text(), context.DeadlineExceeded)
 	}
+	end := error(errOverStream)
 	switch x := c.pull.Xerror; {
 	case x == nil:
-		c.at.Out.End(errOverStream)
 		c.at.In.End(io.EOF)
 	case x.Code() == StatusCanceled || x.Code() == StatusDeadlineExceeded:
-		c.at.Out.End(x)
+		end = x
 		c.at.In.Drop(x)
 	default:
-		c.at.Out.End(x)
+		end = x
 		c.at.In.End(x)
 	}
 	close(c.done)
+	c.at.Out.End(end) // whose send has failed with this finds the stream done
 	c.end() // before stop, so that the context has this cause
 	c.stop()
 }

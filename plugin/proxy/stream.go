@@ -59,7 +59,7 @@ func down(s, up *tp.Stream[tp.RawValue, tp.RawValue]) error {
 			return err
 		}
 		if s.Send(v) != nil {
-			up.CloseRecv()
+			stop(up, s)
 			return nil
 		}
 	}
@@ -75,11 +75,21 @@ func forward(up, s *tp.Stream[tp.RawValue, tp.RawValue]) {
 			return
 		}
 		if up.Send(v) != nil {
-			s.CloseRecv()
+			stop(s, up)
 			return
 		}
 	}
 	_ = up.CloseSend()
+}
+
+// stop stops the values of from, because they cannot be sent onto the other stream. If that is over, its end
+// is what ends from, and nothing is to be said before that.
+func stop(from, onto *tp.Stream[tp.RawValue, tp.RawValue]) {
+	select {
+	case <-onto.Done():
+	default:
+		from.CloseRecv()
+	}
 }
 
 // upstreamEnd returns the status of a stream that the upstream has ended with the error.

@@ -104,6 +104,26 @@ func TestFlowOfAStreamThroughAProxy(t *testing.T) {
 	require.ErrorContains(t, <-ended, "given the stream up")
 }
 
+// The handler returns while the caller sends: the caller's Send has the handler's status, and not that the
+// proxy takes no more.
+func TestStatusOfAStreamThroughAProxyWhileItIsSent(t *testing.T) {
+	service := tp.NewPeer(nil)
+	tp.HandleStream(service.PullRouter, "/refuse", func(ctx tp.PullCtx, s *texts) tp.Xerror {
+		_, _ = s.Recv()
+		return tp.NewXerror(777, "enough")
+	})
+	client := throughProxy(t, service)
+	text := "x"
+	for range 300 {
+		s, err := tp.OpenStream[string, string](t.Context(), client, "/refuse")
+		require.NoError(t, err)
+		for err == nil {
+			err = s.Send(&text)
+		}
+		require.ErrorContains(t, err, "777 enough")
+	}
+}
+
 // The upstream's connection ends: that is not the caller's.
 func TestStreamWhoseUpstreamGoes(t *testing.T) {
 	service := tp.NewPeer(nil)
