@@ -56,7 +56,8 @@ type conn struct {
 	pushesRead uint64
 	calledRead atomic.Uint32 // counts pulls and replies; only the reader writes it
 	taken      atomic.Pointer[uint64]
-	flow       credit.Flow   // of pushes and pulls
+	flow       credit.Flow // of pushes and pulls
+	pushLane   socket.Lane
 	queue      workers.Queue // calls that wait for a worker
 	calls      calltable.Table[call]
 	streams    stream.Set
@@ -211,6 +212,9 @@ func (cn *conn) tell(done bool, frame socket.Frame, encoded bool) bool {
 	}
 	cn.told = true
 	if encoded {
+		if done {
+			frame = frame.Behind() // replies may wait that go in parts
+		}
 		_, err := cn.sock.Send(context.Background(), frame, socket.Control)
 		return err == nil
 	}
@@ -474,6 +478,9 @@ const creditId = "credit"
 // heardCredit is called by the goroutine that reads with the header of a packet of type credit: without an id
 // the packet grants credit, with that of a stream it is about the stream, and with creditId it asks.
 func (cn *conn) heardCredit(id []byte, meta map[string]string) error {
+	if meta[credit.KeyParts] == credit.Yes {
+		cn.sock.CutLarge()
+	}
 	if len(id) == 0 {
 		return cn.flow.Granted(meta)
 	}

@@ -69,7 +69,7 @@ func TestServerDiesAtEveryByteOfAReply(t *testing.T) {
 			"byte by byte": {20, 0, 1, 1},
 			"gzip":         {300, 5, 1, 7},
 			"larger":       {20_000, 0, 61, 0},
-			"large":        {200_000, 0, 9973, 0},
+			"in parts":     {200_000, 0, 9973, 0},
 		} {
 			t.Run(header+" "+name, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {

@@ -154,6 +154,13 @@ func (cn *conn) SendStreamCredit(id string, meta map[string]string) {
 // OtherPackets counts pulls and replies that were received, see [stream.Wire].
 func (cn *conn) OtherPackets() uint32 { return cn.calledRead.Load() }
 
+// LargePacket is called by the socket, see [socket.Roomer].
+func (cn *conn) LargePacket() {
+	if cn.ready.Load() && !cn.peer.noCredit {
+		cn.flow.Ask()
+	}
+}
+
 // CreditWindow returns how many bytes of pushes may wait here.
 func (cn *conn) CreditWindow() int64 { return cn.peer.cfg.MaxSessionInput }
 

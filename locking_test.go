@@ -63,7 +63,8 @@ var takeNone = strings.Fields(`
 	sinceStart c.Cost c.Kind c.Queue c.Waits j.Queue cfg.bound usable peer.draining p.draining frame.Drop
 	woken.Done woken.Wait queue[].hasRoom queue[].add cn.flow.Pushed cn.flow.Waits
 	o.stalled.IsZero queue.PushBack queue.Front queue.Remove try
-	OutputBusy within hurried uri.Split role.Init deadline deadlineOf earlier r.overdue w.reserve
+	OutputBusy within hurried uri.Split role.Init deadline deadlineOf earlier r.overdue w.reserveFor
+	bodyOf appendPart stall.Stop stall.Reset frame.Behind frame.In
 	w.tryPermit p.lend budget.Waits newOwnCtx own.cancelWith postReadHeader.merge change
 `)
 

@@ -92,10 +92,13 @@ func TestWhoDoesNotReadIsNotRead(t *testing.T) {
 
 				answers := 0
 				sock := socket.New(s, socket.Options{})
-				for range pulls {
+				for answers < pulls {
 					var p packet.Packet
 					require.NoError(t, sock.ReadPacket(&p,
 						func(*packet.Header) interface{} { return new(string) }))
+					if p.Header.Type == packet.TypeCredit { // large replies have it asked
+						continue
+					}
 					require.Equal(t, StatusOK, p.Header.StatusCode, "%s", p.Header.Status)
 					answers++
 				}

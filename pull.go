@@ -264,6 +264,7 @@ func (cmd *PullCmd) encode(ctx context.Context, pd *pending, w *ownPacket, mem [
 // done, and completes pd if the pull is not sent.
 func (cmd *PullCmd) send(ctx context.Context, pd *pending, frame socket.Frame) (entered, sent bool) {
 	cn, number := cmd.conn, cmd.number
+	frame = frame.Tagged(number)
 	ends := ctx.Done() != nil
 	if ends && ctx.Err() != nil {
 		frame.Drop()
@@ -375,6 +376,10 @@ func (cn *conn) abandonPull(ctx context.Context, number uint64) {
 	if pd == nil {
 		return
 	}
+	if cn.recall(number) {
+		pd.complete(notSent(ctx))
+		return
+	}
 	pd.complete(ctxXerror(ctx, "the outcome of the pull is unknown"))
 	if ctx.Err() == context.Canceled { // the other side knows a deadline already
 		cn.cancelPull(number)
@@ -386,11 +391,28 @@ func (cn *conn) abandonPull(ctx context.Context, number uint64) {
 func (cn *conn) pullTimer(number uint64) *time.Timer {
 	return time.AfterFunc(math.MaxInt64, func() {
 		if pd := cn.takeUnanswered(number); pd != nil {
+			if cn.recall(number) {
+				pd.complete(unrun(StatusDeadlineExceeded, fmt.Sprintf(
+					"the pull was not sent as a whole within %v", cn.peer.cfg.DefaultPullTimeout),
+					context.DeadlineExceeded))
+				return
+			}
 			pd.complete(newXerror(StatusDeadlineExceeded,
 				fmt.Sprintf("no reply after %v, the outcome of the pull is unknown",
 					cn.peer.cfg.DefaultPullTimeout), context.DeadlineExceeded))
 		}
 	})
+}
+
+// recall takes back the pull with the number if not all of it was sent, so that it does not run, and reports
+// whether it has.
+func (cn *conn) recall(number uint64) bool {
+	if !cn.sock.Recall(number) {
+		return false
+	}
+	cn.flow.Pulls.Late() // no answer comes
+	go cn.flush()
+	return true
 }
 
 // timeoutFor returns the header's timeout: the time that the pull may take, in milliseconds; zero for no

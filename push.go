@@ -98,7 +98,7 @@ func (cn *conn) sendPush(ctx context.Context, p *packet.Packet, mem []byte, wait
 			if !waits {
 				mode = socket.Offer
 			}
-			if _, err = cn.sock.Send(ctx, frame, mode); err == nil {
+			if _, err = cn.sock.Send(ctx, frame.In(&cn.pushLane), mode); err == nil {
 				return nil
 			}
 			cn.flow.Out().Return(cost)

@@ -57,6 +57,7 @@ func (r *reader) read() {
 			go cn.read(true)
 			return
 		}
+		cn.sock.EndReading()
 		if errors.Is(err, socket.ErrClosed) {
 			err = errClosedHere
 		}
@@ -131,6 +132,9 @@ func (r *reader) next(c *call) error {
 		return err
 	}
 	r.began = true
+	if cn.sock.Owes() {
+		r.dirty = true
+	}
 	if cn.parting.Load() != nil {
 		cn.sock.SkipBody()
 		return nil
@@ -150,6 +154,8 @@ func (r *reader) next(c *call) error {
 			return fmt.Errorf("the other side has pushed beyond its credit: %w", err)
 		}
 		return r.call(c, cn.peer.PushRouter.routes.table.Load())
+	case packet.TypePart: // of a packet that has not come as a whole
+		return nil
 	case packet.TypeCancel:
 		cn.sock.SkipBody()
 		cn.heardCancel(r.view.Id)

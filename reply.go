@@ -105,9 +105,9 @@ func (c *call) send() error {
 		switch {
 		case err != nil:
 		case c.offered:
-			_, err = sock.Send(context.Background(), frame, socket.Refusal)
+			_, err = sock.Send(context.Background(), c.inOrder(frame), socket.Refusal)
 		default:
-			c.backlog, err = sock.Send(context.Background(), frame, socket.Queue)
+			c.backlog, err = sock.Send(context.Background(), c.inOrder(frame), socket.Queue)
 		}
 		if err == nil || c.offered || !errors.Is(err, socket.ErrOutputFull) {
 			return cn.wrote(err)
@@ -115,9 +115,22 @@ func (c *call) send() error {
 	}
 	frame, err := cn.encode(context.Background(), &c.out, c.frameMem[:0])
 	if err == nil {
-		_, err = sock.Send(context.Background(), frame, socket.Now)
+		_, err = sock.Send(context.Background(), c.inOrder(frame), socket.Now)
 	}
 	return cn.wrote(err)
+}
+
+// inOrder puts the reply that ends a stream behind the stream's values.
+func (c *call) inOrder(frame socket.Frame) socket.Frame {
+	if c.typ != packet.TypeOpen || c.handler == nil {
+		return frame
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.values == nil || c.values.stream == nil {
+		return frame
+	}
+	return frame.In(&c.values.stream.Lane)
 }
 
 func (c *call) replyChain() *pluginChain {

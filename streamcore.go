@@ -144,7 +144,7 @@ func (c *streamCore) complete() {
 	}
 	close(c.done)
 	c.at.Out.End(end) // whose send has failed with this finds the stream done
-	c.end() // before stop, so that the context has this cause
+	c.end()           // before stop, so that the context has this cause
 	c.stop()
 }
 
@@ -273,7 +273,7 @@ func (c *streamCore) closeSend() error {
 	c.fill(&d.ownPacket, nil)
 	frame, err := c.conn.sock.Encode(socket.Permit{}, d.frame[:0], &d.packet)
 	if err == nil {
-		_, err = c.conn.sock.Send(c.life, frame, socket.Control)
+		_, err = c.conn.sock.Send(c.life, frame.In(&c.at.Lane), socket.Control)
 	}
 	if err != nil {
 		return c.conn.sendXerror(c.life, c.conn.wrote(err))
@@ -358,7 +358,7 @@ func (c *streamCore) write(p *packet.Packet, mem []byte) error {
 		}
 	}
 	if err == nil {
-		if _, err = cn.sock.Send(c.life, frame, mode); err != nil {
+		if _, err = cn.sock.Send(c.life, frame.In(&c.at.Lane), mode); err != nil {
 			out.Return(cost)
 		}
 	}

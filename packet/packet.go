@@ -41,6 +41,10 @@ const (
 	// TypeAnswer one from the other side. Without a body it says that no more values come from there.
 	TypeValue  int32 = 10
 	TypeAnswer int32 = 11
+	// TypePart is a part of a packet that is too large to be sent as a whole while others wait. It is sent to
+	// peers that have said that they know it. See package socket, which takes packets apart and puts them
+	// together.
+	TypePart int32 = 12
 )
 
 // Packet is one message. Its fields may be read and set freely by the goroutine that owns

@@ -106,19 +106,28 @@ func (r *reader) copyBody(b *Body) bool {
 
 // readBody reads the current body into b, which is empty, and may have memory. It takes
 // memory for what has come, and for as much again, unless the pools have some.
-func (r *reader) readBody(b *Body) (err error) {
-	length := r.body
+func (r *reader) readBody(b *Body) error {
 	b.budget = r.budget
-	waits := false
+	waits := r.body > int64(r.w-r.r) && !r.parting()
+	if waits {
+		r.budget.Waits(true)
+	}
+	err := r.readInto(b, r.body)
+	if waits {
+		r.budget.Waits(false)
+	}
+	return err
+}
+
+// readInto reads what is left of the current body behind what b has, of a body of the length in all. After an
+// error b has nothing.
+func (r *reader) readInto(b *Body, length int64) (err error) {
 	defer func() {
-		if waits {
-			r.budget.Waits(false)
-		}
 		if err != nil {
 			b.Release()
 		}
 	}()
-	if int64(cap(b.B)) < length {
+	if missing := length - int64(len(b.B)); len(b.B) == 0 && int64(cap(b.B)) < missing {
 		if other := bufpool.Pooled(int(length)); other != nil {
 			if err := b.move(other, int(length), length); err != nil {
 				return err
@@ -134,12 +143,8 @@ func (r *reader) readBody(b *Body) (err error) {
 		r.body -= int64(n)
 	}
 	for r.body > 0 {
-		if !waits {
-			waits = true
-			r.budget.Waits(true)
-		}
 		if len(b.B) == cap(b.B) {
-			if err := b.room(int(min(r.body, int64(max(len(b.B), fullBuffer-len(b.B))))),
+			if err := b.room(int(min(length-int64(len(b.B)), int64(max(len(b.B), fullBuffer-len(b.B))))),
 				length); err != nil {
 				return err
 			}

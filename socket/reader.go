@@ -64,8 +64,10 @@ type reader struct {
 
 	reads atomic.Uint32 // how many reads have brought data
 
-	body    int64 // bytes of the current packet's body still to be consumed
-	refused error // why the current body must not be read
+	parts   *assembly // nil until a part comes
+	body    int64     // bytes of the current packet's body still to be consumed
+	refused error     // why the current body must not be read
+	owes    bool      // an answer to a part is queued
 }
 
 func (r *reader) init(conn net.Conn, o Options) {
@@ -111,7 +113,7 @@ func earlier(a, b time.Time) time.Time {
 // because to set one takes longer than to read and may wake a thread. If a read fails at such a deadline,
 // again says so.
 func (r *reader) arm() {
-	begun := r.frame > 0 && (r.w > r.r || r.body > 0)
+	begun := r.frame > 0 && (r.w > r.r || r.body > 0 || r.parting())
 	if !r.armed && !begun && r.timeout.Load() == 0 {
 		return
 	}
@@ -216,7 +218,7 @@ var errQuiet = errors.New("socket: quiet")
 // notices that between one and two times quiet after the last read. Zero is for ever. On connections where a
 // wait would cost more than a read, await does not wait.
 func (r *reader) await(quiet time.Duration) error {
-	if r.lazy == nil || r.r < r.w || r.body > 0 || r.timeout.Load() > 0 {
+	if r.lazy == nil || r.r < r.w || r.body > 0 || r.timeout.Load() > 0 || r.parting() {
 		return nil
 	}
 	r.next()

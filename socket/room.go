@@ -18,7 +18,8 @@ var maxPermits = int32(max(2, runtime.GOMAXPROCS(0)))
 // offerReserve is how many bytes of refusals may be queued when the output is full for other frames.
 const offerReserve = 256 << 10
 
-func (w *writer) reserve(mode Mode) int64 {
+// reserveFor returns how many bytes more may be queued in the mode.
+func (w *writer) reserveFor(mode Mode) int64 {
 	if mode == Refusal {
 		return min(offerReserve, w.most/8)
 	}
@@ -33,13 +34,14 @@ func (w *writer) roomLocked(n int64, paid bool, reserve int64) bool {
 	if paid {
 		more = 0
 	}
-	if w.queued == 0 {
+	small := w.smallLocked()
+	if small == 0 {
 		if more > 0 && w.budget.Take(more) {
 			w.taken += more
 		}
 		return true
 	}
-	if w.queued-reserve >= w.fullAt {
+	if small-reserve >= w.fullAt {
 		return false
 	}
 	if more <= 0 {
@@ -50,7 +52,7 @@ func (w *writer) roomLocked(n int64, paid bool, reserve int64) bool {
 		if reserve > 0 {
 			return true
 		}
-		w.fullAt = w.queued
+		w.fullAt = small
 		w.full.Store(true)
 		return false
 	}
@@ -153,7 +155,7 @@ func (w *writer) waitForRoomLocked(wait *wait, n int64, paid bool) error {
 		}
 	}()
 	for w.refuse == nil && !w.roomLocked(n, paid, 0) {
-		if w.queued < w.most {
+		if w.smallLocked() < w.most {
 			if poll == nil {
 				poll = time.AfterFunc(memoryPoll, w.pollMemory)
 			} else {
@@ -166,7 +168,7 @@ func (w *writer) waitForRoomLocked(wait *wait, n int64, paid bool) error {
 		if late {
 			return fmt.Errorf("%w for longer than %v", ErrOutputFull, time.Duration(w.timeout.Load()))
 		}
-		if w.flushing {
+		if w.flushing || !w.somethingLocked() {
 			w.waitLocked()
 			continue
 		}
@@ -250,7 +252,7 @@ func (w *writer) takePermit(ctx context.Context) error {
 		return &WriteError{Err: w.refuse, Unsent: true}
 	}
 	var err error
-	if w.queued >= w.fullAt {
+	if w.smallLocked() >= w.fullAt {
 		err = w.waitForRoomLocked(wait, 1, false)
 	}
 	if w.refuse != nil {

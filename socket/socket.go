@@ -10,7 +10,8 @@
 //
 //   - A packet is encoded before any of it is queued, so a packet that does not encode does not harm the
 //     connection.
-//   - Packets leave in the order in which WritePacket was called.
+//   - Packets leave in the order in which WritePacket was called, but for large ones, if the other side takes
+//     parts: see [Lane].
 //   - After a write has failed, which may have sent a part of a packet, every later one fails and the
 //     connection is closed. If it failed because the other side has closed the connection, this side does
 //     not close it yet: the last packets of the other side may still be there to read.
@@ -54,15 +55,20 @@ type Options struct {
 	// FrameTimeout is the longest that a packet may take from its first byte to its
 	// last, or ReadTimeout if that is shorter; zero means no bound.
 	FrameTimeout time.Duration
-	// Room, if it is not nil, is called whenever there is room in the output again.
+	// Room, if it is not nil, is told of the output.
 	Room Roomer
 	// MaxOutput is how many bytes may wait to be written before writers wait too;
 	// zero means 8 MiB, a negative number no bound.
 	MaxOutput int64
 }
 
-// A Roomer is called when there is room in the output again. The call must not block.
-type Roomer interface{ OutputHasRoom() }
+// A Roomer is told of the output. The calls must not block.
+type Roomer interface {
+	// OutputHasRoom is called when there is room in the output again.
+	OutputHasRoom()
+	// LargePacket is called when a packet is encoded that would go in parts after CutLarge.
+	LargePacket()
+}
 
 // Socket is a connection that carries packets. One goroutine at a time may
 // read; every other method is safe for concurrent use, during a read too.
@@ -88,7 +94,7 @@ func New(conn net.Conn, o Options) *Socket {
 // [packet.Append]) leave the socket usable, and so does [ErrOutputFull]; all others
 // end it. All but those of encoding are a [*WriteError].
 func (s *Socket) WritePacket(p *packet.Packet) error {
-	f, err := s.encodeAndPay(context.Background(), nil, p)
+	f, err := s.encodeWithin(context.Background(), nil, p, false)
 	if err == nil {
 		_, err = s.Send(context.Background(), f, Now)
 	}
@@ -102,6 +108,12 @@ type Frame struct {
 	w      *writer
 	permit bool  // a permit to encode ends when the frame is queued
 	cost   int64 // bytes taken from the budget, for a large frame that will be queued without a copy
+
+	// reserved is the room that a frame has which will go in parts; 0 for others. See Lane for the others.
+	reserved int64
+	lane     *Lane
+	tag      uint64
+	behind   bool
 }
 
 // Drop gives up a frame that will not be written.
@@ -109,6 +121,9 @@ func (f Frame) Drop() {
 	f.free()
 	if f.permit {
 		f.w.endPermit()
+	}
+	if f.reserved > 0 {
+		f.w.unreserve(f.reserved)
 	}
 }
 
@@ -143,31 +158,29 @@ func (s *Socket) Permit(ctx context.Context) (Permit, error) {
 // has room, which is faster for small packets; the caller must leave mem alone until the frame is used. A nil
 // mem is none.
 //
-// With a permit it waits for memory, where a large packet finds none in the budget, as long as the
-// permit's context lasts and for the write timeout at most; the permit ends with the frame, or with an
-// error. Without one it does not wait. The error is then a [*WriteError] that wraps [ErrOutputFull].
+// With a permit it waits where a large packet finds no memory in the budget, or no room: as long as the
+// permit's context lasts, and for memory for the write timeout at most. While it waits it has no permit and
+// no encoded packet. The permit ends with the frame, or with an error. Without a permit it does not wait: the
+// error is then a [*WriteError] that wraps [ErrOutputFull].
 func (s *Socket) Encode(permit Permit, mem []byte, p *packet.Packet) (Frame, error) {
-	if permit.w == nil {
-		f, err := s.encode(mem, p)
-		if err == nil && !s.w.pay(&f) {
-			f.free()
-			return Frame{}, &WriteError{Err: errNoMemory, Unsent: true}
-		}
+	if permit.w != nil {
+		return s.encodeWithin(permit.ctx, mem, p, true)
+	}
+	f, err := s.encode(mem, p)
+	if err != nil {
 		return f, err
 	}
-	encoded := false
-	defer func() {
-		if !encoded { // a method of the body's may have called runtime.Goexit
-			s.w.endPermit()
+	if s.w.reserve(&f, new(int64)) {
+		if s.w.pay(&f) {
+			return f, nil
 		}
-	}()
-	f, err := s.encodeAndPay(permit.ctx, mem, p)
-	if err != nil {
-		return Frame{}, err
+		s.w.unreserve(f.reserved)
+		err = errNoMemory
+	} else {
+		err = ErrOutputFull
 	}
-	encoded = true
-	f.permit = true
-	return f, nil
+	f.free()
+	return Frame{}, &WriteError{Err: err, Unsent: true}
 }
 
 // encode encodes the packet without taking memory from the budget.
@@ -192,21 +205,57 @@ func (s *Socket) encode(mem []byte, p *packet.Packet) (Frame, error) {
 		b = f.buf.B
 	}
 	f.b = b
+	if len(b) > wholeBody && s.w.room != nil && !s.w.cuts.Load() {
+		s.w.room.LargePacket()
+	}
 	return f, nil
 }
 
-// encodeAndPay encodes a packet and waits for memory for it, for the write timeout at most and no longer than
-// ctx lasts. While it waits it does not hold the encoded packet, which would take the memory that it waits
-// for.
-func (s *Socket) encodeAndPay(ctx context.Context, mem []byte, p *packet.Packet) (Frame, error) {
+// encodeWithin encodes a packet and waits for what it needs, see Encode. Permit says that the caller has one.
+func (s *Socket) encodeWithin(ctx context.Context, mem []byte, p *packet.Packet, permit bool) (Frame, error) {
+	w := &s.w
+	var room int64 // that is reserved
+	encoded, has := false, permit
+	defer func() {
+		if encoded {
+			return
+		}
+		if has { // a method of the body's may have called runtime.Goexit
+			w.endPermit()
+		}
+		w.unreserve(room)
+	}()
 	for {
 		f, err := s.encode(mem, p)
-		if err != nil || s.w.pay(&f) {
-			return f, err
+		if err != nil {
+			return Frame{}, err
 		}
+		placed := w.reserve(&f, &room)
+		if placed && w.pay(&f) {
+			encoded = true
+			f.permit = permit
+			return f, nil
+		}
+		n := int64(len(f.b))
+		memory := int64(cap(f.b))
 		f.free()
-		if err := s.w.awaitMemory(ctx, int64(cap(f.b))); err != nil {
+		if has {
+			has = false
+			w.endPermit()
+		}
+		if placed {
+			err = w.awaitMemory(ctx, memory)
+		} else if err = w.awaitPlace(ctx, n); err == nil {
+			room = n
+		}
+		if err != nil {
 			return Frame{}, &WriteError{Err: err, Unsent: true}
+		}
+		if permit {
+			if err := w.takePermit(ctx); err != nil {
+				return Frame{}, err
+			}
+			has = true
 		}
 	}
 }
@@ -328,6 +377,12 @@ func (s *Socket) ReadHeader(p *packet.Packet) error {
 	var v packet.HeaderView
 	p.Body, p.BodyCodec, p.BodyLength = nil, "", 0
 	blen, err := s.ReadHeaderView(&v)
+	for err == nil && v.Type == packet.TypePart {
+		if s.Owes() {
+			go s.Flush()
+		}
+		blen, err = s.ReadHeaderView(&v)
+	}
 	if err != nil {
 		return err
 	}
@@ -339,11 +394,29 @@ func (s *Socket) ReadHeader(p *packet.Packet) error {
 // ReadHeaderView is ReadHeader without a copy of the header's texts, which are
 // valid until the next call of any Read method. It returns the length of the
 // body and its codec id, which may be over the limit: ReadBody says so.
+//
+// A packet that comes in parts is returned when the last part has come. For the parts before, v is the
+// part's header, with the type packet.TypePart, and there is nothing else to read of it. See Owes.
 func (s *Socket) ReadHeaderView(v *packet.HeaderView) (bodyLength int64, err error) {
+	if bodyLength, err = s.readHeaderView(v); err != nil {
+		s.EndReading()
+	}
+	return bodyLength, err
+}
+
+// EndReading gives up packets that have come in part. It is for the goroutine that reads, when it will not
+// read any more.
+func (s *Socket) EndReading() { s.r.dropParts() }
+
+func (s *Socket) readHeaderView(v *packet.HeaderView) (bodyLength int64, err error) {
 	if err := s.r.skip(); err != nil {
 		return 0, s.readFailure(err)
 	}
+	s.r.dropWhole()
 	s.r.next()
+	if err := s.r.checkParts(); err != nil {
+		return 0, err
+	}
 	b, err := s.r.peek(packet.LengthSize, true)
 	if err != nil {
 		return 0, s.readFailure(err)
@@ -363,7 +436,18 @@ func (s *Socket) ReadHeaderView(v *packet.HeaderView) (bodyLength int64, err err
 	blen, tooLarge := s.r.limits.BodyLength(b[bodyAt:])
 	s.r.discard(len(b))
 	s.r.body, s.r.refused = blen, tooLarge
+	if v.Type == packet.TypePart {
+		return s.readPart(v)
+	}
 	return blen, nil
+}
+
+// Owes reports whether ReadHeaderView has queued an answer since the last call of Owes, so that Flush must
+// follow. It is for the goroutine that reads.
+func (s *Socket) Owes() bool {
+	owes := s.r.owes
+	s.r.owes = false
+	return owes
 }
 
 // BodyBuffered reports whether the body of the packet whose header was read last
@@ -374,6 +458,9 @@ func (s *Socket) BodyBuffered() bool { return s.r.body <= int64(s.r.w-s.r.r) }
 // and may be read. The body is valid until the next call of any Read method. It is for the goroutine that
 // reads.
 func (s *Socket) TakeBody() (body []byte, ok bool) {
+	if p := s.r.parts; p != nil && p.whole != nil {
+		return p.whole.body.B, s.r.refused == nil
+	}
 	if s.r.refused != nil || !s.BodyBuffered() || s.r.body == 0 {
 		return nil, false
 	}
@@ -397,6 +484,11 @@ func (s *Socket) ReadBody(mem []byte) (Body, error) {
 	if s.r.refused != nil {
 		return Body{}, s.r.refused
 	}
+	if p := s.r.parts; p != nil && p.whole != nil {
+		b := p.whole.body
+		p.whole = nil
+		return b, nil
+	}
 	b := Body{B: mem[:0]}
 	if s.r.copyBody(&b) {
 		return b, nil
@@ -410,6 +502,9 @@ func (s *Socket) ReadBody(mem []byte) (Body, error) {
 // readFailure returns why a read failed. If this side has closed the connection that is the reason for
 // closing it.
 func (s *Socket) readFailure(err error) error {
+	if err == io.EOF {
+		s.w.saysNoMore()
+	}
 	if errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) {
 		if reason := s.w.failure(); reason != nil {
 			return fmt.Errorf("%w: %w", errRead, asWriteError(reason))

@@ -42,7 +42,8 @@ type writer struct {
 	armed   bool         // a write deadline is set on conn; only the flusher uses it
 	try     *tryWriter   // made when first used; only the flusher uses it
 
-	full              atomic.Bool  // queued >= fullAt
+	full              atomic.Bool  // smallLocked() >= fullAt, or crowdedLocked()
+	cuts              atomic.Bool  // parts is not nil
 	permits, awaiting atomic.Int32 // permits to encode that are taken, and senders that wait for one
 
 	mu       sync.Mutex // guards the fields below
@@ -50,7 +51,7 @@ type writer struct {
 	queue    []*bufpool.Buffer
 	spare    []*bufpool.Buffer // the queue's other half, while it is not in use
 	posted   uint64            // frames sent with the mode Later
-	queued   int64             // bytes in queue and under way
+	queued   int64             // bytes in queue, in parts, and under way
 	taken    int64             // bytes taken from the budget, given back when nothing is queued
 	fullAt   int64             // most, or less where the budget has refused more
 	waits    bool              // the budget has been told that the output waits for the other side
@@ -59,6 +60,8 @@ type writer struct {
 	written  atomic.Uint32     // how many writes have succeeded
 	flushing bool
 	freed    *sync.Cond // made when first waited on; signalled when a permit ends
+	parts    *parts     // large frames; nil while all are written whole
+	shut     bool       // drain has written everything
 	refuse   error      // what new frames are refused with; queued ones are still written
 	err      error      // ended the socket: nothing more is written
 }
@@ -110,7 +113,7 @@ const (
 // write takes the frame. It returns how many bytes wait.
 func (w *writer) write(ctx context.Context, f Frame, mode Mode) (waiting int, err error) {
 	w.mu.Lock()
-	if !w.roomLocked(int64(len(f.b)), f.cost > 0, w.reserve(mode)) && mode != Control {
+	if f.reserved == 0 && !w.roomLocked(int64(len(f.b)), f.cost > 0, w.reserveFor(mode)) && mode != Control {
 		if err = ErrOutputFull; mode < Offer {
 			w.mu.Unlock()
 			wait := w.waitFor(ctx)
@@ -128,11 +131,20 @@ func (w *writer) write(ctx context.Context, f Frame, mode Mode) (waiting int, er
 		f.Drop()
 		return 0, &WriteError{Err: err, Unsent: true}
 	}
-	if w.queued += int64(len(f.b)); w.queued >= w.fullAt {
+	w.queued += int64(len(f.b))
+	large := f.reserved > 0
+	if w.waitsLocked(&f) {
+		w.addLocked(f)
+	} else {
+		w.enqueueLocked(f)
+		if mode != Control {
+			w.tookSmallLocked()
+		}
+	}
+	small := w.smallLocked()
+	if small >= w.fullAt {
 		w.full.Store(true)
 	}
-	waiting = int(w.queued)
-	w.enqueueLocked(f)
 	if mode == Later || mode == Offer {
 		w.posted++
 	}
@@ -140,14 +152,14 @@ func (w *writer) write(ctx context.Context, f Frame, mode Mode) (waiting int, er
 	if f.permit {
 		w.endPermitLocked()
 	}
-	flush := !w.flushing && mode < Queue
+	flush := !w.flushing && mode < Queue && w.somethingLocked()
 	if flush {
 		w.flushing = true
 	}
 	w.mu.Unlock()
 	switch {
 	case !flush:
-	case mode == Later, mode == Offer:
+	case mode == Later, mode == Offer, large:
 		go w.flushRest()
 	case mode == Try:
 		runtime.Gosched()
@@ -156,7 +168,7 @@ func (w *writer) write(ctx context.Context, f Frame, mode Mode) (waiting int, er
 		runtime.Gosched()
 		err = w.flush()
 	}
-	return waiting, err
+	return int(small), err
 }
 
 func (w *writer) backlog() int64 {
@@ -218,7 +230,7 @@ func (w *writer) enqueueLocked(f Frame) {
 // flushQueued writes what is queued, if there is no flusher.
 func (w *writer) flushQueued() error {
 	w.mu.Lock()
-	if w.flushing || len(w.queue) == 0 || w.err != nil {
+	if w.flushing || !w.somethingLocked() || w.err != nil {
 		w.mu.Unlock()
 		return nil
 	}
@@ -235,14 +247,14 @@ const ownRounds = 8
 // which the caller's own frame is. An error of a later round ends the socket too, but the caller's frame was
 // written before.
 func (w *writer) flush() error {
-	done, own := w.round()
+	done, own := w.round(false)
 	for n := 1; !done; n++ {
 		if n == ownRounds {
 			go w.flushRest()
 			break
 		}
 		runtime.Gosched()
-		done, _ = w.round()
+		done, _ = w.round(false)
 	}
 	if own != nil {
 		return &WriteError{Err: own}
@@ -279,7 +291,7 @@ func (w *writer) tryFlush() {
 		buf.B = buf.B[:copy(buf.B, buf.B[n:])]
 		w.queue = slices.Insert(w.queue, 0, buf)
 	}
-	if len(w.queue) == 0 || w.err != nil {
+	if !w.somethingLocked() || w.err != nil {
 		w.endFlushLocked()
 	} else {
 		go w.flushRest()
@@ -295,7 +307,7 @@ func (w *writer) wroteLocked(n int) bool {
 	w.queued -= int64(n)
 	w.watchLocked(n)
 	w.trimLocked()
-	if w.queued >= w.fullAt || !w.full.Load() {
+	if !w.full.Load() || w.smallLocked() >= w.fullAt || w.crowdedLocked() {
 		return false
 	}
 	w.full.Store(false)
@@ -309,21 +321,24 @@ func (w *writer) hasRoom(again bool) {
 	}
 }
 
+// flushRest writes until nothing is left that can be written, parts of large frames too.
 func (w *writer) flushRest() {
-	for done := false; !done; {
+	for {
 		runtime.Gosched()
-		done, _ = w.round()
+		if done, _ := w.round(true); done {
+			return
+		}
+		_ = w.part() // the next round sees the error
 	}
 }
 
-// round writes what is queued now. It reports true if nothing is left to write. Then the caller is no longer
-// the flusher.
-func (w *writer) round() (done bool, err error) {
+// round writes what is queued now. It reports true if the caller is no longer the flusher: because nothing is
+// left to write or, without rest, because only parts are, which it leaves to a new goroutine.
+func (w *writer) round(rest bool) (done bool, err error) {
 	w.mu.Lock()
 	if len(w.queue) == 0 || w.err != nil {
 		defer w.mu.Unlock()
-		w.endFlushLocked()
-		return true, w.err
+		return w.endsLocked(rest), w.err
 	}
 	queue := w.queue
 	w.queue, w.spare = w.spare[:0], nil
@@ -344,9 +359,7 @@ func (w *writer) round() (done bool, err error) {
 		}
 		if i == len(queue)-1 {
 			w.spare = queue[:0]
-			if done = len(w.queue) == 0 || w.err != nil; done {
-				w.endFlushLocked()
-			}
+			done = w.endsLocked(rest)
 		}
 		w.wakeLocked()
 		w.mu.Unlock()
@@ -356,6 +369,19 @@ func (w *writer) round() (done bool, err error) {
 		_ = w.conn.Close() // a part of a frame may have been sent
 	}
 	return done, err
+}
+
+// endsLocked is called at the end of a round. It returns what round does.
+func (w *writer) endsLocked(rest bool) bool {
+	switch {
+	case w.err != nil || !w.somethingLocked():
+		w.endFlushLocked()
+	case rest || len(w.queue) > 0:
+		return false
+	default:
+		go w.flushRest()
+	}
+	return true
 }
 
 // put writes b to the connection, a long one in steps.
@@ -381,6 +407,7 @@ func (w *writer) endFlushLocked() {
 	w.flushing = false
 	if w.err != nil {
 		w.queue, w.spare, w.queued = nil, nil, 0 // will never be written
+		w.clearPartsLocked()
 		w.watchLocked(0)
 	}
 	w.giveLocked()
@@ -404,14 +431,12 @@ func (w *writer) drain(d time.Duration, refuse error) bool {
 		w.refuse = refuse
 	}
 	w.wakeLocked()
+	w.endLineLocked()
 	if w.freed != nil {
 		w.freed.Broadcast()
 	}
-	if !w.flushing && len(w.queue) > 0 && w.err == nil {
-		w.flushing = true
-		go w.flushRest()
-	}
-	if w.flushing && w.err == nil {
+	w.goFlushLocked()
+	if w.writesLocked() {
 		late := false
 		timer := time.AfterFunc(d, func() {
 			w.mu.Lock()
@@ -420,11 +445,17 @@ func (w *writer) drain(d time.Duration, refuse error) bool {
 			w.wakeLocked()
 		})
 		defer timer.Stop()
-		for w.flushing && w.err == nil && !late {
+		for w.writesLocked() && !late {
 			w.waitLocked()
 		}
 	}
-	return !w.flushing && w.err == nil
+	w.shut = !w.writesLocked() && w.err == nil
+	return w.shut
+}
+
+// writesLocked reports whether anything that was accepted is being written, or waits for that.
+func (w *writer) writesLocked() bool {
+	return w.err == nil && (w.flushing || w.parts != nil && len(w.parts.lanes) > 0)
 }
 
 // fail ends the socket: every later write returns err, and what is queued is
@@ -444,6 +475,7 @@ func (w *writer) failLocked(err error) {
 	if w.refuse == nil {
 		w.refuse = err
 	}
+	w.endLineLocked()
 	if w.freed != nil {
 		w.freed.Broadcast()
 	}

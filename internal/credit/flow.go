@@ -16,7 +16,9 @@ const (
 	KeyAmount  = "pushes"      // how many bytes may have been sent since the connection began
 	KeyPlaces  = "pulls"       // how many pulls may be unanswered
 	KeyStreams = "streams"     // how many streams may be open; a side that knows no streams says nothing
+	KeyParts   = "parts"       // whether large packets may come in parts; a side that knows them says "yes"
 	None       = "none"
+	Yes        = "yes"
 )
 
 // First is the amount that may be sent before the receiver has said anything.
@@ -148,7 +150,7 @@ func (o *outgoing) stalls() time.Duration {
 
 // Ask asks for credit, once. It does not wait.
 func (f *Flow) Ask() {
-	if !f.asked.Swap(true) {
+	if !f.asked.Load() && !f.asked.Swap(true) {
 		f.sender() // which takes in the answer
 		f.conn.AskForCredit(f.self())
 	}
@@ -163,7 +165,7 @@ func (f *Flow) self() map[string]string {
 		return strconv.Itoa(n)
 	}
 	pulls, streams := f.conn.CreditPlaces()
-	return map[string]string{KeyPlaces: bound(pulls), KeyStreams: bound(streams)}
+	return map[string]string{KeyPlaces: bound(pulls), KeyStreams: bound(streams), KeyParts: Yes}
 }
 
 // TryPull takes a place for a pull if one is free, and returns the pull's number.

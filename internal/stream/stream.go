@@ -50,6 +50,8 @@ type Stream struct {
 	// Out is the credit for what this side sends. In has what the other side has sent.
 	Out credit.Sender
 	In  In
+	// Lane keeps what this side sends in order.
+	Lane socket.Lane
 
 	wire    Wire
 	id      string
