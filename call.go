@@ -474,7 +474,12 @@ func (c *call) decode(v interface{}) error {
 		_, err := packet.DecodeBody(c.raw.B, 0, v, c.conn.peer.freeLimits)
 		return err
 	}
-	_, cost, err := packet.DecodeCharged(c.raw.B, c.inHdr.Gzip, v, c.conn.sock.Limits())
+	limits := c.conn.sock.Limits()
+	if c.inHdr.Gzip == 0 && limits.AllowsDecoded(int64(len(c.raw.B))) && c.raw.HandOver(v) {
+		c.held += c.raw.TakeCost()
+		return nil
+	}
+	_, cost, err := packet.DecodeCharged(c.raw.B, c.inHdr.Gzip, v, limits)
 	c.held += cost
 	return err
 }

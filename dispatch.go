@@ -79,7 +79,7 @@ func (r *reader) call(c *call, table *routeTable) error {
 		}
 	}
 	c.handler = h
-	quick := !h.stream && h.pace.Quick() && !cn.sock.OutputFull()
+	quick := !h.stream && h.pace.Quick() && r.length <= quickBody && !cn.sock.OutputFull()
 	c.free = quick && h.small && r.small()
 	if cost := callCost + headerCost(&r.view); !c.free && !c.charge(cost) && !r.awaitMemory(c, cost) {
 		return r.noMemory(c)
@@ -203,6 +203,10 @@ func (c *call) serveStream(st *stream.Stream) {
 	}()
 	c.handle()
 }
+
+// quickBody is how long the body of a call may be that the reader runs itself: the reply may be as long, and
+// is encoded there.
+const quickBody = 32 << 10
 
 // small reports whether the packet that is being read takes too little memory to be counted. That holds on
 // the reading goroutine only, where there is one such packet per session.

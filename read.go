@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"slices"
 	"time"
 
@@ -155,6 +156,7 @@ func (r *reader) next(c *call) error {
 		}
 		return r.call(c, cn.peer.PushRouter.routes.table.Load())
 	case packet.TypePart: // of a packet that has not come as a whole
+		runtime.Gosched() // those who were handed something before go first
 		return nil
 	case packet.TypeCancel:
 		cn.sock.SkipBody()

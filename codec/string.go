@@ -2,6 +2,7 @@ package codec
 
 import (
 	"reflect"
+	"runtime"
 
 	"github.com/henrylee2cn/teleport/internal/bufpool"
 )
@@ -30,9 +31,9 @@ func (c stringCodec) Marshal(v interface{}) ([]byte, error) {
 func (stringCodec) AppendMarshal(dst []byte, v interface{}) ([]byte, error) {
 	switch s := v.(type) {
 	case string:
-		return append(bufpool.Grow(dst, len(s)), s...), nil
+		return appendText(dst, s), nil
 	case []byte:
-		return append(bufpool.Grow(dst, len(s)), s...), nil
+		return appendText(dst, s), nil
 	}
 	rv := reflect.ValueOf(v)
 	if rv.Kind() == reflect.Pointer && !rv.IsNil() {
@@ -43,11 +44,27 @@ func (stringCodec) AppendMarshal(dst []byte, v interface{}) ([]byte, error) {
 	}
 	switch {
 	case rv.Kind() == reflect.String:
-		return append(bufpool.Grow(dst, rv.Len()), rv.String()...), nil
+		return appendText(dst, rv.String()), nil
 	case isBytes(rv):
-		return append(bufpool.Grow(dst, rv.Len()), rv.Bytes()...), nil
+		return appendText(dst, rv.Bytes()), nil
 	}
 	return dst, errNotString
+}
+
+// longText is how many bytes are copied before other goroutines may run: 20 to 60 us, where the
+// memory is not in a cache.
+const longText = 64 << 10
+
+// appendText appends the text. The runtime does not interrupt a copy, so that a long one would hold up
+// whatever waits for the processor: it is made in pieces.
+func appendText[T string | []byte](dst []byte, s T) []byte {
+	dst = bufpool.Grow(dst, len(s))
+	for len(s) > longText {
+		dst = append(dst, s[:longText]...)
+		s = s[longText:]
+		runtime.Gosched()
+	}
+	return append(dst, s...)
 }
 
 func (stringCodec) Unmarshal(data []byte, v interface{}) error {

@@ -70,6 +70,9 @@ func (l Limits) header() int64   { return limit(l.Header, DefaultMaxHeader) }
 func (l Limits) body() int64     { return limit(l.Body, DefaultMaxBody) }
 func (l Limits) inflated() int64 { return limit(l.Inflated, DefaultMaxBody) }
 
+// AllowsDecoded reports whether a decoded body may take n bytes.
+func (l Limits) AllowsDecoded(n int64) bool { return n <= l.decoded() }
+
 func (l Limits) decoded() int64 {
 	switch {
 	case l.Decoded == 0:

@@ -2,7 +2,9 @@ package socket
 
 import (
 	"fmt"
+	"unsafe"
 
+	"github.com/henrylee2cn/teleport/codec"
 	"github.com/henrylee2cn/teleport/internal/bufpool"
 	"github.com/henrylee2cn/teleport/packet"
 )
@@ -36,6 +38,50 @@ func (b *Body) giveBack() {
 // taken from the budget.
 func (b *Body) Detach() { b.buf = nil }
 
+// handOver is the least length of a body that HandOver takes.
+const handOver = 32 << 10
+
+// HandOver makes the body the value of v without a copy, if the body is a large one of the string codec, and
+// v is a *[]byte or a *string. It reports whether it has. The body is empty then, but for what it has taken
+// from the budget. The body must not be compressed.
+//
+// The pools get memory of the same size in its place, so that the goroutine that reads finds some there: to
+// make large memory may take long, when it is the turn of whoever makes it to collect garbage.
+func (b *Body) HandOver(v interface{}) bool {
+	if len(b.B) < handOver || b.B[0] != codec.IdString || b.Oversized() {
+		return false
+	}
+	data := b.B[1:len(b.B):len(b.B)]
+	switch p := v.(type) {
+	case *[]byte:
+		if p == nil {
+			return false
+		}
+		*p = data
+	case *string:
+		if p == nil {
+			return false
+		}
+		*p = unsafe.String(&data[0], len(data))
+	default:
+		return false
+	}
+	if b.buf != nil {
+		b.buf.B = bufpool.Make(cap(b.buf.B))
+		bufpool.Put(b.buf)
+	}
+	b.B, b.buf = nil, nil
+	return true
+}
+
+// TakeCost returns how many bytes are taken from the budget for the body, which the caller is to give back
+// from now on.
+func (b *Body) TakeCost() int64 {
+	cost := b.cost
+	b.cost = 0
+	return cost
+}
+
 // Oversized reports whether the body is in a buffer of the pools that is more than twice as large.
 func (b *Body) Oversized() bool { return b.buf != nil && cap(b.B) > 2*len(b.B) }
 
@@ -44,7 +90,7 @@ func (b *Body) Trim() {
 	if !b.Oversized() {
 		return
 	}
-	exact := append(make([]byte, 0, len(b.B)), b.B...)
+	exact := append(bufpool.Make(len(b.B)), b.B...)
 	bufpool.Put(b.buf)
 	if most := int64(cap(exact)); b.cost > most {
 		b.budget.Give(b.cost - most)
@@ -73,7 +119,7 @@ func (b *Body) move(to *bufpool.Buffer, need int, announced int64) error {
 	if !ok {
 		bufpool.Put(to)
 		if cost > int64(need) {
-			to, cost = &bufpool.Buffer{B: make([]byte, 0, need)}, int64(need)
+			to, cost = &bufpool.Buffer{B: bufpool.Make(need)}, int64(need)
 			ok = b.budget.Take(cost - b.cost)
 		}
 	}
@@ -104,8 +150,12 @@ func (r *reader) copyBody(b *Body) bool {
 	return true
 }
 
+// wholeFrom is the part of a body that must have come before there is memory for the whole of it.
+const wholeFrom = 8
+
 // readBody reads the current body into b, which is empty, and may have memory. It takes
-// memory for what has come, and for as much again, unless the pools have some.
+// memory for what has come, and for as much again, until an eighth of the body has come, unless the pools
+// have some.
 func (r *reader) readBody(b *Body) error {
 	b.budget = r.budget
 	waits := r.body > int64(r.w-r.r) && !r.parting()
@@ -117,6 +167,14 @@ func (r *reader) readBody(b *Body) error {
 		r.budget.Waits(false)
 	}
 	return err
+}
+
+// nextRoom returns for how many more bytes of a body there is to be memory, of which so many have come.
+func nextRoom(have, length int64) int64 {
+	if have >= length/wholeFrom {
+		return length - have
+	}
+	return max(have, fullBuffer-have)
 }
 
 // readInto reads what is left of the current body behind what b has, of a body of the length in all. After an
@@ -144,8 +202,7 @@ func (r *reader) readInto(b *Body, length int64) (err error) {
 	}
 	for r.body > 0 {
 		if len(b.B) == cap(b.B) {
-			if err := b.room(int(min(length-int64(len(b.B)), int64(max(len(b.B), fullBuffer-len(b.B))))),
-				length); err != nil {
+			if err := b.room(int(nextRoom(int64(len(b.B)), length)), length); err != nil {
 				return err
 			}
 		}

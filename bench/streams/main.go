@@ -34,6 +34,7 @@ func main() {
 	mib := flag.Int64("mib", 512, "how many MiB are copied")
 	profile := flag.String("profile", "", "write a profile of the CPU into this file")
 	only := flag.String("only", "", "measure only the system with this name")
+	late := flag.Bool("late", false, "measure only how late small calls are beside others")
 	flag.Parse()
 	if *profile != "" {
 		f, err := os.Create(*profile)
@@ -45,7 +46,7 @@ func main() {
 		_ = pprof.StartCPUProfile(f)
 		defer pprof.StopCPUProfile()
 	}
-	if err := run(*rounds, *messages, *mib<<20, *only); err != nil {
+	if err := run(*rounds, *messages, *mib<<20, *only, *late); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -61,7 +62,8 @@ type result struct {
 type system struct {
 	name                   string
 	oneWay, pingPong, copy func(n int64) error
-	pull                   func() error // a small call beside others
+	pull                   func() error            // a small call beside others
+	echo                   func(body []byte) error // a call with a large body there and back
 	close                  func()
 }
 
@@ -81,7 +83,7 @@ func measure(n int64, unit int64, f func(n int64) error) (result, error) {
 	return result{float64(n) / took.Seconds(), float64(cpu.Microseconds()) / units}, nil
 }
 
-func run(rounds, messages int, size int64, only string) error {
+func run(rounds, messages int, size int64, only string, late bool) error {
 	ours, err := teleport()
 	if err != nil {
 		return err
@@ -92,6 +94,9 @@ func run(rounds, messages int, size int64, only string) error {
 		return err
 	}
 	defer theirs.close()
+	if late {
+		return beside([]system{ours, theirs}, rounds, size, only)
+	}
 	bare, err := bareTCP()
 	if err != nil {
 		return err
@@ -145,35 +150,86 @@ func run(rounds, messages int, size int64, only string) error {
 	return beside([]system{ours, theirs}, rounds, size, only)
 }
 
-// beside measures small calls of 16 callers, alone and while a copy runs on the same connection.
+// beside measures small calls of 16 callers, alone and while much goes by the same connection.
 func beside(systems []system, rounds int, size int64, only string) error {
+	loads := []struct {
+		name string
+		f    func(s system) error // sends size bytes
+	}{
+		{"alone", func(system) error { time.Sleep(300 * time.Millisecond); return nil }},
+		{"beside a copy", func(s system) error { return s.copy(size) }},
+		{"beside one that echoes 8 MiB", func(s system) error { return echoes(s, 1, 8<<20, size) }},
+		{"beside four that echo 1 MiB", func(s system) error { return echoes(s, 4, 1<<20, size) }},
+	}
 	fmt.Println("16 callers of small calls, 99th percentile")
-	alone, with := map[string][]float64{}, map[string][]float64{}
+	late, rates := map[string][]float64{}, map[string][]float64{}
 	for range rounds {
 		for _, s := range systems {
 			if only != "" && s.name != only {
 				continue
 			}
-			a, err := percentile(s, func() error { time.Sleep(300 * time.Millisecond); return nil })
-			if err != nil {
-				return err
+			for _, l := range loads {
+				var took time.Duration
+				p, err := percentile(s, func() error {
+					began := time.Now()
+					err := l.f(s)
+					took = time.Since(began)
+					return err
+				})
+				if err != nil {
+					return fmt.Errorf("%s, %s: %w", s.name, l.name, err)
+				}
+				key := s.name + l.name
+				late[key] = append(late[key], p)
+				rates[key] = append(rates[key], float64(size)/took.Seconds()/1e9)
 			}
-			b, err := percentile(s, func() error { return s.copy(size) })
-			if err != nil {
-				return err
-			}
-			alone[s.name], with[s.name] = append(alone[s.name], a), append(with[s.name], b)
 		}
 	}
 	for _, s := range systems {
-		if len(alone[s.name]) > 0 {
-			slices.Sort(alone[s.name])
-			slices.Sort(with[s.name])
-			a, b := alone[s.name][len(alone[s.name])/2], with[s.name][len(with[s.name])/2]
-			fmt.Printf("  %-6s alone %6.2f ms, beside a copy %6.2f ms: %.1f times\n", s.name, a, b, b/a)
+		for _, l := range loads {
+			key := s.name + l.name
+			if len(late[key]) == 0 {
+				continue
+			}
+			of := func(all map[string][]float64, key string) float64 {
+				slices.Sort(all[key])
+				return all[key][len(all[key])/2]
+			}
+			p := of(late, key)
+			fmt.Printf("  %-6s %-30s %6.2f ms, %5.1f times", s.name, l.name, p, p/of(late, s.name+loads[0].name))
+			if l.name != loads[0].name {
+				fmt.Printf(", %5.2f GB/s each way", of(rates, key))
+			}
+			fmt.Println()
 		}
 	}
 	return nil
+}
+
+// echoes has so many callers echo bodies of the length until they have sent size bytes together.
+func echoes(s system, callers int, length, size int64) error {
+	var left atomic.Int64
+	left.Store(size / length)
+	errs := make(chan error, callers)
+	for range callers {
+		go func() {
+			body := make([]byte, length)
+			for left.Add(-1) >= 0 {
+				if err := s.echo(body); err != nil {
+					errs <- err
+					return
+				}
+			}
+			errs <- nil
+		}()
+	}
+	var first error
+	for range callers {
+		if err := <-errs; first == nil {
+			first = err
+		}
+	}
+	return first
 }
 
 // percentile returns the 99th percentile of the calls, in milliseconds, that were made while f ran.
@@ -251,6 +307,8 @@ func teleport() (system, error) {
 		}
 		return nil
 	})
+	tp.HandlePull(srv.PullRouter, "/bulk",
+		func(_ tp.PullCtx, body *[]byte) ([]byte, tp.Xerror) { return *body, nil })
 	tp.HandlePull(srv.PullRouter, "/small",
 		func(_ tp.PullCtx, m *payload.Message) (*payload.Message, tp.Xerror) { return m, nil })
 	tp.HandleStream(srv.PullRouter, "/copy", func(_ tp.PullCtx, s *tp.Stream[int64, []byte]) tp.Xerror {
@@ -332,6 +390,16 @@ func teleport() (system, error) {
 			}
 			return nil
 		},
+		echo: func(body []byte) error {
+			var got []byte
+			if x := sess.Pull("/bulk", body, &got, tp.WithBodyCodec("string")).Xerror; x != nil {
+				return x
+			}
+			if len(got) != len(body) {
+				return fmt.Errorf("%d of %d bytes came back", len(got), len(body))
+			}
+			return nil
+		},
 		close: func() { cli.Close(); srv.Close() },
 	}, nil
 }
@@ -353,7 +421,8 @@ func grpcStreams() (system, error) {
 	if err != nil {
 		return system{}, err
 	}
-	s := grpc.NewServer()
+	const most = 64 << 20
+	s := grpc.NewServer(grpc.MaxRecvMsgSize(most), grpc.MaxSendMsgSize(most))
 	handler := func(each func(m *payload.Message, s grpc.ServerStream) error,
 		end func(s grpc.ServerStream) error) grpc.StreamHandler {
 		return func(_ any, s grpc.ServerStream) error {
@@ -387,7 +456,8 @@ func grpcStreams() (system, error) {
 		}}, struct{}{})
 	go s.Serve(ln)
 	cc, err := grpc.NewClient("passthrough:///"+ln.Addr().String(),
-		grpc.WithTransportCredentials(insecure.NewCredentials()))
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(most), grpc.MaxCallSendMsgSize(most)))
 	if err != nil {
 		return system{}, err
 	}
@@ -436,6 +506,10 @@ func grpcStreams() (system, error) {
 		pull: func() error {
 			return cc.Invoke(context.Background(), "/bench.Streams/Small", payload.New(nil),
 				new(payload.Message))
+		},
+		echo: func(body []byte) error {
+			got := new(payload.Message)
+			return cc.Invoke(context.Background(), "/bench.Streams/Small", payload.New(body), got)
 		},
 		close: func() { cc.Close(); s.Stop() },
 	}, nil

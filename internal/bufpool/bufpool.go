@@ -2,7 +2,11 @@
 // holds one.
 package bufpool
 
-import "sync"
+import (
+	"strings"
+	"sync"
+	"unsafe"
+)
 
 // Sizes of the buffers that are lent, in bytes. From Full on each is twice the one
 // before, with room for what goes with a body of 64 KiB, 128 KiB and so on.
@@ -35,9 +39,25 @@ func Get() *Buffer { return GetSize(First) }
 func GetSize(n int) *Buffer {
 	b, size := pooled(n)
 	if b == nil {
-		b = &Buffer{B: make([]byte, 0, size)}
+		b = &Buffer{B: Make(size)}
 	}
 	return b
+}
+
+// notCleared is the size from which Make does not clear memory.
+const notCleared = 32 << 10
+
+// Make returns an empty slice with a capacity of n bytes. Large memory is not cleared: that takes about as long
+// as to copy it, and whoever does it holds up others, in the end for nothing, as all of it is written before
+// anybody reads it.
+func Make(n int) []byte {
+	if n < notCleared {
+		return make([]byte, 0, n)
+	}
+	var b strings.Builder // whose memory is not cleared
+	b.Grow(n)
+	b.WriteByte(0)
+	return unsafe.Slice(unsafe.StringData(b.String()), b.Cap())[:0:n]
 }
 
 // pooled lends what the pools have of the least size that n bytes fit in, and
