@@ -42,6 +42,9 @@ func FuzzReadPacket(f *testing.F) {
 			var got, want packet.Packet
 			err := b.ReadPacket(&got, newBody)
 			n, wantErr := packet.Parse(rest, &want, newBody, limits)
+			if n > 0 && want.Header.Type == packet.TypePart { // which FuzzParts is for
+				return
+			}
 			switch {
 			case n == 0 && errors.Is(wantErr, packet.ErrTooLarge) && !errors.Is(wantErr, packet.ErrHeader):
 				// A body that is too large, and cut off besides.

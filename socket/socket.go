@@ -376,19 +376,20 @@ func (s *Socket) Await(quiet time.Duration) error {
 func (s *Socket) ReadHeader(p *packet.Packet) error {
 	var v packet.HeaderView
 	p.Body, p.BodyCodec, p.BodyLength = nil, "", 0
-	blen, err := s.ReadHeaderView(&v)
-	for err == nil && v.Type == packet.TypePart {
+	for {
+		blen, err := s.ReadHeaderView(&v)
+		if err != nil {
+			return err
+		}
 		if s.Owes() {
 			go s.Flush()
 		}
-		blen, err = s.ReadHeaderView(&v)
+		if v.Type != packet.TypePart {
+			p.BodyLength = blen
+			p.SetHeader(&v)
+			return nil
+		}
 	}
-	if err != nil {
-		return err
-	}
-	p.BodyLength = blen
-	p.SetHeader(&v)
-	return nil
 }
 
 // ReadHeaderView is ReadHeader without a copy of the header's texts, which are
