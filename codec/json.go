@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"strings"
 	"unicode/utf8"
 
 	jsoniter "github.com/json-iterator/go"
@@ -102,7 +103,7 @@ func appendFast(dst []byte, v interface{}) ([]byte, error) {
 }
 
 func (jsonCodec) Unmarshal(data []byte, v interface{}) error {
-	if shape := jsonShapeOf(reflect.TypeOf(v)); shape.decode == plain && plainText(data, shape.digits) {
+	if shape := jsonShapeOf(reflect.TypeOf(v)); shape.decode == plain && plainText(data, shape) {
 		if fastJSON.Unmarshal(data, v) == nil {
 			return nil
 		}
@@ -123,15 +124,14 @@ func (c jsonCodec) UnmarshalDepth(data []byte, v interface{}, depth int) error {
 
 // plainText reports whether jsoniter reads the text as encoding/json does. Each of the
 // exceptions is one where it does not. They are looked for in strings too, where they are
-// none: that only costs time. The numbers of digits in a row is from where on an integer
-// may be out of its range.
-func plainText(data []byte, digits int) bool {
+// none: that only costs time.
+func plainText(data []byte, shape *jsonShape) bool {
 	control, ascii := classes(bytes.TrimRight(data, " \t\r\n"))
 	switch {
 	case control: // allowed between values only, and not refused in some strings
 	case bytes.Contains(data, null): // sets what it should leave alone
 	case escapedText(data): // \u of half a surrogate, or of a letter that folds into another
-	case oddNumber(data) || hasDigits(data, digits): // out of range is not always seen
+	case oddNumber(data) || hasLongInteger(data, shape): // out of range is not always seen
 	case ascii:
 		return true
 	default:
@@ -174,10 +174,21 @@ func escapedText(data []byte) bool {
 	}
 }
 
+// isInsideText reports whether no integer can begin behind the character.
+func isInsideText(c byte) bool {
+	return c == '+' || c == '/' || isDigit(c) || c|0x20 >= 'a' && c|0x20 <= 'z'
+}
+
 // oddNumber looks for numbers that begin with a plus or a point, which are none.
 func oddNumber(data []byte) bool {
-	if bytes.IndexByte(data, '+') >= 0 {
-		return true
+	for i := 0; ; i++ { // base64 has a plus in one of 64 places
+		n := bytes.IndexByte(data[i:], '+')
+		if n < 0 {
+			break
+		}
+		if i += n; i == 0 || !isInsideText(data[i-1]) {
+			return true
+		}
 	}
 	for i := 0; ; i++ {
 		n := bytes.IndexByte(data[i:], '.')
@@ -191,9 +202,10 @@ func oddNumber(data []byte) bool {
 	}
 }
 
-// hasDigits reports whether n digits are in a row somewhere; none are if n is 0. Of so many
-// one is at a multiple of n.
-func hasDigits(data []byte, n int) bool {
+// hasLongInteger reports whether there are so many digits in a row somewhere that an integer of the shape may
+// be out of its range. Of so many one is at a multiple of their number.
+func hasLongInteger(data []byte, shape *jsonShape) bool {
+	n := shape.digits
 	if n == 0 {
 		return false
 	}
@@ -208,11 +220,26 @@ func hasDigits(data []byte, n int) bool {
 		for last+1 < len(data) && isDigit(data[last+1]) {
 			last++
 		}
-		if last-first+1 >= n {
+		long := last - first + 1
+		if long < n || first > 0 && isInsideText(data[first-1]) {
+			continue
+		}
+		if long >= maxDigits || !shape.wide[fieldBefore(data[:first])] {
 			return true
 		}
 	}
 	return false
+}
+
+// fieldBefore returns the name, in small letters, of the field whose value begins behind the text; empty
+// where that is not clear.
+func fieldBefore(text []byte) string {
+	text = bytes.TrimSuffix(text, []byte("-"))
+	name, ok := bytes.CutSuffix(text, []byte(`":`))
+	if !ok {
+		return ""
+	}
+	return strings.ToLower(string(name[bytes.LastIndexByte(name, '"')+1:]))
 }
 
 func isDigit(b byte) bool { return '0' <= b && b <= '9' }

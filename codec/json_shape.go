@@ -13,8 +13,11 @@ import (
 // jsonShape is what the json codec has to know about a type. It is found out once.
 type jsonShape struct {
 	encode, decode jsonWay
-	digits         int  // so many in a row may be too many for an integer of it; 0 if it has none
-	deep           bool // there is no bound to how deep a value of it may be nested
+	digits         int // so many in a row may be too many for an integer of it; 0 if it has none
+	// wide has the names of fields, in small letters, and whether they are integers of 64 bits, which take
+	// more digits than others do. It is nil where digits is for 64 bits, and where there are maps.
+	wide map[string]bool
+	deep bool // there is no bound to how deep a value of it may be nested
 }
 
 // jsonWay says which package encodes, or decodes, a type.
@@ -36,11 +39,14 @@ func jsonShapeOf(t reflect.Type) *jsonShape {
 	if s, ok := jsonShapes.Load(t); ok {
 		return s.(*jsonShape)
 	}
-	f := shapeFinder{open: make(map[reflect.Type]bool)}
+	f := shapeFinder{open: make(map[reflect.Type]bool), integers: make(map[string]bool)}
 	f.shape = jsonShape{encode: plain, decode: plain}
 	f.visit(t)
 	if f.shape.deep {
 		f.shape.encode = standard
+	}
+	if f.shape.digits == narrowDigits && !f.keyed {
+		f.shape.wide = f.integers
 	}
 	s, _ := jsonShapes.LoadOrStore(t, &f.shape)
 	return s.(*jsonShape)
@@ -59,6 +65,28 @@ var (
 type shapeFinder struct {
 	shape jsonShape
 	open  map[reflect.Type]bool // true while the type is being visited, false after it
+	// integers has the names of fields, in small letters, and whether all fields with the name are integers
+	// of 64 bits. Keyed says that there are maps, in which any integer may have any name.
+	integers map[string]bool
+	keyed    bool
+}
+
+// So many digits may be too many for an integer of less than 64 bits, and for one of 64.
+const (
+	narrowDigits = len("4294967295")
+	maxDigits    = len("9223372036854775807")
+)
+
+// wideInteger reports whether the type, or what it points to, is an integer of 64 bits.
+func wideInteger(t reflect.Type) bool {
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	switch t.Kind() {
+	case reflect.Int, reflect.Int64, reflect.Uint, reflect.Uint64:
+		return t.Bits() == 64
+	}
+	return false
 }
 
 // notPlain says that jsoniter differs from encoding/json for the type, or that this was not checked.
@@ -85,9 +113,9 @@ func (f *shapeFinder) visit(t reflect.Type) {
 	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,
 		reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
 		if t.Bits() < 64 {
-			f.shape.digits = len("4294967295")
+			f.shape.digits = narrowDigits
 		} else if f.shape.digits == 0 {
-			f.shape.digits = len("9223372036854775807")
+			f.shape.digits = maxDigits
 		}
 	case reflect.Interface:
 		// Whatever is in one may be of any type.
@@ -104,6 +132,7 @@ func (f *shapeFinder) visit(t reflect.Type) {
 		if t.Key().Kind() != reflect.String {
 			f.notPlain()
 		}
+		f.keyed = true
 		f.visit(t.Key())
 		f.visit(t.Elem())
 	case reflect.Struct:
@@ -133,6 +162,9 @@ func (f *shapeFinder) visitFields(t reflect.Type) {
 			f.notPlain()
 		}
 		names[folded] = true
+		if wide, seen := f.integers[folded]; !seen || wide {
+			f.integers[folded] = wideInteger(field.Type)
+		}
 		f.visit(field.Type)
 	}
 }

@@ -149,6 +149,26 @@ type (
 		Broken  broken
 		Float   []float32
 	}
+	// wide has integers of 64 bits and of less.
+	wide struct {
+		Id    uint64 `json:"id"`
+		Count int32  `json:"count"`
+		Data  []byte `json:"data,omitempty"`
+		Far   *int64
+		Few   []int16
+	}
+	// wider has fields whose names differ in their letters' case alone, and a map.
+	wider struct {
+		Id  uint64 `json:"id"`
+		Sub struct {
+			ID int8 `json:"ID"`
+			K  uint64
+		}
+	}
+	widest struct {
+		K uint64
+		M map[string]int32
+	}
 	textKey          struct{ n int }
 	valueMarshaler   struct{ S string }
 	pointerMarshaler struct{ S string }
@@ -184,6 +204,7 @@ var jsonTypes = []interface{}{
 	struct{ V interface{} }{}, struct{ V []interface{} }{}, []*int(nil), [][][]int(nil),
 	struct{ P ***string }{},
 	map[string]*one(nil), []map[string]string(nil), struct{}{}, []bool(nil), [2]string{}, everything{},
+	wide{}, wider{}, widest{}, []wide(nil),
 }
 
 func newJSONType(n int) interface{} {
@@ -244,7 +265,8 @@ func TestJSONDecodesAsTheStandardLibrary(t *testing.T) {
 		`01`, `1.`, `.5`, `-.5`, `+1`, `-`, `--1`, `1e`, `1e+`, `1_0`, `0x1`, `NaN`, `Infinity`, `- 1`, `1-1`,
 		`"text"`, `""`, `"1"`, `" 1"`, `"abc"`, `"null"`, `"true"`, `"\"q\""`, `"a\tb"`, "\"a\tb\"",
 		"\"a\x00b\"", `"\x"`, `"\u12"`, `"\ud800"`, `"\ud83d\ude00"`, `"\udc00\ud800"`,
-		"\"\xff\"", "\"\xed\xa0\x80\"", "\"\u2028\ufeff\"", `"AQID"`, `"AQI"`, `"2017-08-29T03:14:28Z"`,
+		"\"\xff\"", "\"\xed\xa0\x80\"", "\"\u2028\ufeff\"", `"AQID"`, `"AQI"`, `"AQ+/"`, `" +5"`,
+		`"1234567890123"`, `{"id":5000000000}`, `{"ID":5000000000,"K":1}`, `{"count":1,"id":12884901890,"data":"++++"}`, `{"K":12884901890}`, `1+1`, `"2017-08-29T03:14:28Z"`,
 		`"2017-08-29"`, `"127.0.0.1"`, `"key5"`,
 		`"1,\"admin\":true"`, `'a'`, `"unended`, `true`, `false`, `tru`, `True`, `null`, `nul`, `nullx`,
 		`{}`, `[]`, `{"A":1}`, `{"a":1}`, `{"a":null}`, `[1,2]`, `[1,2,3]`, `[null]`, `[1,]`, `[,1]`,

@@ -349,7 +349,9 @@ func (w *writer) part() error {
 		head, _ := bodyOf(t.frame.b)
 		n = max(n, head)
 	}
-	n = min(n, len(t.left))
+	if len(t.left) <= n+n/4 { // a small part would cost as much as a large one
+		n = len(t.left)
+	}
 	part := t.left[:n]
 	if p.sent <= p.came {
 		p.heard = time.Now()
