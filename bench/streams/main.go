@@ -196,7 +196,8 @@ func beside(systems []system, rounds int, size int64, only string) error {
 				return all[key][len(all[key])/2]
 			}
 			p := of(late, key)
-			fmt.Printf("  %-6s %-30s %6.2f ms, %5.1f times", s.name, l.name, p, p/of(late, s.name+loads[0].name))
+			fmt.Printf("  %-6s %-30s %6.2f ms, %5.1f times", s.name, l.name, p,
+				p/of(late, s.name+loads[0].name))
 			if l.name != loads[0].name {
 				fmt.Printf(", %5.2f GB/s each way", of(rates, key))
 			}

@@ -47,9 +47,9 @@ func GetSize(n int) *Buffer {
 // notCleared is the size from which Make does not clear memory.
 const notCleared = 32 << 10
 
-// Make returns an empty slice with a capacity of n bytes. Large memory is not cleared: that takes about as long
-// as to copy it, and whoever does it holds up others, in the end for nothing, as all of it is written before
-// anybody reads it.
+// Make returns an empty slice with a capacity of n bytes. Large memory is not cleared: that takes about as
+// long as to copy it, and whoever does it holds up others, in the end for nothing, as all of it is written
+// before anybody reads it.
 func Make(n int) []byte {
 	if n < notCleared {
 		return make([]byte, 0, n)
