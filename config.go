@@ -151,7 +151,9 @@ type PeerConfig struct {
 	MaxSessionInput int64
 	// MaxSessionOutput is how many bytes may wait to be written to one session
 	// before the next call that writes to the session has to wait, for the write
-	// timeout at most (8 MiB).
+	// timeout at most (8 MiB). As many again may wait of packets that go in parts,
+	// which are those with more than 66 KiB of body: a call that writes another one
+	// waits as long as the other side goes on reading.
 	MaxSessionOutput int64
 
 	// Numbers:
