@@ -28,6 +28,7 @@ type assembly struct {
 // arriving is a packet of which parts have come.
 type arriving struct {
 	head    []byte // its two lengths, and the header between them
+	cost    int64  // taken from the budget, beside what the body has
 	body    Body
 	length  int64 // of the body
 	got     int64 // bytes of the body that have come
@@ -39,6 +40,16 @@ type arriving struct {
 // badPart returns an error that ends the connection.
 func badPart(format string, args ...any) error { return &frameError{fmt.Errorf(format, args...)} }
 
+// arrivingCost is how many bytes a packet takes that arrives in parts, beside its header and its body.
+const arrivingCost = 512
+
+// release gives up what has come.
+func (r *reader) release(a *arriving) {
+	a.body.Release()
+	r.budget.Give(a.cost)
+	a.cost = 0
+}
+
 // parting reports whether packets arrive in parts.
 func (r *reader) parting() bool { return r.parts != nil && len(r.parts.packets) > 0 }
 
@@ -47,7 +58,7 @@ func (r *reader) dropWhole() {
 	if r.parts == nil || r.parts.whole == nil {
 		return
 	}
-	r.parts.whole.body.Release()
+	r.release(r.parts.whole)
 	r.parts.whole = nil
 }
 
@@ -58,7 +69,7 @@ func (r *reader) dropParts() {
 	}
 	r.dropWhole()
 	for _, a := range r.parts.packets {
-		a.body.Release()
+		r.release(a)
 	}
 	if r.parting() {
 		r.budget.Waits(false)
@@ -111,7 +122,7 @@ func (s *Socket) readPart(v *packet.HeaderView) (int64, error) {
 	a := p.packets[number]
 	if r.body == 0 {
 		if a != nil { // the other side does not go on
-			a.body.Release()
+			r.release(a)
 			r.doneWith(number)
 		}
 		return 0, nil
@@ -159,7 +170,7 @@ func (s *Socket) readPart(v *packet.HeaderView) (int64, error) {
 	}
 	r.doneWith(number)
 	if err := v.Decode(a.head[packet.LengthSize : len(a.head)-packet.LengthSize]); err != nil {
-		a.body.Release()
+		r.release(a)
 		return 0, &frameError{err}
 	}
 	p.whole, r.refused = a, a.refused
@@ -199,7 +210,10 @@ func (r *reader) firstPart() (*arriving, error) {
 	if b, err = r.peek(int(head), false); err != nil {
 		return nil, err
 	}
-	a := &arriving{head: append([]byte(nil), b...), moved: time.Now()}
+	a := &arriving{head: append([]byte(nil), b...), cost: head + arrivingCost, moved: time.Now()}
+	if !r.budget.Take(a.cost) {
+		return nil, badPart("a packet in parts with a header of %d bytes: %w", hlen, packet.ErrBudget)
+	}
 	a.length, a.refused = r.limits.BodyLength(b[head-packet.LengthSize:])
 	a.body.budget = r.budget
 	r.discard(len(b))
@@ -207,9 +221,11 @@ func (r *reader) firstPart() (*arriving, error) {
 	r.parts.came += uint64(head)
 	var v packet.HeaderView
 	if err := v.Decode(a.head[packet.LengthSize : len(a.head)-packet.LengthSize]); err != nil {
+		r.release(a)
 		return nil, &frameError{err}
 	}
 	if v.Type == packet.TypePart || a.length == 0 {
+		r.release(a)
 		return nil, badPart("a packet of type %d with a body of %d bytes comes in parts", v.Type,
 			a.length)
 	}

@@ -159,9 +159,9 @@ func (s *Socket) Permit(ctx context.Context) (Permit, error) {
 // mem is none.
 //
 // With a permit it waits where a large packet finds no memory in the budget, or no room: as long as the
-// permit's context lasts, and for memory for the write timeout at most. While it waits it has no permit and
-// no encoded packet. The permit ends with the frame, or with an error. Without a permit it does not wait: the
-// error is then a [*WriteError] that wraps [ErrOutputFull].
+// permit's context lasts, and for memory for the write timeout at most. While it waits it has no encoded
+// packet, and while it waits for room no permit. The permit ends with the frame, or with an error. Without a
+// permit it does not wait: the error is then a [*WriteError] that wraps [ErrOutputFull].
 func (s *Socket) Encode(permit Permit, mem []byte, p *packet.Packet) (Frame, error) {
 	if permit.w != nil {
 		return s.encodeWithin(permit.ctx, mem, p, true)
@@ -239,18 +239,20 @@ func (s *Socket) encodeWithin(ctx context.Context, mem []byte, p *packet.Packet,
 		n := int64(len(f.b))
 		memory := int64(cap(f.b))
 		f.free()
+		if placed {
+			if err := w.awaitMemory(ctx, memory); err != nil {
+				return Frame{}, &WriteError{Err: err, Unsent: true}
+			}
+			continue
+		}
 		if has {
 			has = false
 			w.endPermit()
 		}
-		if placed {
-			err = w.awaitMemory(ctx, memory)
-		} else if err = w.awaitPlace(ctx, n); err == nil {
-			room = n
-		}
-		if err != nil {
+		if err := w.awaitPlace(ctx, n); err != nil {
 			return Frame{}, &WriteError{Err: err, Unsent: true}
 		}
+		room = n
 		if permit {
 			if err := w.takePermit(ctx); err != nil {
 				return Frame{}, err
@@ -487,7 +489,8 @@ func (s *Socket) ReadBody(mem []byte) (Body, error) {
 	}
 	if p := s.r.parts; p != nil && p.whole != nil {
 		b := p.whole.body
-		p.whole = nil
+		p.whole.body = Body{}
+		s.r.dropWhole()
 		return b, nil
 	}
 	b := Body{B: mem[:0]}

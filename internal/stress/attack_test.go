@@ -186,17 +186,24 @@ func TestAttackSlowReaders(t *testing.T) {
 	echo := pullFrame("1", "/echo", 0, []byte(`j"`+strings.Repeat("x", 60_000)+`"`))
 	length := pullFrame("1", "/length", 0, append([]byte("s"), make([]byte, 60_000)...))
 	large := pullFrame("1", "/large", 0, []byte("j200000"))
+	parts := rawFrame(&packet.Header{Id: "credit", Type: packet.TypeCredit, Meta: map[string]string{
+		"pulls": "none", "streams": "none", "parts": "yes"}}, nil)
 	for _, c := range []struct {
 		name    string
 		readers int
 		frame   []byte
 		n       int
+		parts   bool // say that large replies may come in parts
+		reads   bool // and read them, without a word
 	}{
-		{"20 send 400 pulls of 60 KB to an echo, and read nothing", 20, echo, 400},
-		{"400 do", figure(0, 400), echo, 400},
-		{"20 send 400 pulls of 60 KB with small replies, and read nothing", 20, length, 400},
-		{"one sends 3.1 MB of small pulls with replies of 200 KB, and reads nothing", 1, large, 100_000},
-		{"20 do", 20, large, 5_000},
+		{"20 send 400 pulls of 60 KB to an echo, and read nothing", 20, echo, 400, false, false},
+		{"400 do", figure(0, 400), echo, 400, false, false},
+		{"20 send 400 pulls of 60 KB with small replies, and read nothing", 20, length, 400, false, false},
+		{"one sends 3.1 MB of small pulls with replies of 200 KB, and reads nothing", 1, large, 100_000, false,
+			false},
+		{"20 do", 20, large, 5_000, false, false},
+		{"20 do, and know parts", 20, large, 5_000, true, false},
+		{"20 do, and read the parts, and never say that they have come", 20, large, 5_000, true, true},
 	} {
 		if c.readers == 0 {
 			continue
@@ -205,6 +212,12 @@ func TestAttackSlowReaders(t *testing.T) {
 			srv := start(t, options{})
 			g := srv.good(t, options{})
 			hold(t, srv.addr, c.readers, func(_ int, conn net.Conn) error {
+				if c.parts {
+					send(conn, parts)
+				}
+				if c.reads {
+					go func() { _, _ = readToEnd(conn) }()
+				}
 				for i := 0; i < c.n && send(conn, c.frame); i++ {
 				}
 				return nil
@@ -296,6 +309,38 @@ func TestAttackStreams(t *testing.T) {
 			})
 			g.finish(srv, "16 sessions with 6,000 streams each that nobody receives from, "+name)
 			srv.requireGrowth(t, light[int64](500, 1000)*mib)
+		})
+	}
+}
+
+// Packets in parts that do not go on, as many as may be under way: bare, with as much header as there may be,
+// and with a part of a body that does not end.
+func TestAttackParts(t *testing.T) {
+	for name, c := range map[string]struct {
+		uri  string
+		body int
+	}{
+		"begun":                     {"/echo", 0},
+		"with 60 KB of header":      {"/echo?" + strings.Repeat("x", 60_000), 0},
+		"with 250 KB of their body": {"/echo", 250_000},
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := start(t, options{})
+			g := srv.good(t, options{})
+			frame := pullFrame("1", c.uri, 0, make([]byte, 15*mib))
+			first := frame[:len(frame)-15*mib+c.body]
+			hold(t, srv.addr, figure(60, 400), func(_ int, conn net.Conn) error {
+				go func() { _, _ = readToEnd(conn) }()
+				for i := range 64 {
+					if !send(conn, rawFrame(&packet.Header{Id: fmt.Sprint(i), Type: packet.TypePart}, first)) {
+						break
+					}
+				}
+				return nil
+			})
+			during(t, 1, func(int) { time.Sleep(10 * time.Millisecond) })
+			g.finish(srv, fmt.Sprintf("%d strangers with 64 packets in parts each, %s", figure(60, 400), name))
+			srv.requireGrowth(t, 500*mib)
 		})
 	}
 }
