@@ -199,8 +199,8 @@ func TestAttackSlowReaders(t *testing.T) {
 		{"20 send 400 pulls of 60 KB to an echo, and read nothing", 20, echo, 400, false, false},
 		{"400 do", figure(0, 400), echo, 400, false, false},
 		{"20 send 400 pulls of 60 KB with small replies, and read nothing", 20, length, 400, false, false},
-		{"one sends 3.1 MB of small pulls with replies of 200 KB, and reads nothing", 1, large, 100_000, false,
-			false},
+		{"one sends 3.1 MB of small pulls with replies of 200 KB, and reads nothing", 1, large, 100_000,
+			false, false},
 		{"20 do", 20, large, 5_000, false, false},
 		{"20 do, and know parts", 20, large, 5_000, true, false},
 		{"20 do, and read the parts, and never say that they have come", 20, large, 5_000, true, true},
@@ -332,14 +332,16 @@ func TestAttackParts(t *testing.T) {
 			hold(t, srv.addr, figure(60, 400), func(_ int, conn net.Conn) error {
 				go func() { _, _ = readToEnd(conn) }()
 				for i := range 64 {
-					if !send(conn, rawFrame(&packet.Header{Id: fmt.Sprint(i), Type: packet.TypePart}, first)) {
+					h := &packet.Header{Id: fmt.Sprint(i), Type: packet.TypePart}
+					if !send(conn, rawFrame(h, first)) {
 						break
 					}
 				}
 				return nil
 			})
 			during(t, 1, func(int) { time.Sleep(10 * time.Millisecond) })
-			g.finish(srv, fmt.Sprintf("%d strangers with 64 packets in parts each, %s", figure(60, 400), name))
+			g.finish(srv, fmt.Sprintf("%d strangers with 64 packets in parts each, %s", figure(60, 400),
+				name))
 			srv.requireGrowth(t, 500*mib)
 		})
 	}
