@@ -109,6 +109,9 @@ type UnknownPullCtx interface {
 type ForeSession interface {
 	// Peer is the local peer.
 	Peer() *Peer
+	// Session is the session, for hooks that keep it. Until the handshake is over nothing may be pulled or
+	// pushed on it.
+	Session() *Session
 	// Id is the session's id so far.
 	Id() string
 	// ChangeId gives the session another id; see [Session.ChangeId].

@@ -114,9 +114,12 @@ func (s *Session) connected(ctx context.Context, first *reader, hs hooks[*Sessio
 	}
 }
 
+// sessionOfHooks is Session by another name, as foreSession has a method of that one.
+type sessionOfHooks = Session
+
 // foreSession is the ForeSession that the hooks of one handshake get.
 type foreSession struct {
-	*Session
+	*sessionOfHooks
 	conn    *conn // the connection in its handshake
 	dialled bool  // this side has dialled
 	over    atomic.Bool
@@ -188,6 +191,8 @@ func (f *foreSession) receive(body interface{}) (*packet.Packet, error) {
 	return p, nil
 }
 
+func (f *foreSession) Session() *Session { return f.sessionOfHooks }
+
 func (f *foreSession) RemoteIp() string { return f.conn.remoteIp() }
 
 func (f *foreSession) Socket() socket.View { return f.conn.sock.View() }
@@ -211,7 +216,7 @@ func (cn *conn) runHandshake(ctx context.Context, from *origin) (*reader, error)
 	defer cancel()
 	// The hooks get a goroutine of their own, because one may wait for something that does not end when
 	// the connection is closed.
-	fore := &foreSession{Session: cn.sess, conn: cn, dialled: !from.stranger}
+	fore := &foreSession{sessionOfHooks: cn.sess, conn: cn, dialled: !from.stranger}
 	var first *reader
 	done := onItsOwn(func() error {
 		err := from.hooks.run(fore).orNil()

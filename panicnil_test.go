@@ -69,7 +69,7 @@ func TestPanicWithNil(t *testing.T) {
 					_, err := bad.ServeConn(conn)
 					return err
 				}
-				return bad.chain.postDial.run(&foreSession{Session: &Session{peer: bad}}).orNil()
+				return bad.chain.postDial.run(&foreSession{sessionOfHooks: &Session{peer: bad}}).orNil()
 			}(a)
 			require.ErrorContains(t, err, "panic in "+point)
 		})

@@ -1,0 +1,90 @@
+package auth
+
+import (
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// How many attempts may fail from one address, and within which time, without the option Failures.
+const (
+	defaultFailures    = 10
+	defaultFailureTime = time.Minute
+)
+
+// maxAddresses is how many addresses are remembered in each half of the time. More are not: the memory that
+// attempts take must have a bound.
+const maxAddresses = 1 << 16
+
+// attempts counts those that have failed, by address: in a window of time that moves on by halves, so that
+// memory is given back without looking at each address.
+type attempts struct {
+	most int
+	half time.Duration
+
+	mu        sync.Mutex // guards the fields below
+	began     time.Time  // of now
+	now, last map[string]int
+}
+
+func (t *attempts) init(most int, within time.Duration) { t.most, t.half = most, within/2 }
+
+// turnLocked makes now the half that the time is in.
+func (t *attempts) turnLocked(now time.Time) {
+	switch past := now.Sub(t.began); {
+	case past < t.half && past >= 0:
+		return
+	case past < 2*t.half && past >= 0:
+		t.last = t.now
+	default:
+		t.last = nil
+	}
+	t.now, t.began = make(map[string]int), now
+}
+
+// failed counts an attempt from the address.
+func (t *attempts) failed(address string, now time.Time) {
+	if t.most < 0 || address == "" {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.turnLocked(now)
+	if _, known := t.now[address]; known || len(t.now) < maxAddresses {
+		t.now[address]++
+	}
+}
+
+// wait returns how long the address has to wait, and 0 if it has not.
+func (t *attempts) wait(address string, now time.Time) time.Duration {
+	if t.most < 0 || address == "" {
+		return 0
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.turnLocked(now)
+	if t.now[address]+t.last[address] < t.most {
+		return 0
+	}
+	return t.half - now.Sub(t.began) + time.Millisecond
+}
+
+// networkOf returns the address without its port, of IPv6 the network of 64 bits that one site has; empty if
+// that is no address of IP.
+func networkOf(remote string) string {
+	host, _, err := net.SplitHostPort(remote)
+	if err != nil {
+		return ""
+	}
+	ip, err := netip.ParseAddr(host)
+	if err != nil {
+		return ""
+	}
+	ip = ip.Unmap()
+	if ip.Is6() {
+		net, _ := ip.Prefix(64)
+		return net.String()
+	}
+	return ip.String()
+}
