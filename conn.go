@@ -12,6 +12,7 @@ import (
 
 	"github.com/henrylee2cn/teleport/internal/calltable"
 	"github.com/henrylee2cn/teleport/internal/credit"
+	"github.com/henrylee2cn/teleport/internal/keepalive"
 	"github.com/henrylee2cn/teleport/internal/role"
 	"github.com/henrylee2cn/teleport/internal/stream"
 	"github.com/henrylee2cn/teleport/internal/tlsconf"
@@ -58,6 +59,7 @@ type conn struct {
 	taken      atomic.Pointer[uint64]
 	flow       credit.Flow // of pushes and pulls
 	pushLane   socket.Lane
+	pings      keepalive.Pings
 	queue      workers.Queue // calls that wait for a worker
 	calls      calltable.Table[call]
 	streams    stream.Set
@@ -471,6 +473,9 @@ func (cn *conn) encodeHeader(h *packet.Header) (socket.Frame, error) {
 
 // pushCost is what a push costs in bytes of credit beside its header and its body.
 const pushCost = 2 << 10
+
+// measureId is the id of a ping whose answer is measured. No pull has it.
+const measureId = "rtt"
 
 // creditId is the id of the packet that asks for credit.
 const creditId = "credit"

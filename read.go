@@ -285,8 +285,12 @@ func (r *reader) strayReply() error {
 		return r.refusal()
 	}
 	cn.sock.SkipBody()
-	if string(id) == creditId {
+	switch string(id) {
+	case creditId:
 		cn.flow.Refused()
+		return nil
+	case measureId:
+		cn.pings.Answered()
 		return nil
 	}
 	if number, ok := parsePullId(id); ok && cn.flow.Pulls.Sent(number) {
