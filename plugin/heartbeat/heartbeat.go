@@ -6,9 +6,9 @@
 // Without it a side that has gone silent is noticed when something waits for it, see
 // [tp.PeerConfig].KeepAlive. With it a connection on which nothing has come for one interval is asked, and
 // again each interval; when nothing has come for one interval more than Misses the connection is ended, as if
-// it had broken: pulls end with [tp.StatusConnClosed], and a session with [tp.Redial] gets another connection.
-// Anything that comes counts, so a busy connection is asked for nothing but the time that an answer takes,
-// and that rarely.
+// it had broken: pulls end with [tp.StatusConnClosed], and a session with [tp.Redial] gets another
+// connection. Anything that comes counts, so a busy connection is asked for nothing but the time that an
+// answer takes, and that rarely.
 //
 // The other side needs no plugin: every peer answers a ping. With the plugin there too, the side that has
 // accepted the connection says how often to ask, if it has [Lead].
@@ -43,8 +43,8 @@ const uri = "/tp-heartbeat"
 
 // Stats is what is known of a session's other side.
 type Stats struct {
-	// Last is how long the last answer took, Smoothed the moving average of all, with a weight of an eighth for
-	// each new one (as SRTT in RFC 6298), and Min the least. They are 0 before the first answer.
+	// Last is how long the last answer took, Smoothed the moving average of all, with a weight of an eighth
+	// for each new one (as SRTT in RFC 6298), and Min the least. They are 0 before the first answer.
 	Last, Smoothed, Min time.Duration
 	// Silent is for how long nothing has come, as it was known when the session was looked at last.
 	Silent time.Duration
@@ -78,7 +78,8 @@ type Option func(*Heartbeat)
 // Every changes the interval, which is 15 seconds.
 func Every(interval time.Duration) Option {
 	if interval < minInterval || interval > maxInterval {
-		panic(fmt.Sprintf("heartbeat: Every: %v is not between %v and %v.", interval, minInterval, maxInterval))
+		panic(fmt.Sprintf("heartbeat: Every: %v is not between %v and %v.", interval, minInterval,
+			maxInterval))
 	}
 	return func(h *Heartbeat) { h.interval = interval }
 }
@@ -91,8 +92,8 @@ func Misses(n int) Option {
 	return func(h *Heartbeat) { h.misses = n }
 }
 
-// Lead has the other sides of accepted connections ask as often as this side does, if they have the plugin and
-// not [Own].
+// Lead has the other sides of accepted connections ask as often as this side does, if they have the plugin
+// and not [Own].
 func Lead() Option { return func(h *Heartbeat) { h.lead = true } }
 
 // Own keeps to this side's own interval, whatever the other side says.
