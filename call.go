@@ -75,6 +75,7 @@ type transit struct {
 	backlog  int    // bytes of output that waited when such a reply was queued
 	timed    bool   // the handler's time is a sample for the route's pace
 	refusal  Xerror // why the call has no handler
+	failed   Xerror // why a push was not handled
 	ran      bool   // the handler has begun
 	offered  bool   // the reply must not wait for room in the output
 	waited   bool   // a push that has waited for a worker
@@ -176,6 +177,7 @@ func (j *job) Kind() workers.Kind {
 // drop gives up a call that was counted and will not run.
 func (c *call) drop() {
 	cn := c.conn
+	c.failed = newXerror(StatusOverloaded, "dropped", nil)
 	c.release()
 	cn.handlerDone()
 }
@@ -199,8 +201,40 @@ func (c *call) closeLocked() (charged int64) {
 	return charged
 }
 
+// finished runs the hooks of a call that is over. Each of them is called.
+func (c *call) finished() {
+	hs := c.replyChain().postCall
+	for i := range hs {
+		c.keep()
+		if err := hs[i].safely(c); err != nil {
+			c.conn.peer.log.rarely(LevelWarn, "hook failed", "call of %s: %v", c.replyAttrs(err)...)
+		}
+	}
+}
+
+// Status is for hooks of a call that is over.
+func (c *call) Status() (code int32, text string) {
+	x := c.keep()
+	switch {
+	case c.typ != packet.TypePush:
+		return x.outHdr.StatusCode, x.outHdr.Status
+	case x.failed != nil:
+		return x.failed.Code(), x.failed.Text()
+	}
+	return StatusOK, ""
+}
+
+// Route is for hooks of a call that is over.
+func (c *call) Route() string {
+	if c.handler == nil {
+		return ""
+	}
+	return c.handler.path
+}
+
 // release ends a call: nothing of this package needs the packets any more.
 func (c *call) release() {
+	c.finished()
 	c.giveBack()
 	c.mu.Lock()
 	charged := c.closeLocked()
@@ -411,6 +445,7 @@ func (c *call) handle() (waiting int) {
 	if pull {
 		c.reply(reply, x)
 	} else if x != nil {
+		c.failed = x
 		c.conn.peer.log.rarely(LevelWarn, "push failed", "push %s from %s: %v", uriAttr(c.inHdr.Uri),
 			slog.String("remote", c.Ip()), errAttr(x), slog.String("session", c.conn.sess.Id()))
 	}
@@ -542,6 +577,7 @@ func (c *call) Context() context.Context {
 // leave ends a call whose packets the program may have: its context ends, and a context that is asked for
 // later has ended.
 func (c *call) leave() {
+	c.finished()
 	c.giveBack()
 	c.mu.Lock()
 	charged := c.closeLocked()

@@ -43,6 +43,20 @@ type ReadCtx interface {
 	Input() *packet.Packet
 }
 
+// CallCtx is what hooks see of a call that is over.
+type CallCtx interface {
+	ReadCtx
+	// Output is the reply; a push has an empty packet.
+	Output() *packet.Packet
+	// Status is the status of the reply, and of a push what became of it: StatusOK, or the error for which it
+	// was not handled.
+	Status() (code int32, text string)
+	// Route is the path of the registration that the call was routed to, or the prefix of the unknown handler
+	// with "*" behind it; empty if it was refused before. There are as many as were registered, whatever others
+	// call.
+	Route() string
+}
+
 // WriteCtx is what hooks see of a packet that is sent.
 type WriteCtx interface {
 	Ctx

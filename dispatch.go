@@ -280,6 +280,7 @@ func (r *reader) reject(c *call, x Xerror) error {
 			uriAttr(c.inHdr.Uri), slog.String("remote", c.Ip()), errAttr(x),
 			slog.String("session", r.conn.sess.Id()))
 		c.begins()
+		c.failed = x
 		c.release()
 		return nil
 	}

@@ -169,6 +169,16 @@ type PostReadValuePlugin interface {
 	PostReadValue(ReadCtx) error
 }
 
+// PostCallPlugin is called when a call that came is over, however that was: a pull or a stream when its reply
+// was handed to the connection, or could not be, and a push when its handler has returned. A call that was
+// refused is over too, and so is a push that was dropped. The hook is called once for each call of which
+// PostReadHeader was called, and for each plugin, whatever errors there were before: what PostReadHeader or
+// PreReadBody has taken can be given back here. It must not wait. An error is logged.
+type PostCallPlugin interface {
+	Plugin
+	PostCall(CallCtx) error
+}
+
 // hook is one plugin's method.
 type hook[C any] struct {
 	plugin Plugin
@@ -283,6 +293,7 @@ type pluginChain struct {
 	postReadBody   hooks[ReadCtx]
 	preWriteValue  hooks[WriteCtx]
 	postReadValue  hooks[ReadCtx]
+	postCall       hooks[CallCtx]
 }
 
 // seesPulls reports whether a hook looks at the packets of pulls that this side makes.
@@ -388,6 +399,8 @@ var hookPoints = []hookPoint{
 		func(c *pluginChain) *hooks[WriteCtx] { return &c.preWriteValue }),
 	hookAt("PostReadValue", ofRoute, PostReadValuePlugin.PostReadValue,
 		func(c *pluginChain) *hooks[ReadCtx] { return &c.postReadValue }),
+	hookAt("PostCall", ofRoute, PostCallPlugin.PostCall,
+		func(c *pluginChain) *hooks[CallCtx] { return &c.postCall }),
 }
 
 func (c *pluginChain) add(p Plugin) {

@@ -1,0 +1,122 @@
+package tp
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/henrylee2cn/teleport/internal/pipe"
+)
+
+// overs notes the calls that are over.
+type overs struct {
+	name string
+	mu   sync.Mutex
+	all  []string
+	fail bool
+}
+
+func (o *overs) Name() string { return o.name }
+
+func (o *overs) PostCall(ctx CallCtx) error {
+	code, _ := ctx.Status()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.all = append(o.all, fmt.Sprintf("%d %s route=%s", code, ctx.Input().Header.Uri, ctx.Route()))
+	if o.fail {
+		return errors.New("no")
+	}
+	return nil
+}
+
+func (o *overs) take() []string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	all := o.all
+	o.all = nil
+	slices.Sort(all)
+	return all
+}
+
+// refuser refuses what has the path, before the body is read.
+type refuser struct{ path string }
+
+func (refuser) Name() string { return "refuser" }
+
+func (r refuser) PreReadBody(ctx ReadCtx) error {
+	if ctx.Input().Header.Uri == r.path {
+		return NewXerror(418, "refused")
+	}
+	return nil
+}
+
+// Every call has its end, once, for each plugin, however that was.
+func TestPostCall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first, second := &overs{name: "first", fail: true}, &overs{name: "second"}
+		srv := newTestPeer(t, &PeerConfig{MaxSessionHandlers: 2}, first, second, refuser{"/refused"})
+		release := make(chan struct{})
+		HandlePull(srv.PullRouter, "/ok", func(_ PullCtx, s *string) (string, Xerror) { return *s, nil })
+		HandlePull(srv.PullRouter, "/no", func(PullCtx, *string) (string, Xerror) {
+			return "", NewXerror(777, "no")
+		})
+		HandlePull(srv.PullRouter, "/panic", func(PullCtx, *string) (string, Xerror) { panic("oh") })
+		HandlePull(srv.PullRouter, "/goexit", func(PullCtx, *string) (string, Xerror) {
+			runtime.Goexit()
+			return "", nil
+		})
+		HandlePull(srv.PullRouter, "/wait", func(PullCtx, *string) (string, Xerror) { <-release; return "", nil })
+		HandlePull(srv.PullRouter, "/refused", func(PullCtx, *string) (string, Xerror) { return "", nil })
+		HandlePush(srv.PushRouter, "/push", func(PushCtx, *string) {})
+		HandlePush(srv.PushRouter, "/refused", func(PushCtx, *string) {})
+		HandleStream(srv.PullRouter, "/stream", func(_ PullCtx, s *Stream[string, string]) Xerror {
+			_, _ = s.Recv()
+			return NewXerror(778, "over")
+		})
+		srv.PullRouter.Group("any").SetUnknown(func(UnknownPullCtx, *[]byte) (interface{}, Xerror) {
+			return nil, nil
+		})
+		_, sess := connect(t, srv, newTestPeer(t, nil), pipe.Options{})
+		for _, uri := range []string{"/ok?a=1", "/no", "/panic", "/goexit", "/nosuch", "/refused", "/any/thing"} {
+			_ = sess.Pull(uri, "", nil)
+		}
+		require.NotNil(t, sess.Pull("/ok", 5, nil).Xerror) // which does not decode
+		for _, uri := range []string{"/push", "/nosuch", "/refused"} {
+			require.Nil(t, sess.Push(uri, ""))
+		}
+		require.Nil(t, sess.Push("/push", 5))
+		s, err := OpenStream[string, string](t.Context(), sess, "/stream")
+		require.NoError(t, err)
+		require.NoError(t, s.CloseSend())
+		_, _ = s.Recv()
+		synctest.Wait()
+		want := []string{"200 /ok?a=1 route=/ok", "777 /no route=/no", "500 /panic route=/panic",
+			"500 /goexit route=/goexit", "404 /nosuch route=", "418 /refused route=/refused",
+			"200 /any/thing route=/any/*", "400 /ok route=/ok", "200 /push route=/push", "404 /nosuch route=",
+			"418 /refused route=/refused", "400 /push route=/push", "778 /stream route=/stream"}
+		slices.Sort(want)
+		require.Equal(t, want, second.take())
+		require.Equal(t, want, first.take())
+
+		a, b := sess.GoPull("/wait", "", nil, nil), sess.GoPull("/wait", "", nil, nil)
+		synctest.Wait()
+		for range 3 {
+			require.Nil(t, sess.Push("/push", "waits"))
+		}
+		synctest.Wait()
+		require.Empty(t, second.take())
+		require.NoError(t, sess.Close()) // the replies cannot be sent, and the pushes that wait are handled
+		close(release)
+		synctest.Wait()
+		<-a.Done()
+		<-b.Done()
+		require.Equal(t, []string{"200 /push route=/push", "200 /push route=/push", "200 /push route=/push",
+			"200 /wait route=/wait", "200 /wait route=/wait"}, second.take())
+	})
+}
