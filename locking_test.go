@@ -26,7 +26,8 @@ import (
 var lockRanks = []string{
 	"handover.syscall.ForkLock", "handover.state.mu", "grace.mu", "serving.mu", "earlySignals.mu", "Peer.mu",
 	"routes.mu", "places.Places.mu", "call.mu", "outgoing.mu", "Session.mu", "sessions.mu", "workers.Pool.mu",
-	"calltable.Table[].mu", "keepalive.Keeper.mu", "keepalive.Pings.mu", "role.Pace.mu", "stream.Set.mu", "stream.Stream.mu",
+	"calltable.Table[].mu", "keepalive.Keeper.mu", "keepalive.Pings.mu",
+	"role.Pace.mu", "stream.Set.mu", "stream.Stream.mu",
 	"stream.In.mu", "credit.outgoing.mu",
 	"credit.Places.mu", "credit.Sender.mu", "credit.line.mu", "credit.Receiver.mu", "socket.reader.setting",
 	"socket.writer.mu", "packet.Budget.mu", "packet.Pool.mu",
