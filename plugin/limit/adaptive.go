@@ -25,10 +25,10 @@ const (
 	// many there must be.
 	sampleWindow = 50 * time.Millisecond
 	minSamples   = 10
-	// probeEvery is after how long it is measured again how long a call takes alone, with a quarter of the
-	// limit.
+	// probeEvery is after how long it is measured again how long a call takes alone, with half of the limit.
 	probeEvery = 10 * time.Second
-	// patient is how long a call may wait when the queue was empty within that time. Otherwise it may wait as
+	// patient is how long a call may wait if the queue was empty, and nothing refused, within that time.
+	// Otherwise it may wait as
 	// long as a call takes alone, within these bounds.
 	patient                 = 100 * time.Millisecond
 	minImpatient, impatient = 500 * time.Microsecond, 5 * time.Millisecond
@@ -79,21 +79,22 @@ type adaptive struct {
 	priority    func(ctx tp.ReadCtx) int
 	least, most float64
 
-	mu       sync.Mutex // guards the fields below
-	limit    float64
-	running  int
-	queue    [priorities][]*waiter
-	waiting  int
-	emptyAt  time.Time     // when the queue was empty last
-	shortest time.Duration // of this window
-	samples  int
-	busiest  int           // most calls that ran in this window
-	windowAt time.Time     // when it began
-	alone    time.Duration // how long a call takes alone; 0 when that is not known
-	now      time.Duration // how long a call takes now, smoothed
-	probing  bool          // alone is measured
-	probed   time.Time     // when it was measured last
-	refused  uint64
+	mu        sync.Mutex // guards the fields below
+	limit     float64
+	running   int
+	queue     [priorities][]*waiter
+	waiting   int
+	emptyAt   time.Time     // when the queue was empty last
+	droppedAt time.Time     // when a call was refused last
+	shortest  time.Duration // of this window
+	samples   int
+	busiest   int           // most calls that ran in this window
+	windowAt  time.Time     // when it began
+	alone     time.Duration // how long a call takes alone; 0 when that is not known
+	now       time.Duration // how long a call takes now, smoothed
+	probing   bool          // alone is measured
+	probed    time.Time     // when it was measured last
+	refused   uint64
 }
 
 type waiter struct {
@@ -126,7 +127,7 @@ func (l *Limit) Stats() (Stats, bool) {
 // boundLocked returns how many may run now.
 func (a *adaptive) boundLocked() int {
 	if a.probing {
-		return max(int(a.limit/4), 1)
+		return max(int(a.limit/2), 1)
 	}
 	return max(int(a.limit), 1)
 }
@@ -148,7 +149,7 @@ func (a *adaptive) take(ctx tp.ReadCtx) error {
 		}
 	}
 	patience := patient
-	if now.Sub(a.emptyAt) > patient {
+	if now.Sub(a.emptyAt) > patient || now.Sub(a.droppedAt) < patient {
 		patience = min(max(a.alone, minImpatient), impatient)
 	}
 	if a.waiting >= waitingTimesLimit*max(int(a.limit), 1) && !a.dropLocked(level) {
@@ -208,6 +209,7 @@ func (a *adaptive) dropLocked(level int) bool {
 
 func (a *adaptive) refuseLocked() error {
 	a.refused++
+	a.droppedAt = time.Now()
 	return overloaded("more is asked for than can be done, the call was not run",
 		max(2*a.now, 10*time.Millisecond))
 }

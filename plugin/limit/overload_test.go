@@ -83,7 +83,8 @@ func offer(t *testing.T, sess *tp.Session, perSecond int, patience, during time.
 // run offers a service that can do perSecond calls times as many, in a time of its own.
 func run(t *testing.T, perSecond int, times float64, during time.Duration, plugins ...tp.Plugin) (all []second) {
 	synctest.Test(t, func(t *testing.T) {
-		srv := tp.NewPeer(&tp.PeerConfig{MaxSessionHandlers: -1, MaxHandlers: -1}, plugins...)
+		srv := tp.NewPeer(&tp.PeerConfig{MaxSessionHandlers: -1, MaxHandlers: -1,
+			MaxBufferedBytes: -1}, plugins...)
 		cli := tp.NewPeer(nil)
 		s := newService(perSecond, 4)
 		tp.HandlePull(srv.PullRouter, "/work", s.handle)

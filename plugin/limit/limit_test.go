@@ -1,0 +1,298 @@
+package limit_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	tp "github.com/henrylee2cn/teleport"
+	"github.com/henrylee2cn/teleport/internal/pipe"
+	"github.com/henrylee2cn/teleport/plugin/limit"
+)
+
+func TestMain(m *testing.M) {
+	tp.SetLogLevel(tp.LevelOff)
+	goleak.VerifyTestMain(m)
+}
+
+// addressed is a connection from an address.
+type addressed struct {
+	net.Conn
+	addr string
+}
+
+func (a addressed) RemoteAddr() net.Addr {
+	addr, _ := net.ResolveTCPAddr("tcp", a.addr)
+	return addr
+}
+
+// server is a peer with the plugins, and handlers that wait until they are let go.
+type server struct {
+	*tp.Peer
+	release chan struct{}
+	clients *tp.Peer
+}
+
+func newServer(t *testing.T, plugins ...tp.Plugin) *server {
+	s := &server{tp.NewPeer(nil, plugins...), make(chan struct{}), tp.NewPeer(nil)}
+	tp.HandlePull(s.PullRouter, "/wait", func(_ tp.PullCtx, n *int) (int, tp.Xerror) { <-s.release; return *n, nil })
+	tp.HandlePull(s.PullRouter, "/ok", func(_ tp.PullCtx, n *int) (int, tp.Xerror) { return *n, nil })
+	tp.HandlePull(s.PullRouter, "/panic", func(tp.PullCtx, *int) (int, tp.Xerror) { panic("oh") })
+	tp.HandleStream(s.PullRouter, "/stream", func(_ tp.PullCtx, st *tp.Stream[int, int]) tp.Xerror {
+		_, _ = st.Recv()
+		return nil
+	})
+	t.Cleanup(func() { s.clients.Close(); s.Close() })
+	return s
+}
+
+func (s *server) connect(t *testing.T, addr string) *tp.Session {
+	ca, cb := pipe.New(pipe.Options{Buffer: 1 << 20})
+	served := make(chan error, 1)
+	go func() { _, err := s.ServeConn(addressed{ca, addr}); served <- err }()
+	sess, err := s.clients.ServeConn(cb)
+	require.NoError(t, err)
+	require.NoError(t, <-served)
+	return sess
+}
+
+// requireOverloaded requires that the call was refused, with how long to wait.
+func requireOverloaded(t *testing.T, x tp.Xerror, says string) time.Duration {
+	t.Helper()
+	require.NotNil(t, x)
+	require.Equal(t, tp.StatusOverloaded, x.Code(), "%v", x)
+	require.ErrorContains(t, x, says)
+	require.True(t, tp.NotRun(x))
+	after, ok := tp.Retryable(x)
+	require.True(t, ok)
+	require.Positive(t, after)
+	return after
+}
+
+// So many calls a second for each key, and a burst; who waits as long as it is told is not refused again.
+func TestRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(t, limit.New(limit.Rate(limit.ByAddress, 10, 3)))
+		one, two := s.connect(t, "10.0.0.1:1"), s.connect(t, "10.0.0.2:1")
+		again := s.connect(t, "10.0.0.1:2")
+		for range 3 {
+			require.Nil(t, one.Pull("/ok", 1, nil).Xerror)
+		}
+		after := requireOverloaded(t, again.Pull("/ok", 1, nil).Xerror, "too many calls a second")
+		require.LessOrEqual(t, after, 100*time.Millisecond)
+		require.Nil(t, two.Pull("/ok", 1, nil).Xerror)
+		require.Nil(t, one.Push("/nosuch", 1))
+		time.Sleep(after)
+		require.Nil(t, again.Pull("/ok", 1, nil).Xerror)
+		requireOverloaded(t, again.Pull("/ok", 1, nil).Xerror, "too many calls a second")
+		time.Sleep(time.Hour)
+		for range 3 {
+			require.Nil(t, one.Pull("/ok", 1, nil).Xerror)
+		}
+	})
+}
+
+// So many calls at a time for each key, however they end.
+func TestConcurrent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(t, limit.New(limit.Concurrent(limit.BySession, 2), limit.Concurrent(limit.ByRoute, 3)))
+		one, two := s.connect(t, "10.0.0.1:1"), s.connect(t, "10.0.0.2:1")
+		a, b := one.GoPull("/wait", 1, nil, nil), one.GoPull("/wait", 1, nil, nil)
+		synctest.Wait()
+		requireOverloaded(t, one.Pull("/ok", 1, nil).Xerror, "2 calls are running already")
+		c := two.GoPull("/wait", 1, nil, nil)
+		synctest.Wait()
+		requireOverloaded(t, two.Pull("/wait", 1, nil).Xerror, "3 calls are running already")
+		require.Nil(t, two.Pull("/ok", 1, nil).Xerror, "the one that was refused holds nothing")
+		close(s.release)
+		for _, cmd := range []*tp.PullCmd{a, b, c} {
+			<-cmd.Done()
+		}
+		synctest.Wait()
+		for range 10 {
+			require.NotNil(t, one.Pull("/panic", 1, nil).Xerror)
+			require.NotNil(t, one.Pull("/ok", "no number", nil).Xerror)
+			require.NotNil(t, one.Pull("/nosuch", 1, nil).Xerror)
+			st, err := tp.OpenStream[int, int](t.Context(), one, "/stream")
+			require.NoError(t, err)
+			require.NoError(t, st.Close())
+			synctest.Wait()
+		}
+		require.Nil(t, one.Pull("/ok", 1, nil).Xerror)
+		s.release = make(chan struct{})
+		for range 5 { // calls whose callers have gone
+			lost := s.connect(t, "10.0.0.3:1")
+			lost.GoPull("/wait", 1, nil, nil)
+			synctest.Wait()
+			require.NoError(t, lost.Close())
+			close(s.release)
+			synctest.Wait()
+			s.release = make(chan struct{})
+		}
+		require.Nil(t, one.Pull("/ok", 1, nil).Xerror)
+	})
+}
+
+// So many connections from each address; one that ends makes room.
+func TestConnections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(t, limit.New(limit.Connections(2)))
+		first := s.connect(t, "10.0.0.1:1")
+		s.connect(t, "10.0.0.1:2")
+		s.connect(t, "10.0.0.2:1")
+		ca, cb := pipe.New(pipe.Options{})
+		go s.ServeConn(addressed{ca, "10.0.0.1:3"})
+		sess, err := s.clients.ServeConn(cb)
+		require.NoError(t, err)
+		x := sess.Pull("/ok", 1, nil).Xerror
+		require.NotNil(t, x)
+		require.Equal(t, tp.StatusOverloaded, x.Code(), "%v", x)
+		require.NoError(t, first.Close())
+		synctest.Wait()
+		s.connect(t, "10.0.0.1:4")
+	})
+}
+
+// Calls wait for a moment, those of a higher priority first, and a full queue drops those of a lower one.
+func TestAdaptiveQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := limit.New(limit.Adaptive(limit.Bounds(1, 1), limit.Priority(func(ctx tp.ReadCtx) int {
+			n, _ := strconv.Atoi(ctx.Input().Header.Meta["priority"])
+			return n
+		})))
+		s := newServer(t, l)
+		sess := s.connect(t, "10.0.0.1:1")
+		done := make(chan *tp.PullCmd, 100)
+		call := func(n, priority int) {
+			sess.GoPull("/wait", n, new(int), done, tp.WithMeta("priority", fmt.Sprint(priority)))
+			synctest.Wait()
+		}
+		call(0, 0) // runs
+		call(1, 0)
+		call(2, 9)
+		call(3, -5)
+		call(4, 1)
+		stats, _ := l.Stats()
+		require.Equal(t, 1, stats.Running)
+		require.Equal(t, 4, stats.Waiting)
+		var order []any
+		for range 5 {
+			s.release <- struct{}{}
+			n, x := (<-done).Result()
+			require.Nil(t, x)
+			order = append(order, *n.(*int))
+		}
+		require.Equal(t, []any{0, 2, 4, 1, 3}, order)
+
+		call(0, 0)
+		for n := range 16 {
+			call(n, 0)
+		}
+		call(100, 0) // there is no room
+		require.Equal(t, tp.StatusOverloaded, (<-done).Xerror.Code())
+		call(100, 3) // the last one of a lower priority goes
+		cmd := <-done
+		require.Equal(t, tp.StatusOverloaded, cmd.Xerror.Code())
+		time.Sleep(time.Second) // those that wait have waited too long
+		for range 16 {
+			requireOverloaded(t, (<-done).Xerror, "more is asked for than can be done")
+		}
+		s.release <- struct{}{}
+		require.Nil(t, (<-done).Xerror)
+		stats, _ = l.Stats()
+		require.Zero(t, stats.Running+stats.Waiting)
+
+		call(0, 0) // a caller that gives up while it waits holds nothing
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() { done <- sess.PullContext(ctx, "/wait", 1, nil) }()
+		synctest.Wait()
+		cancel()
+		require.ErrorIs(t, (<-done).Xerror, context.Canceled)
+		synctest.Wait()
+		stats, _ = l.Stats()
+		require.Zero(t, stats.Waiting)
+		s.release <- struct{}{}
+		<-done
+	})
+}
+
+func TestMistakes(t *testing.T) {
+	for says, f := range map[string]func(){
+		"limit: New has nothing to limit":             func() { limit.New() },
+		"limit: Rate: 0 calls a second":               func() { limit.Rate(limit.ByAll, 0, 1) },
+		"limit: Concurrent: 0 is less than 1":         func() { limit.Concurrent(limit.ByAll, 0) },
+		"limit: Connections: -1 is less than 1":       func() { limit.Connections(-1) },
+		"limit: Bounds: 5 to 4 is no range from 1 on": func() { limit.Bounds(5, 4) },
+	} {
+		func() {
+			defer func() { require.Contains(t, fmt.Sprint(recover()), says) }()
+			f()
+		}()
+	}
+}
+
+// Ten calls at once, and then one each 100 ms.
+func ExampleRate() {
+	srv := tp.NewPeer(nil, limit.New(limit.Rate(limit.BySession, 10, 2)))
+	cli := tp.NewPeer(nil)
+	defer srv.Close()
+	defer cli.Close()
+	tp.HandlePull(srv.PullRouter, "/hello", func(tp.PullCtx, *struct{}) (string, tp.Xerror) { return "hello", nil })
+	ca, cb := pipe.New(pipe.Options{})
+	_, _ = srv.ServeConn(ca)
+	sess, err := cli.ServeConn(cb)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	for range 3 {
+		_, err := tp.Call[string](context.Background(), sess, "/hello", struct{}{})
+		var x tp.Xerror
+		if errors.As(err, &x) {
+			after, _ := tp.Retryable(err)
+			fmt.Println(x, after > 0)
+		} else {
+			fmt.Println("hello")
+		}
+	}
+	// Output:
+	// hello
+	// hello
+	// 429 too many calls a second, the call was not run true
+}
+
+// BenchmarkCall measures what the plugin adds to a call.
+func BenchmarkCall(b *testing.B) {
+	for name, plugins := range map[string][]tp.Plugin{
+		"none":       nil,
+		"rate":       {limit.New(limit.Rate(limit.ByAddress, 1e9, 1e9))},
+		"concurrent": {limit.New(limit.Concurrent(limit.BySession, 1000))},
+		"adaptive":   {limit.New(limit.Adaptive())},
+	} {
+		b.Run(name, func(b *testing.B) {
+			srv, cli := tp.NewPeer(nil, plugins...), tp.NewPeer(nil)
+			defer srv.Close()
+			defer cli.Close()
+			tp.HandlePull(srv.PullRouter, "/who", func(_ tp.PullCtx, s *string) (string, tp.Xerror) { return *s, nil })
+			ca, cb := pipe.New(pipe.Options{})
+			_, err := srv.ServeConn(ca)
+			require.NoError(b, err)
+			sess, err := cli.ServeConn(cb)
+			require.NoError(b, err)
+			b.ReportAllocs()
+			for b.Loop() {
+				if x := sess.Pull("/who", "x", nil).Xerror; x != nil {
+					b.Fatal(x)
+				}
+			}
+		})
+	}
+}
