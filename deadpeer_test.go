@@ -28,11 +28,19 @@ func replySize(t *testing.T, srv, cli *Peer, text string, gzip int32) int {
 	require.NoError(t, err)
 	other, err := cli.ServeConn(far)
 	require.NoError(t, err)
+	askForCredit(other)
 	var got string
 	require.Nil(t, other.Pull("/echo", text, &got, WithGzip(gzip)).Xerror)
 	require.Equal(t, text, got)
 	require.NoError(t, other.Close())
 	return <-counted
+}
+
+// askForCredit has the two sides say what they take. Otherwise they do so when there is something large to send,
+// and whether that goes in parts already depends on which is faster.
+func askForCredit(sess *Session) {
+	sess.conn.Load().flow.Ask()
+	synctest.Wait()
 }
 
 // countingConn tells how much was written when it is closed.
@@ -90,6 +98,7 @@ func TestServerDiesAtEveryByteOfAReply(t *testing.T) {
 							o.CutAfter = -1
 						}
 						_, sess := connect(t, srv, cli, o)
+						askForCredit(sess)
 						for _, way := range []string{"Pull", "GoPull"} {
 							waits := sess.GoPull("/wait", "", nil, nil)
 							var got string
