@@ -36,8 +36,8 @@ func replySize(t *testing.T, srv, cli *Peer, text string, gzip int32) int {
 	return <-counted
 }
 
-// askForCredit has the two sides say what they take. Otherwise they do so when there is something large to send,
-// and whether that goes in parts already depends on which is faster.
+// askForCredit has the two sides say what they take. Otherwise they do so when there is something large to
+// send, and whether that goes in parts already depends on which is faster.
 func askForCredit(sess *Session) {
 	sess.conn.Load().flow.Ask()
 	synctest.Wait()
