@@ -239,9 +239,9 @@ func TestMistakes(t *testing.T) {
 	}
 }
 
-// Ten calls at once, and then one each 100 ms.
+// Two calls at once, and then one each ten seconds.
 func ExampleRate() {
-	srv := tp.NewPeer(nil, limit.New(limit.Rate(limit.BySession, 10, 2)))
+	srv := tp.NewPeer(nil, limit.New(limit.Rate(limit.BySession, 0.1, 2)))
 	cli := tp.NewPeer(nil)
 	defer srv.Close()
 	defer cli.Close()
