@@ -52,8 +52,8 @@ type CallCtx interface {
 	// was not handled.
 	Status() (code int32, text string)
 	// Route is the path of the registration that the call was routed to, or the prefix of the unknown handler
-	// with "*" behind it; empty if it was refused before. There are as many as were registered, whatever others
-	// call.
+	// with "*" behind it; empty if it was refused before. There are as many as were registered, whatever
+	// others call.
 	Route() string
 }
 

@@ -26,8 +26,8 @@ func (s *Session) Ping(ctx context.Context) (time.Duration, error) {
 	}
 }
 
-// GoPing is Ping without the wait: f is called with the time that the answer took, on the goroutine that reads
-// the session, so that it must not wait. It is not called if no answer comes.
+// GoPing is Ping without the wait: f is called with the time that the answer took, on the goroutine that
+// reads the session, so that it must not wait. It is not called if no answer comes.
 func (s *Session) GoPing(f func(took time.Duration)) { s.conn.Load().ping(f) }
 
 func (cn *conn) ping(f func(took time.Duration)) {
@@ -36,9 +36,9 @@ func (cn *conn) ping(f func(took time.Duration)) {
 	}
 }
 
-// Disconnect ends the session's connection because of the cause, as if it had broken: pulls in flight complete
-// with StatusConnClosed. With [Redial] another connection is made, and without the session ends. PostDisconnect
-// hooks get the cause. Nil is for a cause that says that the program has asked for it.
+// Disconnect ends the session's connection because of the cause, as if it had broken: pulls in flight
+// complete with StatusConnClosed. With [Redial] another connection is made, and without the session ends.
+// PostDisconnect hooks get the cause. Nil is for a cause that says that the program has asked for it.
 func (s *Session) Disconnect(cause error) {
 	if cause == nil {
 		cause = errors.New("the program has ended the connection")

@@ -71,7 +71,10 @@ func TestPostCall(t *testing.T) {
 			runtime.Goexit()
 			return "", nil
 		})
-		HandlePull(srv.PullRouter, "/wait", func(PullCtx, *string) (string, Xerror) { <-release; return "", nil })
+		HandlePull(srv.PullRouter, "/wait", func(PullCtx, *string) (string, Xerror) {
+			<-release
+			return "", nil
+		})
 		HandlePull(srv.PullRouter, "/refused", func(PullCtx, *string) (string, Xerror) { return "", nil })
 		HandlePush(srv.PushRouter, "/push", func(PushCtx, *string) {})
 		HandlePush(srv.PushRouter, "/refused", func(PushCtx, *string) {})
@@ -83,7 +86,8 @@ func TestPostCall(t *testing.T) {
 			return nil, nil
 		})
 		_, sess := connect(t, srv, newTestPeer(t, nil), pipe.Options{})
-		for _, uri := range []string{"/ok?a=1", "/no", "/panic", "/goexit", "/nosuch", "/refused", "/any/thing"} {
+		for _, uri := range []string{"/ok?a=1", "/no", "/panic", "/goexit", "/nosuch", "/refused",
+			"/any/thing"} {
 			_ = sess.Pull(uri, "", nil)
 		}
 		require.NotNil(t, sess.Pull("/ok", 5, nil).Xerror) // which does not decode

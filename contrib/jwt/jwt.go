@@ -18,8 +18,8 @@ import (
 
 // Config says which tokens are valid.
 type Config struct {
-	// Key verifies signatures: an ed25519.PublicKey, *rsa.PublicKey or *ecdsa.PublicKey, or a []byte for HMAC.
-	// It is not used if there is Keys.
+	// Key verifies signatures: an ed25519.PublicKey, *rsa.PublicKey or *ecdsa.PublicKey, or a []byte for
+	// HMAC. It is not used if there is Keys.
 	Key any
 	// Keys returns the key with the id that a token's header names; empty if it names none.
 	Keys func(ctx context.Context, id string) (any, error)

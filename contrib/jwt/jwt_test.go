@@ -37,7 +37,8 @@ func claims(change func(c jwtlib.MapClaims)) jwtlib.MapClaims {
 }
 
 func TestVerify(t *testing.T) {
-	verify := jwt.Verify(jwt.Config{Key: public, Methods: []string{"EdDSA"}, Issuer: "me", Audience: "orders"})
+	verify := jwt.Verify(jwt.Config{Key: public, Methods: []string{"EdDSA"}, Issuer: "me",
+		Audience: "orders"})
 	p, err := verify(t.Context(), sign(claims(nil)))
 	require.NoError(t, err)
 	require.Equal(t, "ann", p.Name)
@@ -50,6 +51,7 @@ func TestVerify(t *testing.T) {
 		SignedString(jwtlib.UnsafeAllowNoneSignatureType)
 	require.NoError(t, err)
 	good := sign(claims(nil))
+	later := time.Now().Unix() + 60
 	for says, token := range map[string]string{
 		"malformed":              "guess",
 		"signature is invalid":   good[:len(good)-8] + "AAAAAAAA",
@@ -57,7 +59,7 @@ func TestVerify(t *testing.T) {
 		"signing method none":    none,
 		"token is expired":       sign(claims(func(c jwtlib.MapClaims) { c["exp"] = time.Now().Unix() - 1 })),
 		"exp claim is required":  sign(claims(func(c jwtlib.MapClaims) { delete(c, "exp") })),
-		"token is not valid yet": sign(claims(func(c jwtlib.MapClaims) { c["nbf"] = time.Now().Unix() + 60 })),
+		"token is not valid yet": sign(claims(func(c jwtlib.MapClaims) { c["nbf"] = later })),
 		"invalid issuer":         sign(claims(func(c jwtlib.MapClaims) { c["iss"] = "eve" })),
 		"invalid audience":       sign(claims(func(c jwtlib.MapClaims) { c["aud"] = "other" })),
 		"has no subject":         sign(claims(func(c jwtlib.MapClaims) { delete(c, "sub") })),

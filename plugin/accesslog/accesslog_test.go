@@ -183,7 +183,8 @@ func TestMistakes(t *testing.T) {
 
 // A line of a pull, and what is left out of it.
 func Example() {
-	handler := slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+	handler := slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{ReplaceAttr: func(_ []string,
+		a slog.Attr) slog.Attr {
 		switch a.Key {
 		case "time", "took", "session", "remote":
 			return slog.Attr{} // which differ from run to run
@@ -193,7 +194,9 @@ func Example() {
 	srv := tp.NewPeer(nil, accesslog.New(slog.New(handler), accesslog.Query("id")))
 	cli := tp.NewPeer(nil)
 	defer cli.Close()
-	tp.HandlePull(srv.PullRouter, "/order", func(_ tp.PullCtx, s *string) (string, tp.Xerror) { return *s, nil })
+	tp.HandlePull(srv.PullRouter, "/order", func(_ tp.PullCtx, s *string) (string, tp.Xerror) {
+		return *s, nil
+	})
 	ca, cb := pipe.New(pipe.Options{})
 	_, _ = srv.ServeConn(ca)
 	sess, err := cli.ServeConn(cb)
@@ -224,7 +227,9 @@ func BenchmarkCall(b *testing.B) {
 			}
 			defer srv.Close()
 			defer cli.Close()
-			tp.HandlePull(srv.PullRouter, "/who", func(_ tp.PullCtx, s *string) (string, tp.Xerror) { return *s, nil })
+			tp.HandlePull(srv.PullRouter, "/who", func(_ tp.PullCtx, s *string) (string, tp.Xerror) {
+				return *s, nil
+			})
 			ca, cb := pipe.New(pipe.Options{})
 			_, err := srv.ServeConn(ca)
 			require.NoError(b, err)

@@ -99,7 +99,8 @@ func who(t *testing.T, sess *tp.Session) string {
 
 func accepting(more ...Option) *Auth {
 	return New(append([]Option{AcceptTokens(StaticTokens(map[string]*Principal{"ann's token": ann,
-		"bob's token": bob})), AcceptSecrets(findSecret), AcceptCertificates(nil), AcceptAnonymous()}, more...)...)
+		"bob's token": bob})), AcceptSecrets(findSecret), AcceptCertificates(nil), AcceptAnonymous()},
+		more...)...)
 }
 
 // Each way to prove an identity, where the other side accepts all of them.
@@ -115,7 +116,8 @@ func TestSchemes(t *testing.T) {
 		require.NoError(t, err, want)
 		require.Equal(t, want, who(t, sess))
 		if want == "ann by secret" {
-			require.Equal(t, &Principal{Name: "ann", Scheme: SchemeSecret}, Of(sess), "the server has proved it")
+			require.Equal(t, &Principal{Name: "ann", Scheme: SchemeSecret}, Of(sess),
+				"the server has proved it")
 		} else {
 			require.Nil(t, Of(sess))
 		}
@@ -144,18 +146,23 @@ func TestRefusals(t *testing.T) {
 		shows   []Option
 		says    string
 	}{
-		"wrong token":     {accepting(), []Option{StaticToken("guess")}, "401 the token is not valid"},
-		"empty token":     {accepting(), []Option{StaticToken("")}, "401 the token is not valid"},
-		"wrong secret":    {accepting(), []Option{Secret("ann", []byte(strings.Repeat("x", 32)))}, "401 " + wrongSecret},
-		"unknown id":      {accepting(), []Option{Secret("eve", secretOfAnn)}, "401 " + wrongSecret},
-		"no TLS":          {accepting(), []Option{Certificate()}, "401 a certificate is shown by TLS, and the connection does not speak it"},
-		"not anonymous":   {New(AcceptSecrets(findSecret)), []Option{Anonymous()}, `401 the scheme "anonymous" is not accepted here`},
-		"downgrade":       {New(AcceptSecrets(findSecret)), []Option{StaticToken("ann's token")}, `401 the scheme "token" is not accepted here`},
-		"error":           {New(failing), []Option{StaticToken("error")}, "401 the token is not valid"},
-		"xerror":          {New(failing), []Option{StaticToken("xerror")}, "403 ann is on holiday"},
-		"expired":         {New(failing), []Option{StaticToken("expired")}, "401 what was shown has expired"},
-		"short secret":    {New(short), []Option{Secret("ann", secretOfAnn)}, "401 " + wrongSecret},
-		"without a token": {New(failing), []Option{Token(func(context.Context) (string, error) { return "", io.EOF })}, "auth: no token to show: EOF"},
+		"wrong token": {accepting(), []Option{StaticToken("guess")}, "401 the token is not valid"},
+		"empty token": {accepting(), []Option{StaticToken("")}, "401 the token is not valid"},
+		"wrong secret": {accepting(), []Option{Secret("ann", []byte(strings.Repeat("x", 32)))},
+			"401 " + wrongSecret},
+		"unknown id": {accepting(), []Option{Secret("eve", secretOfAnn)}, "401 " + wrongSecret},
+		"no TLS": {accepting(), []Option{Certificate()},
+			"401 a certificate is shown by TLS, and the connection does not speak it"},
+		"not anonymous": {New(AcceptSecrets(findSecret)), []Option{Anonymous()}, `401 the scheme "anonymous" is not accepted here`},
+		"downgrade":     {New(AcceptSecrets(findSecret)), []Option{StaticToken("ann's token")}, `401 the scheme "token" is not accepted here`},
+		"error":         {New(failing), []Option{StaticToken("error")}, "401 the token is not valid"},
+		"xerror":        {New(failing), []Option{StaticToken("xerror")}, "403 ann is on holiday"},
+		"expired":       {New(failing), []Option{StaticToken("expired")}, "401 what was shown has expired"},
+		"short secret":  {New(short), []Option{Secret("ann", secretOfAnn)}, "401 " + wrongSecret},
+		"without a token": {New(failing), []Option{Token(func(context.Context) (string, error) {
+			return "",
+				io.EOF
+		})}, "auth: no token to show: EOF"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			srv, calls := server(t, c.accepts)
@@ -183,7 +190,8 @@ func TestAttacks(t *testing.T) {
 		return frame(t, &packet.Packet{Header: &packet.Header{Id: id, Type: packet.TypePush, Uri: uri},
 			BodyCodec: "json", Body: packet.RawBody("j" + body)})
 	}
-	pull := frame(t, &packet.Packet{Header: &packet.Header{Id: "1", Type: packet.TypePull, Uri: "/who"}, Body: ""})
+	pull := frame(t, &packet.Packet{Header: &packet.Header{Id: "1", Type: packet.TypePull, Uri: "/who"},
+		Body: ""})
 	bad := push("handshake", uri, `{"version":1,"scheme":"token","token":"guess"}`)
 	good := push("handshake", uri, `{"version":1,"scheme":"token","token":"ann's token"}`)
 	recorded := record(t)
@@ -197,7 +205,8 @@ func TestAttacks(t *testing.T) {
 			Type: packet.TypeCancel}}), pull...),
 		"a ping in front": append(frame(t, &packet.Packet{Header: &packet.Header{Id: "1",
 			Type: packet.TypePing}}), pull...),
-		"going away": append(frame(t, &packet.Packet{Header: &packet.Header{Type: packet.TypeGoAway}}), pull...),
+		"going away": append(frame(t, &packet.Packet{Header: &packet.Header{Type: packet.TypeGoAway}}),
+			pull...),
 		"a stream": frame(t, &packet.Packet{Header: &packet.Header{Id: "1", Type: packet.TypeOpen,
 			Uri: "/who"}, Body: packet.RawBody("j")}),
 		"another path":      append(push("handshake", "/who", `{"version":1,"scheme":"token","token":"ann's token"}`), pull...),
@@ -298,7 +307,8 @@ func TestServerWithoutTheSecret(t *testing.T) {
 
 // The rules of a peer, and of a group.
 func TestRules(t *testing.T) {
-	srv, _ := server(t, accepting(Rule("/admin/*", "admin"), Rule("/admin/open"), Rule("/dev/*", "ops", "dev")))
+	srv, _ := server(t, accepting(Rule("/admin/*", "admin"), Rule("/admin/open"), Rule("/dev/*", "ops",
+		"dev")))
 	tp.HandlePull(srv.PullRouter.Group("g", Require("dev")), "/x",
 		func(tp.PullCtx, *string) (string, tp.Xerror) { return "", nil })
 	var pushed atomic.Int32
@@ -307,11 +317,14 @@ func TestRules(t *testing.T) {
 		return nil
 	})
 	for shows, want := range map[*[]Option]map[string]string{
-		{StaticToken("ann's token")}: {"/who": "", "/admin": "", "/admin/users": "", "/admin/users?a=/who": "",
-			"/admin/open": "", "/dev/x": "", "/g/x": "", "/admin/none": "404"},
-		{StaticToken("bob's token")}: {"/who": "", "/admin": "403 /admin needs the role admin, which \"bob\" does not have",
-			"/admin/users": "403", "/admin//users": "400", "/admin/open": "", "/dev/x": "403 /dev/x needs the role ops or dev",
-			"/g/x": "403 /g/x needs the role dev"},
+		{StaticToken("ann's token")}: {"/who": "", "/admin": "", "/admin/users": "",
+			"/admin/users?a=/who": "",
+			"/admin/open":         "", "/dev/x": "", "/g/x": "", "/admin/none": "404"},
+		{StaticToken("bob's token")}: {"/who": "",
+			"/admin":       "403 /admin needs the role admin, which \"bob\" does not have",
+			"/admin/users": "403", "/admin//users": "400", "/admin/open": "",
+			"/dev/x": "403 /dev/x needs the role ops or dev",
+			"/g/x":   "403 /g/x needs the role dev"},
 		{Anonymous()}: {"/who": "", "/admin/open": "401 /admin/open is not open to a side that is not known",
 			"/admin/users": "401", "/g/x": "401"},
 	} {
@@ -444,7 +457,8 @@ func TestRenewalsThatAreRefused(t *testing.T) {
 	sess, err := join(t, srv, client(t, StaticToken("x")))
 	require.NoError(t, err)
 	require.NoError(t, renew(sess, token))
-	require.ErrorContains(t, renew(sess, hello{Version: version, Scheme: SchemeSecret}), "401 there is nothing")
+	require.ErrorContains(t, renew(sess, hello{Version: version, Scheme: SchemeSecret}),
+		"401 there is nothing")
 	name = "bob"
 	require.ErrorContains(t, renew(sess, token), "403 a session cannot become another's by a renewal")
 	require.Equal(t, "ann by token", who(t, sess))
@@ -679,13 +693,16 @@ func BenchmarkCall(b *testing.B) {
 			if name != "none" {
 				options := []Option{AcceptTokens(StaticTokens(map[string]*Principal{"x": ann}))}
 				if name == "rule" {
-					options = append(options, Rule("/a/*", "admin"), Rule("/b/*", "admin"), Rule("/c/*", "admin"))
+					options = append(options, Rule("/a/*", "admin"), Rule("/b/*", "admin"), Rule("/c/*",
+						"admin"))
 				}
 				srv, cli = tp.NewPeer(nil, New(options...)), tp.NewPeer(nil, New(StaticToken("x")))
 			}
 			defer srv.Close()
 			defer cli.Close()
-			tp.HandlePull(srv.PullRouter, "/c/who", func(_ tp.PullCtx, s *string) (string, tp.Xerror) { return *s, nil })
+			tp.HandlePull(srv.PullRouter, "/c/who", func(_ tp.PullCtx, s *string) (string, tp.Xerror) {
+				return *s, nil
+			})
 			ca, cb := pipe.New(pipe.Options{})
 			go srv.ServeConn(ca)
 			sess, err := cli.DialConn(b.Context(), cb)

@@ -188,7 +188,7 @@ func checked(p *Principal, err error, scheme, text string) (*Principal, error) {
 		if errors.As(err, &x) {
 			return nil, x
 		}
-		tp.Debugf("auth: %s: %v", text, err)
+		debugf("auth: %s: %v", text, err)
 		return nil, unauthorized("%s", text)
 	}
 	own := *p
@@ -210,7 +210,7 @@ func (a *Auth) hold(sess *tp.Session, st *state, p *Principal, w *welcome) error
 	w.Left = max(left.Milliseconds(), 1)
 	st.principal.Store(p)
 	st.after(left, func() {
-		tp.Debugf("auth: session %s of %s is closed, as its identity has expired", sess.Id(), p.Name)
+		debugf("auth: session %s of %s is closed, as its identity has expired", sess.Id(), p.Name)
 		_ = sess.Close()
 	})
 	return nil

@@ -99,7 +99,7 @@ func (a *Auth) secretOf(ctx context.Context, id string) (secret []byte, p *Princ
 	secret, p, err = a.secrets(ctx, id)
 	if err == nil && p != nil && len(secret) < minSecret {
 		err = fmt.Errorf("the secret of %.40q has %d bytes, expected %d at least", id, len(secret), minSecret)
-		tp.Errorf("auth: %v", err)
+		errorf("auth: %v", err)
 	}
 	if err == nil && p == nil {
 		secret = make([]byte, sha256.Size)

@@ -109,10 +109,10 @@ func (a *Auth) renewNow(sess *tp.Session, st *state, expires time.Time) {
 	var x tp.Xerror
 	again := !errors.As(err, &x) || x.Code() != tp.StatusUnauthorized && x.Code() != tp.StatusForbidden
 	if wait := max(left/4, 10*time.Millisecond); again && wait < left {
-		tp.Debugf("auth: the identity of session %s is not renewed yet: %v", sess.Id(), err)
+		debugf("auth: the identity of session %s is not renewed yet: %v", sess.Id(), err)
 		st.after(wait, func() { a.renewNow(sess, st, expires) })
 		return
 	}
-	tp.Warnf("auth: the identity of session %s is not renewed, and the session will be closed: %v", sess.Id(),
+	warnf("auth: the identity of session %s is not renewed, and the session will be closed: %v", sess.Id(),
 		err)
 }

@@ -229,7 +229,7 @@ func (h *Heartbeat) heardLead(ctx tp.PushCtx, said *interval) {
 	every := time.Duration(said.Every) * time.Millisecond
 	v, known := ctx.Session().Public().Load(beatKey{})
 	if !known || every < minInterval || every > maxInterval || said.Misses < 1 {
-		tp.Debugf("heartbeat: an interval of %v and %d misses is not followed", every, said.Misses)
+		debugf("heartbeat: an interval of %v and %d misses is not followed", every, said.Misses)
 		return
 	}
 	b := v.(*beat)
@@ -291,7 +291,7 @@ func (b *beat) look() bool {
 			b.told = true
 			if x := b.sess.TryPush(uri, &interval{every / int64(time.Millisecond), b.misses.Load()},
 				tp.WithBodyCodec("json")); x != nil {
-				tp.Debugf("heartbeat: session %s does not hear of the interval: %v", b.sess.Id(), x)
+				debugf("heartbeat: session %s does not hear of the interval: %v", b.sess.Id(), x)
 			}
 		}
 		if now-b.asked.Load() >= measureEvery*every {

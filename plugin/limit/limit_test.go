@@ -43,7 +43,10 @@ type server struct {
 
 func newServer(t *testing.T, plugins ...tp.Plugin) *server {
 	s := &server{tp.NewPeer(nil, plugins...), make(chan struct{}), tp.NewPeer(nil)}
-	tp.HandlePull(s.PullRouter, "/wait", func(_ tp.PullCtx, n *int) (int, tp.Xerror) { <-s.release; return *n, nil })
+	tp.HandlePull(s.PullRouter, "/wait", func(_ tp.PullCtx, n *int) (int, tp.Xerror) {
+		<-s.release
+		return *n, nil
+	})
 	tp.HandlePull(s.PullRouter, "/ok", func(_ tp.PullCtx, n *int) (int, tp.Xerror) { return *n, nil })
 	tp.HandlePull(s.PullRouter, "/panic", func(tp.PullCtx, *int) (int, tp.Xerror) { panic("oh") })
 	tp.HandleStream(s.PullRouter, "/stream", func(_ tp.PullCtx, st *tp.Stream[int, int]) tp.Xerror {
@@ -245,7 +248,9 @@ func ExampleRate() {
 	cli := tp.NewPeer(nil)
 	defer srv.Close()
 	defer cli.Close()
-	tp.HandlePull(srv.PullRouter, "/hello", func(tp.PullCtx, *struct{}) (string, tp.Xerror) { return "hello", nil })
+	tp.HandlePull(srv.PullRouter, "/hello", func(tp.PullCtx, *struct{}) (string, tp.Xerror) {
+		return "hello", nil
+	})
 	ca, cb := pipe.New(pipe.Options{})
 	_, _ = srv.ServeConn(ca)
 	sess, err := cli.ServeConn(cb)
@@ -281,7 +286,9 @@ func BenchmarkCall(b *testing.B) {
 			srv, cli := tp.NewPeer(nil, plugins...), tp.NewPeer(nil)
 			defer srv.Close()
 			defer cli.Close()
-			tp.HandlePull(srv.PullRouter, "/who", func(_ tp.PullCtx, s *string) (string, tp.Xerror) { return *s, nil })
+			tp.HandlePull(srv.PullRouter, "/who", func(_ tp.PullCtx, s *string) (string, tp.Xerror) {
+				return *s, nil
+			})
 			ca, cb := pipe.New(pipe.Options{})
 			_, err := srv.ServeConn(ca)
 			require.NoError(b, err)

@@ -23,7 +23,8 @@ type service struct {
 }
 
 func newService(perSecond, places int) *service {
-	return &service{make(chan struct{}, places), time.Duration(places) * time.Second / time.Duration(perSecond)}
+	return &service{make(chan struct{}, places),
+		time.Duration(places) * time.Second / time.Duration(perSecond)}
 }
 
 func (s *service) handle(tp.PullCtx, *struct{}) (struct{}, tp.Xerror) {
@@ -81,7 +82,8 @@ func offer(t *testing.T, sess *tp.Session, perSecond int, patience, during time.
 }
 
 // run offers a service that can do perSecond calls times as many, in a time of its own.
-func run(t *testing.T, perSecond int, times float64, during time.Duration, plugins ...tp.Plugin) (all []second) {
+func run(t *testing.T, perSecond int, times float64, during time.Duration,
+	plugins ...tp.Plugin) (all []second) {
 	synctest.Test(t, func(t *testing.T) {
 		srv := tp.NewPeer(&tp.PeerConfig{MaxSessionHandlers: -1, MaxHandlers: -1,
 			MaxBufferedBytes: -1}, plugins...)
@@ -110,9 +112,9 @@ func sums(all []second) (good, p99 float64) {
 	return good / float64(len(all)), times[len(times)*9/10].Seconds() * 1000
 }
 
-// Offered three times what it can do, a service with the adaptive limit does nearly as much as it can, and what
-// is accepted does not wait long; without the limit it does next to nothing that anybody still waits for. The
-// time is that of the test, so that the machine does not matter.
+// Offered three times what it can do, a service with the adaptive limit does nearly as much as it can, and
+// what is accepted does not wait long; without the limit it does next to nothing that anybody still waits
+// for. The time is that of the test, so that the machine does not matter.
 func TestOverload(t *testing.T) {
 	const perSecond, during = 2000, 12 * time.Second
 	_, easy := sums(run(t, perSecond, 0.8, during, limit.New(limit.Adaptive()))[2:])
@@ -120,7 +122,8 @@ func TestOverload(t *testing.T) {
 	good, p99 := sums(run(t, perSecond, 3, during, adaptive)[2:])
 	stats, ok := adaptive.Stats()
 	require.True(t, ok)
-	t.Logf("p99 %.2f ms at 0.8; at 3: %.0f calls/s of %d, p99 %.2f ms, %+v", easy, good, perSecond, p99, stats)
+	t.Logf("p99 %.2f ms at 0.8; at 3: %.0f calls/s of %d, p99 %.2f ms, %+v", easy, good, perSecond, p99,
+		stats)
 	require.Greater(t, good, 0.9*perSecond)
 	require.Less(t, p99, 3*easy)
 	bare, _ := sums(run(t, perSecond, 3, during)[2:])
