@@ -331,18 +331,19 @@ func (w *writer) tookSmallLocked() {
 	}
 }
 
-// part writes a part of a large packet. The caller is the flusher, and has seen that a part may be sent.
-func (w *writer) part() error {
+// part writes a part of a large packet, if one may be sent, and returns its length. The caller is the
+// flusher.
+func (w *writer) part() (n int, err error) {
 	w.mu.Lock()
 	p := w.parts
 	if w.err != nil || !w.readyLocked() {
 		defer w.mu.Unlock()
-		return w.err
+		return 0, w.err
 	}
 	p.turn %= min(len(p.lanes), maxTransfers)
 	l := p.lanes[p.turn]
 	t := l.queue[0]
-	n := p.window / windowPart
+	n = p.window / windowPart
 	if t.number == 0 {
 		p.last++
 		t.number = p.last
@@ -363,7 +364,7 @@ func (w *writer) part() error {
 	w.mu.Unlock()
 
 	w.arm()
-	err := w.putBoth(p.header, part)
+	err = w.putBoth(p.header, part)
 	w.written.Add(1)
 	if err != nil && !Gone(err) {
 		_ = w.conn.Close() // a part of a frame may have been sent
@@ -385,7 +386,7 @@ func (w *writer) part() error {
 	w.wakeLocked()
 	w.mu.Unlock()
 	w.hasRoom(again)
-	return err
+	return n, err
 }
 
 // appendPart appends the frame of a part as far as its body: its header, in the protobuf codec, has the id,
