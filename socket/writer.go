@@ -139,7 +139,7 @@ func (w *writer) write(ctx context.Context, f Frame, mode Mode) (waiting int, er
 	} else {
 		w.enqueueLocked(f)
 		if mode != Control {
-			w.tookSmallLocked()
+			w.tookSmallLocked(len(f.b))
 		}
 	}
 	small := w.smallLocked()
@@ -335,10 +335,6 @@ func (w *writer) flushRest() {
 		}
 	}
 }
-
-// partsShare says that of what is written one part in so many, beside one part of a large frame, is for large
-// frames, however many small ones there are.
-const partsShare = 4
 
 // round writes what is queued now. It reports true if the caller is no longer the flusher: because nothing is
 // left to write or, without rest, because only parts are, which it leaves to a new goroutine.
