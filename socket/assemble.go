@@ -11,6 +11,9 @@ import (
 const (
 	// maxArriving is how many packets may arrive in parts at a time: more than a socket sends.
 	maxArriving = 4 * maxTransfers
+	// stallFactor is for how many times as long as a whole packet may take, a packet in parts may stand still
+	// while others come.
+	stallFactor = 4
 	// maxPart is how large a part may be, and stepOfPart how many bytes count as progress.
 	maxPart    = 4 << 20
 	stepOfPart = 64 << 10
@@ -77,8 +80,8 @@ func (r *reader) dropParts() {
 	r.parts.packets = nil
 }
 
-// checkParts returns an error if the other side does not go on with a packet for the time that a packet may
-// take.
+// checkParts returns an error if the other side does not go on with a packet for much longer than a packet
+// may take.
 func (r *reader) checkParts() error {
 	if r.frame == 0 || !r.parting() {
 		return nil
@@ -89,9 +92,9 @@ func (r *reader) checkParts() error {
 	}
 	r.parts.checkAt = now.Add(min(time.Second, r.frame/4))
 	for _, a := range r.parts.packets {
-		if now.Sub(a.moved) > r.frame {
+		if now.Sub(a.moved) > stallFactor*r.frame {
 			return badPart("of a packet in parts %d of %d bytes have come, and no more for %v",
-				a.got, a.length, r.frame)
+				a.got, a.length, stallFactor*r.frame)
 		}
 	}
 	return nil

@@ -92,12 +92,14 @@ type parts struct {
 
 	sent, came uint64 // bytes of parts that were sent, and that the other side has received
 
-	window int
-	calm   uint64      // sent when the window was changed last
-	heard  time.Time   // when the other side has said something last, or there was first something to say
-	stall  *time.Timer // nil until there is something to watch
-	header []byte      // of the part that is being written
-	bufs   [2][]byte
+	window  int
+	mark    uint64      // sent when the window was looked at last
+	small   uint64      // bytes of other packets that were queued since then
+	starves bool        // there were many
+	heard   time.Time   // when the other side has said something last, or there was first something to say
+	stall   *time.Timer // nil until there is something to watch
+	header  []byte      // of the part that is being written
+	bufs    [2][]byte
 }
 
 // place is a sender that waits for room for a large frame.
@@ -322,27 +324,50 @@ func (w *writer) readyLocked() bool {
 // somethingLocked reports whether anything can be written now.
 func (w *writer) somethingLocked() bool { return len(w.queue) > 0 || w.readyLocked() }
 
-// tookSmallLocked is called when a packet is queued that does not go in parts: such ones flow, so that parts
-// have to be small.
-func (w *writer) tookSmallLocked() {
-	if p := w.parts; p != nil {
-		p.window = min(p.window, minWindow)
-		p.calm = p.sent
+// tookSmallLocked is called when a packet of n bytes is queued that does not go in parts: such ones flow, so
+// that the window has to be small.
+func (w *writer) tookSmallLocked(n int) {
+	p := w.parts
+	if p == nil {
+		return
 	}
+	if p.small == 0 && !p.starves {
+		p.window, p.mark = minWindow, p.sent
+	}
+	p.small += uint64(n)
 }
 
-// part writes a part of a large packet. The caller is the flusher, and has seen that a part may be sent.
-func (w *writer) part() error {
+// partsShare says that of what is written one part in so many, beside one part of a large frame, is for large
+// frames, however many small ones there are.
+const partsShare = 4
+
+// turnLocked is called when a window has come: the next one is twice as large if nothing else was sent
+// meanwhile, or so much that large packets starve. Then small packets wait for each other anyway.
+func (w *writer) turnLocked() {
+	p := w.parts
+	p.starves = p.small > partsShare*(p.sent-p.mark)
+	switch {
+	case p.small == 0 || p.starves:
+		p.window = min(2*p.window, maxWindow)
+	default:
+		p.window = max(p.window/2, minWindow)
+	}
+	p.mark, p.small = p.sent, 0
+}
+
+// part writes a part of a large packet, if one may be sent, and returns its length. The caller is the
+// flusher.
+func (w *writer) part() (n int, err error) {
 	w.mu.Lock()
 	p := w.parts
 	if w.err != nil || !w.readyLocked() {
 		defer w.mu.Unlock()
-		return w.err
+		return 0, w.err
 	}
 	p.turn %= min(len(p.lanes), maxTransfers)
 	l := p.lanes[p.turn]
 	t := l.queue[0]
-	n := p.window / windowPart
+	n = p.window / windowPart
 	if t.number == 0 {
 		p.last++
 		t.number = p.last
@@ -363,7 +388,7 @@ func (w *writer) part() error {
 	w.mu.Unlock()
 
 	w.arm()
-	err := w.putBoth(p.header, part)
+	err = w.putBoth(p.header, part)
 	w.written.Add(1)
 	if err != nil && !Gone(err) {
 		_ = w.conn.Close() // a part of a frame may have been sent
@@ -385,7 +410,7 @@ func (w *writer) part() error {
 	w.wakeLocked()
 	w.mu.Unlock()
 	w.hasRoom(again)
-	return err
+	return n, err
 }
 
 // appendPart appends the frame of a part as far as its body: its header, in the protobuf codec, has the id,
@@ -487,9 +512,8 @@ func (w *writer) came(total uint64) error {
 		return nil
 	}
 	p.came, p.heard = total, time.Now()
-	if p.window < maxWindow && p.came >= p.calm+uint64(p.window) {
-		p.window *= 2
-		p.calm = p.sent
+	if p.came >= p.mark+uint64(p.window) {
+		w.turnLocked()
 	}
 	w.goFlushLocked()
 	return nil

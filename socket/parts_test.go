@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -126,6 +127,42 @@ func TestManyPacketsInParts(t *testing.T) {
 	require.Zero(t, in.Used())
 	require.True(t, a.CloseWrite(10*time.Second))
 	require.Zero(t, out.Used())
+}
+
+// However many small packets there are, large ones get their part of the connection.
+func TestSmallPacketsDoNotStarveLargeOnes(t *testing.T) {
+	ca, cb := overTCP(t)
+	a, b := socket.New(ca, socket.Options{MaxOutput: 1 << 20}), socket.New(cb, socket.Options{})
+	a.CutLarge()
+	hears(a)
+	const large, small = 12 << 20, 40 << 10
+	var over atomic.Bool
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			text := strings.Repeat("x", small)
+			for !over.Load() {
+				if err := a.WritePacket(message("small", text)); err != nil {
+					return
+				}
+			}
+		})
+	}
+	post(t, a, "large", strings.Repeat("y", large))
+	before := 0
+	for {
+		id, _, err := receive(b)
+		require.NoError(t, err)
+		if id == "large" {
+			break
+		}
+		before += small
+	}
+	require.Less(t, before, 12*large)
+	over.Store(true)
+	require.NoError(t, b.Close())
+	require.NoError(t, a.Close())
+	wg.Wait()
 }
 
 // A packet that is recalled does not come, and what has come of it takes no memory any more.
@@ -301,7 +338,8 @@ func TestPartsThatDoNotGoOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca, cb := pipe.New(pipe.Options{})
 		budget := packet.NewBudget(1 << 20)
-		b := socket.New(cb, socket.Options{FrameTimeout: time.Minute, Limits: packet.Limits{Budget: budget}})
+		b := socket.New(cb, socket.Options{FrameTimeout: 15 * time.Second,
+			Limits: packet.Limits{Budget: budget}})
 		send(t, ca, part(t, "1", frame(t, message("1", strings.Repeat("x", 100)))[:40]))
 		stop := make(chan struct{})
 		go func() {

@@ -41,6 +41,7 @@ type writer struct {
 	timeout atomic.Int64 // time.Duration; 0 none
 	armed   bool         // a write deadline is set on conn; only the flusher uses it
 	try     *tryWriter   // made when first used; only the flusher uses it
+	wrote   int          // bytes that the last round has written; only the flusher uses it
 
 	full              atomic.Bool  // smallLocked() >= fullAt, or crowdedLocked()
 	cuts              atomic.Bool  // parts is not nil
@@ -138,7 +139,7 @@ func (w *writer) write(ctx context.Context, f Frame, mode Mode) (waiting int, er
 	} else {
 		w.enqueueLocked(f)
 		if mode != Control {
-			w.tookSmallLocked()
+			w.tookSmallLocked(len(f.b))
 		}
 	}
 	small := w.smallLocked()
@@ -328,13 +329,17 @@ func (w *writer) flushRest() {
 		if done, _ := w.round(true); done {
 			return
 		}
-		_ = w.part() // the next round sees the error
+		n, err := w.part() // an error is seen by the next round too
+		for left := w.wrote/partsShare - n; left > 0 && n > 0 && err == nil; left -= n {
+			n, err = w.part()
+		}
 	}
 }
 
 // round writes what is queued now. It reports true if the caller is no longer the flusher: because nothing is
 // left to write or, without rest, because only parts are, which it leaves to a new goroutine.
 func (w *writer) round(rest bool) (done bool, err error) {
+	w.wrote = 0
 	w.mu.Lock()
 	if len(w.queue) == 0 || w.err != nil {
 		defer w.mu.Unlock()
@@ -346,6 +351,7 @@ func (w *writer) round(rest bool) (done bool, err error) {
 
 	for i, buf := range queue {
 		n := len(buf.B)
+		w.wrote += n
 		if err == nil {
 			err = w.put(buf.B)
 		}
