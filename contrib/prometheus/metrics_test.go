@@ -1,0 +1,207 @@
+package prometheus_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	lib "github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/require"
+
+	tp "github.com/henrylee2cn/teleport"
+	"github.com/henrylee2cn/teleport/contrib/prometheus"
+)
+
+// peers are a server with the plugin, a client of it, and what a scrape returns.
+type peers struct {
+	srv, cli *tp.Peer
+	sess     *tp.Session
+	url      string
+}
+
+func newPeers(t testing.TB, options ...prometheus.Option) *peers {
+	m := prometheus.New(options...)
+	registry := lib.NewPedanticRegistry()
+	registry.MustRegister(m)
+	web := httptest.NewServer(promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	p := &peers{srv: tp.NewPeer(nil, m), cli: tp.NewPeer(nil), url: web.URL}
+	t.Cleanup(func() { p.cli.Close(); p.srv.Close(); web.Close() })
+	p.sess = dial(t, p.srv, p.cli)
+	tp.HandlePull(p.srv.PullRouter, "/ok", func(_ tp.PullCtx, s *string) (string, tp.Xerror) {
+		return *s, nil
+	})
+	tp.HandlePull(p.srv.PullRouter, "/no", func(_ tp.PullCtx, code *int32) (string, tp.Xerror) {
+		return "", tp.NewXerror(*code, "no")
+	})
+	tp.HandlePush(p.srv.PushRouter, "/push", func(tp.PushCtx, *string) {})
+	tp.HandleStream(p.srv.PullRouter, "/stream", func(_ tp.PullCtx, s *tp.Stream[string, string]) tp.Xerror {
+		_, _ = s.Recv()
+		return nil
+	})
+	return p
+}
+
+// dial connects the two peers.
+func dial(t testing.TB, srv, cli *tp.Peer) *tp.Session {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	go srv.Serve(ln)
+	sess, err := cli.Dial(ln.Addr().String())
+	require.NoError(t, err)
+	return sess
+}
+
+func (p *peers) scrape(t testing.TB) string {
+	res, err := http.Get(p.url)
+	require.NoError(t, err)
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	require.NoError(t, err)
+	return string(text)
+}
+
+// requireSeries requires that a scrape has the lines, sooner or later: some are counted after the reply was
+// sent.
+func (p *peers) requireSeries(t *testing.T, lines ...string) {
+	t.Helper()
+	var text string
+	for _, line := range lines {
+		require.Eventually(t, func() bool {
+			text = p.scrape(t)
+			return regexp.MustCompile("(?m)^" + line + "$").MatchString(text)
+		}, 20*time.Second, 5*time.Millisecond, "%s", line)
+	}
+}
+
+// What is counted, as it is scraped.
+func TestSeries(t *testing.T) {
+	p := newPeers(t)
+	require.Nil(t, p.sess.Pull("/ok", "hello", nil).Xerror)
+	require.Nil(t, p.sess.Pull("/ok", "hello", nil).Xerror)
+	for _, code := range []int32{777, 5000, -3, 429} {
+		require.NotNil(t, p.sess.Pull("/no", code, nil).Xerror)
+	}
+	require.NotNil(t, p.sess.Pull("/nosuch", "", nil).Xerror)
+	require.Nil(t, p.sess.Push("/push", "x"))
+	require.Nil(t, p.sess.Push("/push", 5))
+	s, err := tp.OpenStream[string, string](t.Context(), p.sess, "/stream")
+	require.NoError(t, err)
+	p.requireSeries(t, `teleport_streams_open 1`, `teleport_sessions 1`, `teleport_output_waiting_bytes 0`,
+		`teleport_connections_total 1`)
+	require.NoError(t, s.CloseSend())
+	_, _ = s.Recv()
+	p.requireSeries(t,
+		`teleport_calls_total\{kind="pull",route="/ok",status="200"\} 2`,
+		`teleport_calls_total\{kind="pull",route="/no",status="777"\} 1`,
+		`teleport_calls_total\{kind="pull",route="/no",status="other"\} 2`,
+		`teleport_calls_total\{kind="pull",route="none",status="404"\} 1`,
+		`teleport_calls_total\{kind="push",route="/push",status="200"\} 1`,
+		`teleport_calls_total\{kind="push",route="/push",status="400"\} 1`,
+		`teleport_calls_total\{kind="stream",route="/stream",status="200"\} 1`,
+		`teleport_limited_total\{kind="pull",route="/no"\} 1`,
+		`teleport_pushes_dropped_total 1`,
+		`teleport_streams_open 0`,
+		`teleport_calls_running\{kind="pull"\} 0`,
+		`teleport_calls_running\{kind="push"\} 0`,
+		`teleport_call_duration_seconds_count\{route="/ok"\} 2`,
+		`teleport_received_bytes_total\{kind="pull",route="/ok"\} [1-9]\d*`,
+		`teleport_sent_bytes_total\{kind="pull",route="/ok"\} [1-9]\d*`,
+	)
+	require.NoError(t, p.sess.Close())
+	p.requireSeries(t, `teleport_sessions 0`, `teleport_disconnects_total 1`)
+}
+
+// A stranger who calls as many URIs as it likes, and sends what it likes, adds three series at most.
+func TestStrangersAddNoSeries(t *testing.T) {
+	p := newPeers(t)
+	require.NotNil(t, p.sess.Pull("/nosuch", "", nil).Xerror)
+	p.requireSeries(t, `teleport_calls_total\{kind="pull",route="none",status="404"\} 1`)
+	before := strings.Count(p.scrape(t), "\n")
+	const calls = 20_000
+	done := make(chan *tp.PullCmd, 256)
+	for i := range calls {
+		if i >= 200 {
+			<-done
+		}
+		p.sess.GoPull(fmt.Sprintf("/no/%d?x=%d", i, i), i, nil, done, tp.WithMeta(fmt.Sprint(i), "x"))
+	}
+	for range 200 {
+		<-done
+	}
+	p.requireSeries(t, fmt.Sprintf(`teleport_calls_total\{kind="pull",route="none",status="404"\} %s`,
+		regexp.QuoteMeta(fmt.Sprint(calls+1))))
+	require.LessOrEqual(t, strings.Count(p.scrape(t), "\n"), before+3)
+}
+
+// The dashboard asks for nothing that is not there.
+func TestDashboard(t *testing.T) {
+	file, err := os.ReadFile("dashboard.json")
+	require.NoError(t, err)
+	var board struct {
+		Panels []struct {
+			Title   string
+			Targets []struct{ Expr string }
+		}
+	}
+	require.NoError(t, json.Unmarshal(file, &board))
+	require.Greater(t, len(board.Panels), 9)
+	p := newPeers(t)
+	require.Nil(t, p.sess.Pull("/ok", "", nil).Xerror)
+	require.NotNil(t, p.sess.Pull("/no", 429, nil).Xerror)
+	require.Nil(t, p.sess.Push("/push", ""))
+	p.requireSeries(t, `teleport_calls_total\{kind="push",route="/push",status="200"\} 1`)
+	text := p.scrape(t)
+	for _, panel := range board.Panels {
+		require.NotEmpty(t, panel.Targets, panel.Title)
+		for _, target := range panel.Targets {
+			names := regexp.MustCompile(`teleport_\w+`).FindAllString(target.Expr, -1)
+			require.NotEmpty(t, names, panel.Title)
+			for _, name := range names {
+				require.Regexp(t, "(?m)^"+name+"[ {]", text, panel.Title)
+			}
+		}
+	}
+}
+
+// The names and the help follow the conventions.
+func TestLint(t *testing.T) {
+	m := prometheus.New(prometheus.Namespace("x"), prometheus.Labels(lib.Labels{"peer": "a"}))
+	problems, err := testutil.CollectAndLint(m)
+	require.NoError(t, err)
+	require.Empty(t, problems)
+}
+
+// BenchmarkCall measures what the plugin adds to a call.
+func BenchmarkCall(b *testing.B) {
+	for _, with := range []bool{false, true} {
+		b.Run(fmt.Sprintf("plugin=%v", with), func(b *testing.B) {
+			var plugins []tp.Plugin
+			if with {
+				plugins = append(plugins, prometheus.New())
+			}
+			srv, cli := tp.NewPeer(nil, plugins...), tp.NewPeer(nil)
+			defer srv.Close()
+			defer cli.Close()
+			tp.HandlePull(srv.PullRouter, "/ok", func(_ tp.PullCtx, s *string) (string, tp.Xerror) {
+				return *s, nil
+			})
+			sess := dial(b, srv, cli)
+			b.ReportAllocs()
+			for b.Loop() {
+				if x := sess.Pull("/ok", "x", nil).Xerror; x != nil {
+					b.Fatal(x)
+				}
+			}
+		})
+	}
+}
