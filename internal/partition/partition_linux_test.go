@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	tp "github.com/henrylee2cn/teleport"
+	"github.com/henrylee2cn/teleport/plugin/heartbeat"
 )
 
 var full = flag.Bool("partition", false,
@@ -244,11 +245,20 @@ type sides struct {
 	waits, waitsBack *tp.PullCmd
 }
 
-func newSides(t *testing.T) *sides {
+func newSides(t *testing.T) *sides { return newSidesWith(t, config(), nil) }
+
+// newSidesWith is newSides with another configuration, and a plugin for each peer; nil for none.
+func newSidesWith(t *testing.T, cfg *tp.PeerConfig, plugin func() tp.Plugin) *sides {
+	newPeer := func() *tp.Peer {
+		if plugin == nil {
+			return tp.NewPeer(cfg)
+		}
+		return tp.NewPeer(cfg, plugin())
+	}
 	n, err := newNetwork()
 	require.NoError(t, err)
 	t.Cleanup(n.close)
-	s := &sides{t: t, net: n, cli: tp.NewPeer(config()), srv: tp.NewPeer(config())}
+	s := &sides{t: t, net: n, cli: newPeer(), srv: newPeer()}
 	release := make(chan struct{})
 	arrived := make(chan *tp.Session, 1000)
 	for _, p := range []*tp.Peer{s.cli, s.srv} {
@@ -368,6 +378,36 @@ func TestPartition(t *testing.T) {
 				client, server)
 			require.Less(t, client, promised()+slack)
 			require.Less(t, server, promised()+slack)
+			s.requireOthersLive()
+		})
+	}
+}
+
+// With the plugin heartbeat, and nothing else that notices, every pull ends within one interval more than may
+// be missed.
+func TestPartitionWithHeartbeat(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	every := 250 * time.Millisecond
+	if *full {
+		every = 2 * time.Second
+	}
+	for name, cut := range cuts() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cfg := &tp.PeerConfig{KeepAlive: -1, UserTimeout: -1}
+			s := newSidesWith(t, cfg, func() tp.Plugin {
+				return heartbeat.New(heartbeat.Every(every), heartbeat.Misses(3))
+			})
+			require.NoError(t, cut(s.net))
+			start := time.Now()
+			fromClient, fromServer := s.pulls(start, s.sess, 10), s.pulls(start, s.back, 10)
+			client, server := fromClient(), fromServer()
+			t.Logf("FIGURE %s, heartbeat %v x 3: client's pulls ended after %v, server's after %v", name,
+				every, client, server)
+			require.Less(t, client, 4*every+slack)
+			require.Less(t, server, 4*every+slack)
 			s.requireOthersLive()
 		})
 	}

@@ -31,7 +31,7 @@ const (
 	defaultInterval = 15 * time.Second
 	defaultMisses   = 3
 	// looks is how often a session is looked at in an interval.
-	looks = 4
+	looks = 8
 	// measureEvery is after how many intervals a busy connection is asked, to measure.
 	measureEvery = 10
 	// Leads outside of these bounds are not followed.
@@ -300,7 +300,8 @@ func (b *beat) look() bool {
 		return true
 	}
 	silent := now - b.seen.Load()
-	switch dead := every*int64(b.misses.Load()+1) - every/looks; {
+	// Both seen and this look may be late by the time between two looks.
+	switch dead := every*int64(b.misses.Load()+1) - 3*every/looks; {
 	case silent >= dead:
 		b.seen.Store(now) // another connection gets its own time
 		b.sess.Disconnect(&Silent{For: time.Duration(silent)})

@@ -1,8 +1,12 @@
 package limit_test
 
 import (
+	"bytes"
 	"context"
+	"flag"
+	"fmt"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -112,6 +116,32 @@ func sums(all []second) (good, p99 float64) {
 	return good / float64(len(all)), times[len(times)*9/10].Seconds() * 1000
 }
 
+var picture = flag.String("picture", "", "draw what 60 s of three times the load do, into this SVG file")
+
+// draw draws the good calls of each second with the limit and without.
+func draw(with, without []second, most int) []byte {
+	var b bytes.Buffer
+	const width, height = 600, 200
+	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" `+
+		`font-family="sans-serif" `+
+		`font-size="12"><rect width="100%%" height="100%%" fill="white"/>`, width+80, height+60)
+	line := func(all []second, color, name string, y int) {
+		fmt.Fprintf(&b, `<polyline fill="none" stroke="%s" stroke-width="2" points="`, color)
+		for i, s := range all {
+			fmt.Fprintf(&b, "%d,%d ", 50+i*width/len(all), 20+height-s.good*height/most)
+		}
+		fmt.Fprintf(&b, `"/><text x="%d" y="%d" fill="%s">%s</text>`, width/2, y, color, name)
+	}
+	fmt.Fprintf(&b, `<text x="5" y="25">%d</text><text x="30" y="%d">0</text>`+
+		`<text x="50" y="%d">60 s of three `+
+		`times the load that can be handled: calls a second that are answered within 100 ms</text>`, most, 20+height,
+		height+50)
+	line(with, "green", "with limit.Adaptive", 50)
+	line(without, "red", "without", height)
+	b.WriteString("</svg>\n")
+	return b.Bytes()
+}
+
 // Offered three times what it can do, a service with the adaptive limit does nearly as much as it can, and
 // what is accepted does not wait long; without the limit it does next to nothing that anybody still waits
 // for. The time is that of the test, so that the machine does not matter.
@@ -126,6 +156,12 @@ func TestOverload(t *testing.T) {
 		stats)
 	require.Greater(t, good, 0.9*perSecond)
 	require.Less(t, p99, 3*easy)
+	if *picture != "" {
+		const long = time.Minute
+		require.NoError(t, os.WriteFile(*picture, draw(run(t, perSecond, 3, long,
+			limit.New(limit.Adaptive())),
+			run(t, perSecond, 3, long), perSecond), 0o644))
+	}
 	bare, _ := sums(run(t, perSecond, 3, during)[2:])
 	t.Logf("without the limit: %.0f calls/s", bare)
 	require.Less(t, bare, 0.3*perSecond)
