@@ -87,6 +87,7 @@ type parts struct {
 	lanes    []*lane // those before maxTransfers go in turns
 	turn     int
 	writing  *transfer // a part of it is being written
+	ends     bool      // that is its last part
 	behind   []Frame
 	last     uint64 // number of the last packet
 
@@ -134,10 +135,13 @@ func (s *Socket) Recall(tag uint64) bool {
 			if t.frame.tag != tag {
 				continue
 			}
-			if t == p.writing {
-				t.gone = true
-			} else {
+			switch {
+			case t != p.writing:
 				w.removeLocked(l, t)
+			case p.ends: // it will be there as a whole
+				return false
+			default:
+				t.gone = true
 			}
 			return true
 		}
@@ -384,7 +388,7 @@ func (w *writer) part() (n int, err error) {
 	}
 	p.sent += uint64(n)
 	p.header = appendPart(p.header[:0], t.number, n)
-	p.writing = t
+	p.writing, p.ends = t, n == len(t.left)
 	w.mu.Unlock()
 
 	w.arm()

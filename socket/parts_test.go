@@ -196,6 +196,23 @@ func TestRecall(t *testing.T) {
 	})
 }
 
+// A packet whose last part is being written comes, whatever was wanted.
+func TestRecallTooLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca, cb := pipe.New(pipe.Options{Buffer: 10_000})
+		a, b := socket.New(ca, socket.Options{}), socket.New(cb, socket.Options{})
+		a.CutLarge()
+		hears(a)
+		text := strings.Repeat("x", 70_000)
+		require.NoError(t, sendFrame(a, encode(t, a, message("1", text)).Tagged(1), socket.Later))
+		synctest.Wait()
+		require.False(t, a.Recall(1))
+		requireMessage(t, b, "1", text)
+		require.NoError(t, a.Close())
+		require.NoError(t, b.Close())
+	})
+}
+
 // What makes no sense ends the connection, with an error that says what was wrong.
 func TestPartsThatMakeNoSense(t *testing.T) {
 	whole := frame(t, message("1", strings.Repeat("x", 100)))
