@@ -716,3 +716,33 @@ func BenchmarkCall(b *testing.B) {
 		})
 	}
 }
+
+// refusing refuses every connection, and keeps its session.
+type refusing struct{ sess *tp.Session }
+
+func (*refusing) Name() string { return "refusing" }
+
+func (r *refusing) PostAccept(fore tp.ForeSession) error {
+	r.sess = fore.Session()
+	return tp.NewXerror(tp.StatusForbidden, "not today")
+}
+
+// A connection that another plugin refuses behind this one is not kept until its identity expires.
+func TestRefusedByAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		other := new(refusing)
+		srv := tp.NewPeer(nil, New(AcceptTokens(func(context.Context, string) (*Principal, error) {
+			return &Principal{Name: "ann", Expires: time.Now().Add(time.Hour)}, nil
+		})), other)
+		cli := client(t, StaticToken("x"))
+		_, err := join(t, srv, cli)
+		require.ErrorContains(t, err, "403 not today")
+		time.Sleep(2 * lookAgain)
+		st := stateOf(other.sess)
+		st.mu.Lock()
+		defer st.mu.Unlock()
+		require.False(t, st.timer.Stop(), "a timer still holds the session")
+		srv.Close()
+		cli.Close()
+	})
+}

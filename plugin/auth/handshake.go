@@ -209,11 +209,28 @@ func (a *Auth) hold(sess *tp.Session, st *state, p *Principal, w *welcome) error
 	}
 	w.Left = max(left.Milliseconds(), 1)
 	st.principal.Store(p)
-	st.after(left, func() {
-		debugf("auth: session %s of %s is closed, as its identity has expired", sess.Id(), p.Name)
-		_ = sess.Close()
-	})
+	a.closeAt(sess, st, p)
 	return nil
+}
+
+// lookAgain is how often it is looked whether a session is there that is to be closed later: of one that
+// another plugin has refused in its handshake nothing else says that it is over.
+const lookAgain = time.Minute
+
+// closeAt closes the session when the principal has expired.
+func (a *Auth) closeAt(sess *tp.Session, st *state, p *Principal) {
+	st.after(min(p.Expires.Sub(a.now()), lookAgain), func() {
+		switch {
+		case sess.Err() != nil:
+		case a.now().Before(p.Expires):
+			if st.principal.Load() == p {
+				a.closeAt(sess, st, p)
+			}
+		default:
+			debugf("auth: session %s of %s is closed, as its identity has expired", sess.Id(), p.Name)
+			_ = sess.Close()
+		}
+	})
 }
 
 // PostDial proves to the other side who this side is.
