@@ -17,6 +17,7 @@ package limit
 import (
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -127,7 +128,7 @@ func Connections(n int) Option {
 	if n < 1 {
 		panic(fmt.Sprintf("limit: Connections: %d is less than 1.", n))
 	}
-	return func(l *Limit) { l.connections = &connections{most: n, open: make(map[string]int)} }
+	return func(l *Limit) { l.connections = &connections{most: n, open: make(map[string][]*tp.Session)} }
 }
 
 // rates is one Rate.
@@ -167,8 +168,47 @@ func (c *concurrent) give(key string) {
 type connections struct {
 	most int
 
-	mu   sync.Mutex // guards open
-	open map[string]int
+	mu    sync.Mutex // guards the fields below
+	open  map[string][]*tp.Session
+	swept time.Time
+}
+
+// sweepEvery is how often those are looked for whose handshake has failed: nobody says so.
+const sweepEvery = 10 * time.Second
+
+// liveLocked returns how many connections from the address there are.
+func (c *connections) liveLocked(host string) int {
+	live := slices.DeleteFunc(c.open[host], func(s *tp.Session) bool { return s.Err() != nil })
+	if len(live) == 0 {
+		delete(c.open, host)
+		return 0
+	}
+	c.open[host] = live
+	return len(live)
+}
+
+// take counts a connection, and reports false if there are as many as may be.
+func (c *connections) take(host string, sess *tp.Session, now time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if now.Sub(c.swept) > sweepEvery {
+		c.swept = now
+		for host := range c.open {
+			c.liveLocked(host)
+		}
+	}
+	if c.liveLocked(host) >= c.most {
+		return false
+	}
+	c.open[host] = append(c.open[host], sess)
+	return true
+}
+
+// gone is called when a connection from the address has ended.
+func (c *connections) gone(host string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.liveLocked(host)
 }
 
 // running is what a call has taken.
@@ -260,40 +300,20 @@ func (l *Limit) PostCall(ctx tp.CallCtx) error {
 	return nil
 }
 
-// counted is the key under which a session keeps the address that it is counted for.
-type counted struct{ l *Limit }
-
 // PostAccept refuses a connection beyond the limit of its address.
 func (l *Limit) PostAccept(fore tp.ForeSession) error {
-	host := hostOf(fore.RemoteIp())
-	c := l.connections
-	if c == nil || host == "" {
-		return nil
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.open[host] >= c.most {
+	c, host := l.connections, hostOf(fore.RemoteIp())
+	if c != nil && host != "" && !c.take(host, fore.Session(), time.Now()) {
 		return overloaded(fmt.Sprintf("there are %d connections from this address already", c.most),
 			time.Second)
 	}
-	c.open[host]++
-	fore.Public().Store(counted{l}, host)
 	return nil
 }
 
 // PostDisconnect counts a connection less.
 func (l *Limit) PostDisconnect(sess *tp.Session, _ error) error {
-	c := l.connections
-	if c == nil {
-		return nil
-	}
-	if host, ok := sess.Public().Load(counted{l}); ok {
-		sess.Public().Delete(counted{l})
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.open[host.(string)]--; c.open[host.(string)] <= 0 {
-			delete(c.open, host.(string))
-		}
+	if c, host := l.connections, hostOf(sess.RemoteIp()); c != nil && host != "" {
+		c.gone(host)
 	}
 	return nil
 }

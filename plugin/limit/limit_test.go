@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -161,6 +162,36 @@ func TestConnections(t *testing.T) {
 		require.NoError(t, first.Close())
 		synctest.Wait()
 		s.connect(t, "10.0.0.1:4")
+	})
+}
+
+// refusing refuses connections while it is set.
+type refusing struct{ on atomic.Bool }
+
+func (*refusing) Name() string { return "refusing" }
+
+func (r *refusing) PostAccept(tp.ForeSession) error {
+	if r.on.Load() {
+		return tp.NewXerror(tp.StatusForbidden, "not today")
+	}
+	return nil
+}
+
+// Connections that another plugin refuses behind this one are not counted for ever.
+func TestConnectionsThatAreRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		other := new(refusing)
+		s := newServer(t, limit.New(limit.Connections(2)), other)
+		other.on.Store(true)
+		for range 10 {
+			ca, cb := pipe.New(pipe.Options{})
+			_, err := s.ServeConn(addressed{ca, "10.0.0.1:1"})
+			require.ErrorContains(t, err, "403 not today")
+			require.NoError(t, cb.Close())
+		}
+		other.on.Store(false)
+		s.connect(t, "10.0.0.1:1")
+		s.connect(t, "10.0.0.1:2")
 	})
 }
 
