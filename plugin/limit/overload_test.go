@@ -17,6 +17,7 @@ import (
 
 	tp "github.com/henrylee2cn/teleport"
 	"github.com/henrylee2cn/teleport/internal/pipe"
+	"github.com/henrylee2cn/teleport/internal/race"
 	"github.com/henrylee2cn/teleport/plugin/limit"
 )
 
@@ -146,7 +147,11 @@ func draw(with, without []second, most int) []byte {
 // what is accepted does not wait long; without the limit it does next to nothing that anybody still waits
 // for. The time is that of the test, so that the machine does not matter.
 func TestOverload(t *testing.T) {
-	const perSecond, during = 2000, 12 * time.Second
+	const perSecond = 2000
+	during := 12 * time.Second
+	if race.Enabled {
+		during = 4 * time.Second
+	}
 	_, easy := sums(run(t, perSecond, 0.8, during, limit.New(limit.Adaptive()))[2:])
 	adaptive := limit.New(limit.Adaptive())
 	good, p99 := sums(run(t, perSecond, 3, during, adaptive)[2:])
