@@ -57,6 +57,15 @@ type CallCtx interface {
 	Route() string
 }
 
+// PullCallCtx is what hooks see of a pull that this side has made and that is over.
+type PullCallCtx interface {
+	ReadCtx
+	// Output is the pull.
+	Output() *packet.Packet
+	// Failure is the pull's error; nil if there is none.
+	Failure() Xerror
+}
+
 // WriteCtx is what hooks see of a packet that is sent.
 type WriteCtx interface {
 	Ctx

@@ -2,6 +2,7 @@ package tp
 
 import (
 	"context"
+	"log/slog"
 	"math"
 	"strconv"
 	"sync"
@@ -95,6 +96,25 @@ func newOutgoing(cn *conn, ctx context.Context, start time.Time) *outgoing {
 	o := &outgoing{conn: cn, ctx: ctx, start: start}
 	o.out.packet.Header, o.in.packet.Header = &o.out.header, &o.in.header
 	return o
+}
+
+// pullOver is a pull that is over, for hooks.
+type pullOver struct {
+	*outgoing
+	failure Xerror
+}
+
+func (p pullOver) Failure() Xerror { return p.failure }
+
+// over runs the hooks of a pull that is over. Each of them is called.
+func (o *outgoing) over(x Xerror) {
+	hs := o.conn.peer.chain.postPull
+	for i := range hs {
+		if err := hs[i].safely(pullOver{o, x}); err != nil {
+			o.conn.peer.log.rarely(LevelWarn, "hook failed", "pull %s: %v",
+				append([]slog.Attr{uriAttr(o.out.header.Uri), errAttr(err)}, o.conn.logAttrs()...)...)
+		}
+	}
 }
 
 func (o *outgoing) Peer() *Peer              { return o.conn.peer }

@@ -179,6 +179,15 @@ type PostCallPlugin interface {
 	PostCall(CallCtx) error
 }
 
+// PostPullPlugin is called when a pull or a stream that this side has made is over, however that was: the
+// reply has come and is decoded, or the pull was not sent, has failed or was given up. The hook is called
+// once for each plugin, whatever errors there were before, with [Redial] once for each attempt; not every
+// pull that fails has come as far as PreWritePull. It must not wait. An error is logged.
+type PostPullPlugin interface {
+	Plugin
+	PostPull(PullCallCtx) error
+}
+
 // hook is one plugin's method.
 type hook[C any] struct {
 	plugin Plugin
@@ -294,12 +303,13 @@ type pluginChain struct {
 	preWriteValue  hooks[WriteCtx]
 	postReadValue  hooks[ReadCtx]
 	postCall       hooks[CallCtx]
+	postPull       hooks[PullCallCtx]
 }
 
 // seesPulls reports whether a hook looks at the packets of pulls that this side makes.
 func (c *pluginChain) seesPulls() bool {
 	return len(c.preWritePull)+len(c.postWritePull)+len(c.preReadHeader)+len(c.postReadHeader)+
-		len(c.preReadBody)+len(c.postReadBody) > 0
+		len(c.preReadBody)+len(c.postReadBody)+len(c.postPull) > 0
 }
 
 // place is where plugins are added: the function that the program has called, and whether the plugins are a
@@ -401,6 +411,8 @@ var hookPoints = []hookPoint{
 		func(c *pluginChain) *hooks[ReadCtx] { return &c.postReadValue }),
 	hookAt("PostCall", ofRoute, PostCallPlugin.PostCall,
 		func(c *pluginChain) *hooks[CallCtx] { return &c.postCall }),
+	hookAt("PostPull", ofPeer, PostPullPlugin.PostPull,
+		func(c *pluginChain) *hooks[PullCallCtx] { return &c.postPull }),
 }
 
 func (c *pluginChain) add(p Plugin) {

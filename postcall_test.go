@@ -1,6 +1,7 @@
 package tp
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"runtime"
@@ -8,6 +9,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -122,5 +124,84 @@ func TestPostCall(t *testing.T) {
 		<-b.Done()
 		require.Equal(t, []string{"200 /push route=/push", "200 /push route=/push", "200 /push route=/push",
 			"200 /wait route=/wait", "200 /wait route=/wait"}, second.take())
+	})
+}
+
+// pullOvers notes the pulls that are over.
+type pullOvers struct {
+	name string
+	mu   sync.Mutex
+	all  []string
+}
+
+func (o *pullOvers) Name() string { return o.name }
+
+func (o *pullOvers) PostPull(ctx PullCallCtx) error {
+	code := StatusOK
+	if x := ctx.Failure(); x != nil {
+		code = x.Code()
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.all = append(o.all, fmt.Sprintf("%d %s", code, ctx.Output().Header.Uri))
+	return errors.New("no")
+}
+
+// failing refuses to send a pull of its path.
+type failing struct{ path string }
+
+func (failing) Name() string { return "failing" }
+
+func (f failing) PreWritePull(ctx WriteCtx) error {
+	if ctx.Output().Header.Uri == f.path {
+		return errors.New("not sent")
+	}
+	return nil
+}
+
+// Every pull that this side makes has its end, once, for each plugin, however that was.
+func TestPostPull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first, second := &pullOvers{name: "first"}, &pullOvers{name: "second"}
+		srv, cli := newTestPeer(t, nil), newTestPeer(t, nil, first, second, failing{"/refused"})
+		HandlePull(srv.PullRouter, "/ok", func(_ PullCtx, s *string) (string, Xerror) { return *s, nil })
+		release := make(chan struct{})
+		HandlePull(srv.PullRouter, "/wait", func(PullCtx, *string) (string, Xerror) {
+			<-release
+			return "", nil
+		})
+		HandleStream(srv.PullRouter, "/stream", func(_ PullCtx, s *Stream[string, string]) Xerror {
+			_, _ = s.Recv()
+			return NewXerror(778, "over")
+		})
+		_, sess := connect(t, srv, cli, pipe.Options{})
+		require.Nil(t, sess.Pull("/ok", "", new(string)).Xerror)
+		require.NotNil(t, sess.Pull("/ok", "", new(int)).Xerror)
+		require.NotNil(t, sess.Pull("/ok", func() {}, nil).Xerror)
+		require.NotNil(t, sess.Pull("/nosuch", "", nil).Xerror)
+		require.NotNil(t, sess.Pull("/refused", "", nil).Xerror)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		require.NotNil(t, sess.PullContext(ctx, "/wait", "", nil).Xerror)
+		cancel()
+		<-sess.GoPull("/ok", "", nil, nil).Done()
+		s, err := OpenStream[string, string](t.Context(), sess, "/stream")
+		require.NoError(t, err)
+		require.NoError(t, s.CloseSend())
+		_, _ = s.Recv()
+		lost := sess.GoPull("/wait", "", nil, nil)
+		synctest.Wait()
+		require.NoError(t, sess.Close())
+		<-lost.Done()
+		require.NotNil(t, sess.Pull("/ok", "", nil).Xerror)
+		close(release)
+		synctest.Wait()
+		want := []string{"200 /ok", "400 /ok", "100 /ok", "404 /nosuch", "424 /refused", "102 /wait",
+			"200 /ok",
+			"778 /stream", "101 /wait", "101 /ok"}
+		slices.Sort(want)
+		for _, o := range []*pullOvers{first, second} {
+			slices.Sort(o.all)
+			require.Equal(t, want, o.all)
+		}
 	})
 }

@@ -540,6 +540,7 @@ func (cmd *PullCmd) finishSeen(pd *pending, o *outgoing) {
 		uri:  cmd.uri,
 		code: code, status: text, in: &o.in.packet, out: &o.out.packet,
 	})
+	o.over(cmd.Xerror)
 }
 
 func (cmd *PullCmd) readReply(pd *pending, o *outgoing) Xerror {
