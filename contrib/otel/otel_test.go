@@ -66,7 +66,7 @@ func (s *system) await(t *testing.T, n int) map[string]tracetest.SpanStub {
 func attrs(span tracetest.SpanStub) string {
 	var list []string
 	for _, a := range span.Attributes {
-		list = append(list, string(a.Key)+"="+a.Value.Emit())
+		list = append(list, string(a.Key)+"="+a.Value.String())
 	}
 	slices.Sort(list)
 	return fmt.Sprint(list)
