@@ -746,3 +746,34 @@ func TestRefusedByAnother(t *testing.T) {
 		cli.Close()
 	})
 }
+
+// Rules hold on the side that has dialled, too.
+func TestRulesOfTheSideThatDials(t *testing.T) {
+	srv, _ := server(t, accepting())
+	for shows, want := range map[*[]Option][2]string{
+		{Secret("ann", secretOfAnn)}: {"", "403 /boss needs the role boss"},
+		{StaticToken("ann's token")}: {"401 /known is not open", "401 /boss is not open"},
+	} {
+		cli := client(t, append(*shows, Rule("/known"), Rule("/boss", "boss"))...)
+		for _, path := range []string{"/known", "/boss", "/open"} {
+			tp.HandlePull(cli.PullRouter, path, func(tp.PullCtx, *string) (string, tp.Xerror) { return "",
+				nil })
+		}
+		sess, err := join(t, srv, cli)
+		require.NoError(t, err)
+		srv.RangeSession(func(back *tp.Session) bool {
+			require.Nil(t, back.Pull("/open", "", nil).Xerror)
+			for i, path := range []string{"/known", "/boss"} {
+				if x := back.Pull(path, "", nil).Xerror; want[i] == "" {
+					require.Nil(t, x)
+				} else {
+					require.ErrorContains(t, x, want[i])
+				}
+			}
+			return true
+		})
+		require.NoError(t, sess.Close())
+		require.Eventually(t, func() bool { return srv.CountSession() == 0 }, 20*time.Second,
+			time.Millisecond)
+	}
+}

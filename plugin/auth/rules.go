@@ -21,6 +21,8 @@ type rule struct {
 // that ends with /* for all paths below it. Of several rules that match the longest pattern counts, and among
 // two of the same length the one without a star; a route that none matches is open to all sessions. Rules
 // hold for pulls, pushes and streams, for unknown routes too, and see the path as other plugins have left it.
+// On the side that has dialled they hold for what the other side calls, which is known if the scheme is
+// [Secret].
 func Rule(pattern string, roles ...string) Option {
 	path, prefix := strings.CutSuffix(pattern, "/*")
 	if !strings.HasPrefix(pattern, "/") || strings.ContainsAny(path, "*?") {
@@ -51,7 +53,7 @@ func (r *rule) matches(path string) bool {
 // PreReadBody checks the rules, and that the caller's identity has not expired.
 func (a *Auth) PreReadBody(ctx tp.ReadCtx) error {
 	h := ctx.Input().Header
-	if h.Type == packet.TypeReply || !a.accepts() {
+	if h.Type == packet.TypeReply {
 		return nil
 	}
 	p := Identity(ctx)
