@@ -756,8 +756,10 @@ func TestRulesOfTheSideThatDials(t *testing.T) {
 	} {
 		cli := client(t, append(*shows, Rule("/known"), Rule("/boss", "boss"))...)
 		for _, path := range []string{"/known", "/boss", "/open"} {
-			tp.HandlePull(cli.PullRouter, path, func(tp.PullCtx, *string) (string, tp.Xerror) { return "",
-				nil })
+			tp.HandlePull(cli.PullRouter, path, func(tp.PullCtx, *string) (string, tp.Xerror) {
+				return "",
+					nil
+			})
 		}
 		sess, err := join(t, srv, cli)
 		require.NoError(t, err)
