@@ -283,3 +283,44 @@ func TestLargeBodiesBothWays(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Pulls that were held back while the output was full begin when it is not, although the handlers before them
+// wait for what they do.
+func TestHeldPullsBegin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const pulls = 300
+		srv := NewPeer(&PeerConfig{MaxSessionOutput: 100_000, DefaultWriteTimeout: -1})
+		t.Cleanup(func() { srv.Close() })
+		HandlePull(srv.PullRouter, "/a", func(ctx PullCtx, text *string) (string, Xerror) {
+			return "", ctx.Session().PullContext(ctx.Context(), "/back", text, nil).Xerror
+		})
+		near, far := pipe.New(pipe.Options{Buffer: 10_000})
+		held := &heldConn{Conn: far}
+		_, err := srv.ServeConn(near)
+		require.NoError(t, err)
+		cli := newTestPeer(t, nil)
+		all := make(chan struct{})
+		var arrived atomic.Int32
+		HandlePull(cli.PullRouter, "/back", func(PullCtx, *string) (string, Xerror) {
+			if arrived.Add(1) == pulls {
+				close(all)
+			}
+			<-all
+			return "", nil
+		})
+		sess, err := cli.ServeConn(held)
+		require.NoError(t, err)
+		askForCredit(sess)
+		gate := make(chan struct{})
+		held.gate.Store(&gate)
+		done := make(chan *PullCmd, pulls)
+		for range pulls {
+			sess.GoPull("/a", strings.Repeat("x", 2000), nil, done)
+		}
+		synctest.Wait() // the output is full, and others wait for it
+		close(gate)
+		for range pulls {
+			require.Nil(t, (<-done).Xerror)
+		}
+	})
+}

@@ -231,6 +231,12 @@ func (w *writer) takePermit(ctx context.Context) error {
 	}
 	wait := w.waitFor(ctx)
 	defer wait.end()
+	calm := false // not many wait any more
+	defer func() {
+		if calm && w.room != nil {
+			w.room.OutputHasRoom()
+		}
+	}()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	// No wake-up is lost: the end of a permit is counted before awaiting is read, and this sender counts
@@ -238,7 +244,7 @@ func (w *writer) takePermit(ctx context.Context) error {
 	w.awaiting.Add(1)
 	for w.refuse == nil && !w.tryPermit() {
 		if wait.over {
-			w.awaiting.Add(-1)
+			calm = w.awaiting.Add(-1) == manyAwaiting-1
 			w.permitLocked() // the signal may have come to this sender, so it is passed on
 			return &WriteError{Err: wait.err, Unsent: true}
 		}
@@ -247,7 +253,7 @@ func (w *writer) takePermit(ctx context.Context) error {
 		}
 		w.freed.Wait()
 	}
-	w.awaiting.Add(-1)
+	calm = w.awaiting.Add(-1) == manyAwaiting-1
 	if w.refuse != nil {
 		return &WriteError{Err: w.refuse, Unsent: true}
 	}

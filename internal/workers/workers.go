@@ -81,6 +81,7 @@ type Queue struct {
 	blocked   bool // is in Pool.blocked
 	trusted   bool // the sender bounds the pushes that wait, and the pulls that are not answered
 	pushTurn  bool // the next call that begins is a push, if one waits
+	resuming  bool // Resume will begin more after a moment
 	// pulls wait for room in the output, without which their replies could not be sent, or for other handlers
 	// to end.
 	pulls     []Job
@@ -184,9 +185,30 @@ func (w *Pool) keepPullLocked(c Job) {
 	own.pullBytes.Add(c.Cost())
 }
 
-// Resume begins some of the pulls that have waited for room in the output. The end of each
-// begins another.
+// resumeEvery is how long those that Resume has begun are given to end, or to fill the output, before it
+// begins more.
+const resumeEvery = time.Millisecond
+
+// Resume begins some of the pulls that have waited for room in the output. The end of each begins another,
+// and as long as there is room more are begun after a moment: those that were begun may wait for the others.
 func (w *Pool) Resume(own *Queue) {
+	w.beginSome(own)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(own.pulls) == 0 || own.resuming || own.owner.OutputBusy() || !w.roomLocked(own) {
+		return
+	}
+	own.resuming = true
+	time.AfterFunc(resumeEvery, func() {
+		w.mu.Lock()
+		own.resuming = false
+		w.mu.Unlock()
+		w.Resume(own)
+	})
+}
+
+// beginSome begins as many of the pulls that wait as there are processors.
+func (w *Pool) beginSome(own *Queue) {
 	for range runtime.GOMAXPROCS(0) {
 		w.mu.Lock()
 		if own.owner.OutputBusy() || !w.roomLocked(own) {
