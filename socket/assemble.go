@@ -30,7 +30,7 @@ type assembly struct {
 
 // arriving is a packet of which parts have come.
 type arriving struct {
-	head    []byte // its two lengths, and the header between them
+	head    []byte // its two lengths, and the header between them, which takes less than when it is decoded
 	cost    int64  // taken from the budget, beside what the body has
 	body    Body
 	length  int64 // of the body

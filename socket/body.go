@@ -185,7 +185,7 @@ func (r *reader) readInto(b *Body, length int64) (err error) {
 			b.Release()
 		}
 	}()
-	if missing := length - int64(len(b.B)); len(b.B) == 0 && int64(cap(b.B)) < missing {
+	if len(b.B) == 0 && int64(cap(b.B)) < length {
 		if other := bufpool.Pooled(int(length)); other != nil {
 			if err := b.move(other, int(length), length); err != nil {
 				return err

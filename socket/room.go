@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 )
@@ -322,4 +323,130 @@ func (w *writer) trimLocked() {
 		w.budget.Give(surplus)
 		w.taken -= surplus
 	}
+}
+
+// Large frames, which go in parts, have room of their own, so that the others never wait for it: see
+// parts.go.
+
+// place is a sender that waits for room for a large frame.
+type place struct {
+	n     int64
+	ready chan struct{} // closed when it has room, or err is set
+	err   error
+}
+
+// smallLocked returns how many bytes wait that do not go in parts.
+func (w *writer) smallLocked() int64 {
+	if w.parts == nil {
+		return w.queued
+	}
+	return w.queued - w.parts.queued
+}
+
+// reserve makes the room that the frame has what it needs, none unless it is large. It reports false where
+// the frame has none yet and there is not enough, or others wait for it.
+func (w *writer) reserve(f *Frame) bool {
+	n := int64(len(f.b))
+	if !w.large(f.b) {
+		n = 0
+	}
+	if n == f.reserved {
+		return true
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p := w.parts
+	if f.reserved == 0 && (len(p.line) > 0 || !w.fitsLocked(n)) {
+		return false
+	}
+	p.reserved += n - f.reserved
+	f.reserved = n
+	w.serveLocked()
+	return true
+}
+
+// unreserve gives room back.
+func (w *writer) unreserve(n int64) {
+	if n == 0 {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.parts.reserved -= n
+	w.serveLocked()
+}
+
+// fitsLocked reports whether there is room for n bytes of a large frame.
+func (w *writer) fitsLocked(n int64) bool {
+	taken := w.parts.queued + w.parts.reserved
+	return taken == 0 || taken+n <= w.most
+}
+
+// awaitPlace waits until there is room for n bytes of a large frame, and reserves that. A sender that waits
+// holds no encoded packet and no permit. The wait ends with ctx and with the socket: one whose other side
+// takes nothing any more does not last.
+func (w *writer) awaitPlace(ctx context.Context, n int64) error {
+	w.mu.Lock()
+	if w.refuse != nil {
+		defer w.mu.Unlock()
+		return w.refuse
+	}
+	p := w.parts
+	x := &place{n: n, ready: make(chan struct{})}
+	p.line = append(p.line, x)
+	p.inLine += n
+	w.serveLocked()
+	w.mu.Unlock()
+	select {
+	case <-x.ready:
+		return x.err
+	case <-ctx.Done():
+		w.leaveLine(x)
+		return ctx.Err()
+	}
+}
+
+// leaveLine ends the wait of a sender that gives up.
+func (w *writer) leaveLine(x *place) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p := w.parts
+	if i := slices.Index(p.line, x); i >= 0 {
+		p.line = slices.Delete(p.line, i, i+1)
+		p.inLine -= x.n
+	} else if x.err == nil {
+		p.reserved -= x.n
+	}
+	w.serveLocked()
+}
+
+// serveLocked gives room to those who wait, in their order.
+func (w *writer) serveLocked() {
+	p := w.parts
+	for len(p.line) > 0 && w.fitsLocked(p.line[0].n) {
+		x := p.line[0]
+		p.line[0] = nil
+		p.line = p.line[1:]
+		p.inLine -= x.n
+		p.reserved += x.n
+		close(x.ready)
+	}
+	if w.crowdedLocked() {
+		w.full.Store(true)
+	}
+}
+
+// crowdedLocked reports whether so many large frames wait that more should not be made.
+func (w *writer) crowdedLocked() bool { return w.parts != nil && w.parts.inLine >= w.most }
+
+// endLineLocked ends the wait of those who wait for room.
+func (w *writer) endLineLocked() {
+	if w.parts == nil || w.refuse == nil {
+		return
+	}
+	for _, x := range w.parts.line {
+		x.err = w.refuse
+		close(x.ready)
+	}
+	w.parts.line, w.parts.inLine = nil, 0
 }
