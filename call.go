@@ -201,37 +201,6 @@ func (c *call) closeLocked() (charged int64) {
 	return charged
 }
 
-// finished runs the hooks of a call that is over. Each of them is called.
-func (c *call) finished() {
-	hs := c.replyChain().postCall
-	for i := range hs {
-		c.keep()
-		if err := hs[i].safely(c); err != nil {
-			c.conn.peer.log.rarely(LevelWarn, "hook failed", "call of %s: %v", c.replyAttrs(err)...)
-		}
-	}
-}
-
-// Status is for hooks of a call that is over.
-func (c *call) Status() (code int32, text string) {
-	x := c.keep()
-	switch {
-	case c.typ != packet.TypePush:
-		return x.outHdr.StatusCode, x.outHdr.Status
-	case x.failed != nil:
-		return x.failed.Code(), x.failed.Text()
-	}
-	return StatusOK, ""
-}
-
-// Route is for hooks of a call that is over.
-func (c *call) Route() string {
-	if c.handler == nil {
-		return ""
-	}
-	return c.handler.path
-}
-
 // release ends a call: nothing of this package needs the packets any more.
 func (c *call) release() {
 	c.finished()
@@ -510,7 +479,7 @@ func (c *call) decode(v interface{}) error {
 		return err
 	}
 	limits := c.conn.sock.Limits()
-	if c.inHdr.Gzip == 0 && limits.AllowsDecoded(int64(len(c.raw.B))) && c.raw.HandOver(v) {
+	if c.raw.HandOver(v, c.inHdr.Gzip, limits) {
 		c.held += c.raw.TakeCost()
 		return nil
 	}

@@ -483,9 +483,6 @@ const creditId = "credit"
 // heardCredit is called by the goroutine that reads with the header of a packet of type credit: without an id
 // the packet grants credit, with that of a stream it is about the stream, and with creditId it asks.
 func (cn *conn) heardCredit(id []byte, meta map[string]string) error {
-	if meta[credit.KeyParts] == credit.Yes {
-		cn.sock.CutLarge()
-	}
 	if len(id) == 0 {
 		return cn.flow.Granted(meta)
 	}

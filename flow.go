@@ -154,6 +154,9 @@ func (cn *conn) SendStreamCredit(id string, meta map[string]string) {
 // OtherPackets counts pulls and replies that were received, see [stream.Wire].
 func (cn *conn) OtherPackets() uint32 { return cn.calledRead.Load() }
 
+// OtherTakesParts has large packets go in parts from now on.
+func (cn *conn) OtherTakesParts() { cn.sock.CutLarge() }
+
 // LargePacket is called by the socket, see [socket.Roomer].
 func (cn *conn) LargePacket() {
 	if cn.ready.Load() && !cn.peer.noCredit {

@@ -108,13 +108,10 @@ func (p pullOver) Failure() Xerror { return p.failure }
 
 // over runs the hooks of a pull that is over. Each of them is called.
 func (o *outgoing) over(x Xerror) {
-	hs := o.conn.peer.chain.postPull
-	for i := range hs {
-		if err := hs[i].safely(pullOver{o, x}); err != nil {
-			o.conn.peer.log.rarely(LevelWarn, "hook failed", "pull %s: %v",
-				append([]slog.Attr{uriAttr(o.out.header.Uri), errAttr(err)}, o.conn.logAttrs()...)...)
-		}
-	}
+	o.conn.peer.chain.postPull.runEach(pullOver{o, x}, func(err *hookError) {
+		o.conn.peer.log.rarely(LevelWarn, "hook failed", "pull %s: %v",
+			append([]slog.Attr{uriAttr(o.out.header.Uri), errAttr(err)}, o.conn.logAttrs()...)...)
+	})
 }
 
 func (o *outgoing) Peer() *Peer              { return o.conn.peer }

@@ -227,16 +227,34 @@ func onItsOwn(f func() error) <-chan error {
 
 var errHookGone = errors.New("a hook has ended its goroutine")
 
-func (hs hooks[C]) runAll(c C) *hookError {
-	if held, ok := any(c).(interface{ keepPackets() }); ok {
+// keepPackets keeps the packets of a call for its hooks, which may hold them.
+func keepPackets(c any) {
+	if held, ok := c.(interface{ keepPackets() }); ok {
 		held.keepPackets()
 	}
+}
+
+func (hs hooks[C]) runAll(c C) *hookError {
+	keepPackets(c)
 	for i := range hs {
 		if err := hs[i].safely(c); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// runEach calls all the hooks, whatever their errors are, and failed with each error.
+func (hs hooks[C]) runEach(c C, failed func(*hookError)) {
+	if len(hs) == 0 {
+		return
+	}
+	keepPackets(c)
+	for i := range hs {
+		if err := hs[i].safely(c); err != nil {
+			failed(err)
+		}
+	}
 }
 
 func (h *hook[C]) safely(c C) (err *hookError) {

@@ -578,8 +578,7 @@ func (cmd *PullCmd) decode(pd *pending, gzip int32) Xerror {
 	var err error
 	if len(pd.body.B) <= smallPacket && gzip == 0 { // too little to be counted
 		_, err = packet.DecodeBody(pd.body.B, 0, cmd.reply, cmd.conn.peer.freeLimits)
-	} else if l := cmd.conn.sock.Limits(); gzip != 0 || !l.AllowsDecoded(int64(len(pd.body.B))) ||
-		!pd.body.HandOver(cmd.reply) {
+	} else if l := cmd.conn.sock.Limits(); !pd.body.HandOver(cmd.reply, gzip, l) {
 		_, err = packet.DecodeBody(pd.body.B, gzip, cmd.reply, l)
 	}
 	if err != nil {

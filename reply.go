@@ -140,6 +140,33 @@ func (c *call) replyChain() *pluginChain {
 	return c.conn.peer.chain
 }
 
+// finished runs the hooks of a call that is over. Each of them is called.
+func (c *call) finished() {
+	c.replyChain().postCall.runEach(c, func(err *hookError) {
+		c.conn.peer.log.rarely(LevelWarn, "hook failed", "call of %s: %v", c.replyAttrs(err)...)
+	})
+}
+
+// Status is for hooks of a call that is over.
+func (c *call) Status() (code int32, text string) {
+	x := c.keep()
+	switch {
+	case c.typ != packet.TypePush:
+		return x.outHdr.StatusCode, x.outHdr.Status
+	case x.failed != nil:
+		return x.failed.Code(), x.failed.Text()
+	}
+	return StatusOK, ""
+}
+
+// Route is for hooks of a call that is over.
+func (c *call) Route() string {
+	if c.handler == nil {
+		return ""
+	}
+	return c.handler.path
+}
+
 // setReply sets the reply's status and body. The body of an error is its details, and
 // a code that stands for something local to this side is translated.
 func (c *call) setReply(body interface{}, x Xerror) {

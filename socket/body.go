@@ -41,14 +41,15 @@ func (b *Body) Detach() { b.buf = nil }
 // handOver is the least length of a body that HandOver takes.
 const handOver = 32 << 10
 
-// HandOver makes the body the value of v without a copy, if the body is a large one of the string codec, and
-// v is a *[]byte or a *string. It reports whether it has. The body is empty then, but for what it has taken
-// from the budget. The body must not be compressed.
+// HandOver makes the body the value of v without a copy, if the body is a large one of the string codec and
+// not compressed, the limits let it be decoded, and v is a *[]byte or a *string. It reports whether it has.
+// The body is empty then, but for what it has taken from the budget.
 //
 // The pools get memory of the same size in its place, so that the goroutine that reads finds some there: to
 // make large memory may take long, when it is the turn of whoever makes it to collect garbage.
-func (b *Body) HandOver(v interface{}) bool {
-	if len(b.B) < handOver || b.B[0] != codec.IdString || b.Oversized() {
+func (b *Body) HandOver(v interface{}, gzip int32, limits packet.Limits) bool {
+	if len(b.B) < handOver || b.B[0] != codec.IdString || gzip != 0 || b.Oversized() ||
+		!limits.AllowsDecoded(int64(len(b.B))) {
 		return false
 	}
 	data := b.B[1:len(b.B):len(b.B)]

@@ -399,6 +399,7 @@ type link struct {
 }
 
 func (l *link) CreditPlaces() (pulls, streams int) { return 100, 10 }
+func (l *link) OtherTakesParts()                   {}
 
 func (l *link) AskForCredit(map[string]string) {
 	l.mu.Lock()

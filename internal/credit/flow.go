@@ -37,6 +37,8 @@ type Conn interface {
 	// CreditPlaces returns how many of the other side's pulls may be unanswered, and how many of its streams
 	// may be open; negative numbers are no bounds.
 	CreditPlaces() (pulls, streams int)
+	// OtherTakesParts is called when the other side has said that it takes large packets in parts.
+	OtherTakesParts()
 	// CreditEnd returns why nothing can be sent any more; nil if something can. It must return an error
 	// before Flow.End is called.
 	CreditEnd() error
@@ -233,6 +235,9 @@ func (f *Flow) hear(meta map[string]string) error {
 		if _, err := number(KeyStreams, said); err != nil {
 			return err
 		}
+	}
+	if meta[KeyParts] == Yes {
+		f.conn.OtherTakesParts()
 	}
 	f.Pulls.Open(most)
 	f.word().say(streams, nil)
