@@ -191,15 +191,11 @@ func beside(systems []system, rounds int, size int64, only string) error {
 			if len(late[key]) == 0 {
 				continue
 			}
-			of := func(all map[string][]float64, key string) float64 {
-				slices.Sort(all[key])
-				return all[key][len(all[key])/2]
-			}
-			p := of(late, key)
+			p := middle(late[key])
 			fmt.Printf("  %-6s %-30s %6.2f ms, %5.1f times", s.name, l.name, p,
-				p/of(late, s.name+loads[0].name))
+				p/middle(late[s.name+loads[0].name]))
 			if l.name != loads[0].name {
-				fmt.Printf(", %5.2f GB/s each way", of(rates, key))
+				fmt.Printf(", %5.2f GB/s each way", middle(rates[key]))
 			}
 			fmt.Println()
 		}
@@ -273,6 +269,11 @@ func median(rs []result, of func(result) float64) float64 {
 	for _, r := range rs {
 		list = append(list, of(r))
 	}
+	return middle(list)
+}
+
+// middle returns the median.
+func middle(list []float64) float64 {
 	slices.Sort(list)
 	return list[len(list)/2]
 }
@@ -282,8 +283,7 @@ func quotients(a, b []result, of func(result) float64) float64 {
 	for i := range a {
 		list = append(list, of(a[i])/of(b[i]))
 	}
-	slices.Sort(list)
-	return list[len(list)/2]
+	return middle(list)
 }
 
 func teleport() (system, error) {

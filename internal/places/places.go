@@ -49,7 +49,7 @@ type Place struct {
 	since  time.Time
 	// patience is how long the handshake may take; a negative value is no bound.
 	patience time.Duration
-	addr     netip.Prefix // see addrPrefix; zero if the connection has no IP address
+	addr     netip.Prefix // see Network; zero if the connection has no IP address
 
 	place, ofAddr *list.Element // in pending and in byAddr; nil if it is in neither
 	passed        bool
@@ -76,7 +76,7 @@ var (
 // [Displaced.End] of each. An error says why the connection is not let in.
 func (ps *Places) Enter(conn net.Conn, patience time.Duration) (h *Place, gone []Displaced, err error) {
 	h = &Place{all: ps, Conn: conn, since: time.Now(), patience: patience,
-		addr: addrPrefix(conn.RemoteAddr())}
+		addr: Network(conn.RemoteAddr())}
 	h.Ctx, h.cancel = context.WithCancelCause(context.Background())
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
@@ -239,9 +239,9 @@ func (ps *Places) Pending() int {
 // within reports whether n is not over the bound, of which negative values are none.
 func within(n, bound int) bool { return bound < 0 || n <= bound }
 
-// addrPrefix is what counts as one address: an IPv4 address, or the 64 bits of an IPv6
+// Network is what counts as one address: an IPv4 address, or the 64 bits of an IPv6
 // address that a single subscriber is given. What is no IP address does not count.
-func addrPrefix(a net.Addr) netip.Prefix {
+func Network(a net.Addr) netip.Prefix {
 	ip, ok := a.(interface{ AddrPort() netip.AddrPort })
 	if !ok {
 		return netip.Prefix{}

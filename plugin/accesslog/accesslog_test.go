@@ -18,6 +18,7 @@ import (
 	tp "github.com/henrylee2cn/teleport"
 	"github.com/henrylee2cn/teleport/internal/pipe"
 	"github.com/henrylee2cn/teleport/plugin/accesslog"
+	"github.com/henrylee2cn/teleport/plugin/internal/plugintest"
 )
 
 func TestMain(m *testing.M) {
@@ -225,22 +226,7 @@ func BenchmarkCall(b *testing.B) {
 			case "sample=1":
 				srv = tp.NewPeer(nil, accesslog.New(log))
 			}
-			defer srv.Close()
-			defer cli.Close()
-			tp.HandlePull(srv.PullRouter, "/who", func(_ tp.PullCtx, s *string) (string, tp.Xerror) {
-				return *s, nil
-			})
-			ca, cb := pipe.New(pipe.Options{})
-			_, err := srv.ServeConn(ca)
-			require.NoError(b, err)
-			sess, err := cli.ServeConn(cb)
-			require.NoError(b, err)
-			b.ReportAllocs()
-			for b.Loop() {
-				if x := sess.Pull("/who", "x", nil).Xerror; x != nil {
-					b.Fatal(x)
-				}
-			}
+			plugintest.BenchmarkPulls(b, "/who", srv, cli)
 		})
 	}
 }

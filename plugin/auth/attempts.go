@@ -1,7 +1,6 @@
 package auth
 
 import (
-	"net"
 	"net/netip"
 	"sync"
 	"time"
@@ -25,7 +24,7 @@ type attempts struct {
 
 	mu        sync.Mutex // guards the fields below
 	began     time.Time  // of now
-	now, last map[string]int
+	now, last map[netip.Prefix]int
 }
 
 func (t *attempts) init(most int, within time.Duration) { t.most, t.half = most, within/2 }
@@ -40,12 +39,12 @@ func (t *attempts) turnLocked(now time.Time) {
 	default:
 		t.last = nil
 	}
-	t.now, t.began = make(map[string]int), now
+	t.now, t.began = make(map[netip.Prefix]int), now
 }
 
 // failed counts an attempt from the address.
-func (t *attempts) failed(address string, now time.Time) {
-	if t.most < 0 || address == "" {
+func (t *attempts) failed(address netip.Prefix, now time.Time) {
+	if t.most < 0 || !address.IsValid() {
 		return
 	}
 	t.mu.Lock()
@@ -57,8 +56,8 @@ func (t *attempts) failed(address string, now time.Time) {
 }
 
 // wait returns how long the address has to wait, and 0 if it has not.
-func (t *attempts) wait(address string, now time.Time) time.Duration {
-	if t.most < 0 || address == "" {
+func (t *attempts) wait(address netip.Prefix, now time.Time) time.Duration {
+	if t.most < 0 || !address.IsValid() {
 		return 0
 	}
 	t.mu.Lock()
@@ -68,23 +67,4 @@ func (t *attempts) wait(address string, now time.Time) time.Duration {
 		return 0
 	}
 	return t.half - now.Sub(t.began) + time.Millisecond
-}
-
-// networkOf returns the address without its port, of IPv6 the network of 64 bits that one site has; empty if
-// that is no address of IP.
-func networkOf(remote string) string {
-	host, _, err := net.SplitHostPort(remote)
-	if err != nil {
-		return ""
-	}
-	ip, err := netip.ParseAddr(host)
-	if err != nil {
-		return ""
-	}
-	ip = ip.Unmap()
-	if ip.Is6() {
-		net, _ := ip.Prefix(64)
-		return net.String()
-	}
-	return ip.String()
 }

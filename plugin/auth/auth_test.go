@@ -14,6 +14,7 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -27,6 +28,7 @@ import (
 	tp "github.com/henrylee2cn/teleport"
 	"github.com/henrylee2cn/teleport/internal/pipe"
 	"github.com/henrylee2cn/teleport/packet"
+	"github.com/henrylee2cn/teleport/plugin/internal/plugintest"
 	"github.com/henrylee2cn/teleport/socket"
 )
 
@@ -493,17 +495,6 @@ func TestRedial(t *testing.T) {
 	}
 }
 
-// from is a connection from an address.
-type from struct {
-	net.Conn
-	addr string
-}
-
-func (f from) RemoteAddr() net.Addr {
-	a, _ := net.ResolveTCPAddr("tcp", f.addr)
-	return a
-}
-
 // Who fails too often from an address has to wait; others have not, and then that one has not either.
 func TestFailures(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -511,7 +502,8 @@ func TestFailures(t *testing.T) {
 		srv, _ := server(t, a)
 		attempt := func(addr, token string) error {
 			ca, cb := pipe.New(pipe.Options{})
-			sess, err := joinBy(t, srv, client(t, StaticToken(token)), from{ca, addr}, cb)
+			sess, err := joinBy(t, srv, client(t, StaticToken(token)), plugintest.From{Conn: ca,
+				Addr: addr}, cb)
 			if err == nil {
 				require.NoError(t, sess.Close())
 			}
@@ -545,16 +537,19 @@ func TestFailuresOfManyAddresses(t *testing.T) {
 	var a attempts
 	a.init(3, time.Minute)
 	now := time.Now()
+	address := func(i int) netip.Prefix {
+		return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 32)
+	}
 	for i := range 3 * maxAddresses {
-		a.failed(fmt.Sprint(i), now)
+		a.failed(address(i), now)
 	}
 	require.Len(t, a.now, maxAddresses)
-	a.failed("x", now.Add(40*time.Second))
+	a.failed(address(1<<20), now.Add(40*time.Second))
 	require.Len(t, a.last, maxAddresses)
-	a.failed("x", now.Add(40*time.Minute))
+	a.failed(address(1<<20), now.Add(40*time.Minute))
 	require.Nil(t, a.last)
 	require.Len(t, a.now, 1)
-	a.failed("x", now.Add(-40*time.Minute))
+	a.failed(address(1<<20), now.Add(-40*time.Minute))
 	require.Len(t, a.now, 1, "a clock that was set back")
 }
 
@@ -698,21 +693,7 @@ func BenchmarkCall(b *testing.B) {
 				}
 				srv, cli = tp.NewPeer(nil, New(options...)), tp.NewPeer(nil, New(StaticToken("x")))
 			}
-			defer srv.Close()
-			defer cli.Close()
-			tp.HandlePull(srv.PullRouter, "/c/who", func(_ tp.PullCtx, s *string) (string, tp.Xerror) {
-				return *s, nil
-			})
-			ca, cb := pipe.New(pipe.Options{})
-			go srv.ServeConn(ca)
-			sess, err := cli.DialConn(b.Context(), cb)
-			require.NoError(b, err)
-			b.ReportAllocs()
-			for b.Loop() {
-				if x := sess.Pull("/c/who", "x", nil).Xerror; x != nil {
-					b.Fatal(x)
-				}
-			}
+			plugintest.BenchmarkPulls(b, "/c/who", srv, cli)
 		})
 	}
 }

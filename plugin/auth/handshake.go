@@ -9,6 +9,7 @@ import (
 	"time"
 
 	tp "github.com/henrylee2cn/teleport"
+	"github.com/henrylee2cn/teleport/internal/places"
 	"github.com/henrylee2cn/teleport/packet"
 )
 
@@ -85,7 +86,7 @@ func (a *Auth) PostAccept(fore tp.ForeSession) error {
 	if !a.accepts() {
 		return nil
 	}
-	address := networkOf(fore.RemoteIp())
+	address := places.Network(fore.Socket().RemoteAddr())
 	if wait := a.attempts.wait(address, a.now()); wait > 0 {
 		return tp.WithRetryAfter(tp.NewXerror(tp.StatusOverloaded,
 			"too many attempts from this address have failed"), wait)

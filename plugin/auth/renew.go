@@ -6,6 +6,7 @@ import (
 	"time"
 
 	tp "github.com/henrylee2cn/teleport"
+	"github.com/henrylee2cn/teleport/internal/places"
 )
 
 // An identity that expires is renewed by a pull from the side that has dialled, when four fifths of its time
@@ -58,7 +59,7 @@ func (a *Auth) renew(ctx tp.PullCtx, h *hello) (*welcome, tp.Xerror) {
 		err = a.hold(ctx.Session(), st, p, w)
 	}
 	if err != nil {
-		a.attempts.failed(networkOf(ctx.Ip()), a.now())
+		a.attempts.failed(places.Network(ctx.Session().Socket().RemoteAddr()), a.now())
 		var x tp.Xerror
 		if errors.As(err, &x) {
 			return nil, x

@@ -16,6 +16,7 @@ package limit
 
 import (
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"sync"
@@ -70,7 +71,7 @@ type Limit struct {
 	adaptive    *adaptive
 	connections *connections
 
-	mu   sync.Mutex
+	mu   sync.Mutex       // guards runs
 	runs map[any]*running // the calls that run and count somewhere, by their contexts
 }
 
@@ -105,9 +106,7 @@ func Rate(by Key, perSecond float64, burst int) Option {
 	return func(l *Limit) {
 		// Whoever has been away for so long has its burst again: nothing needs to be known of it.
 		idle := time.Duration(float64(burst)/perSecond*float64(time.Second)) + time.Second
-		r := &rates{by: by}
-		r.init(idle, func() *rate.Limiter { return rate.NewLimiter(rate.Limit(perSecond), burst) })
-		l.rates = append(l.rates, r)
+		l.rates = append(l.rates, newRates(by, rate.Limit(perSecond), burst, idle))
 	}
 }
 
@@ -131,10 +130,51 @@ func Connections(n int) Option {
 	return func(l *Limit) { l.connections = &connections{most: n, open: make(map[string][]*tp.Session)} }
 }
 
-// rates is one Rate.
+// maxKeys is how many keys a Rate remembers. Beyond that those that are new share one limiter: the memory
+// that strangers can take must have a bound.
+const maxKeys = 1 << 16
+
+// rates is one Rate: a limiter for each key, as long as the key is used.
 type rates struct {
-	by Key
-	table[*rate.Limiter]
+	by    Key
+	limit rate.Limit
+	burst int
+	idle  time.Duration
+
+	mu     sync.Mutex // guards the fields below
+	keys   map[string]*keyRate
+	others *rate.Limiter
+	swept  time.Time
+}
+
+type keyRate struct {
+	limiter *rate.Limiter
+	used    time.Time
+}
+
+func newRates(by Key, limit rate.Limit, burst int, idle time.Duration) *rates {
+	return &rates{by: by, limit: limit, burst: burst, idle: idle, keys: make(map[string]*keyRate),
+		others: rate.NewLimiter(limit, burst)}
+}
+
+// of returns the key's limiter.
+func (r *rates) of(key string, now time.Time) *rate.Limiter {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if now.Sub(r.swept) > r.idle {
+		r.swept = now
+		maps.DeleteFunc(r.keys, func(_ string, k *keyRate) bool { return now.Sub(k.used) > r.idle })
+	}
+	k := r.keys[key]
+	if k == nil {
+		if len(r.keys) >= maxKeys {
+			return r.others
+		}
+		k = &keyRate{limiter: rate.NewLimiter(r.limit, r.burst)}
+		r.keys[key] = k
+	}
+	k.used = now
+	return k.limiter
 }
 
 // concurrent is one Concurrent.
@@ -316,54 +356,4 @@ func (l *Limit) PostDisconnect(sess *tp.Session, _ error) error {
 		c.gone(host)
 	}
 	return nil
-}
-
-// maxKeys is how many keys a table remembers. Beyond that those that are new share one entry: the memory that
-// strangers can take must have a bound.
-const maxKeys = 1 << 16
-
-// table has a value for each key, as long as the key is used.
-type table[V any] struct {
-	idle   time.Duration
-	create func() V
-
-	mu      sync.Mutex // guards the fields below
-	entries map[string]*entry[V]
-	others  *entry[V]
-	swept   time.Time
-}
-
-type entry[V any] struct {
-	value V
-	used  time.Time
-}
-
-func (t *table[V]) init(idle time.Duration, create func() V) {
-	t.idle, t.create = idle, create
-	t.entries = make(map[string]*entry[V])
-	t.others = &entry[V]{value: create()}
-}
-
-// of returns the key's value.
-func (t *table[V]) of(key string, now time.Time) V {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if now.Sub(t.swept) > t.idle {
-		t.swept = now
-		for k, e := range t.entries {
-			if now.Sub(e.used) > t.idle {
-				delete(t.entries, k)
-			}
-		}
-	}
-	e := t.entries[key]
-	if e == nil {
-		if len(t.entries) >= maxKeys {
-			return t.others.value
-		}
-		e = &entry[V]{value: t.create()}
-		t.entries[key] = e
-	}
-	e.used = now
-	return e.value
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"strconv"
 	"sync/atomic"
 	"testing"
@@ -16,23 +15,13 @@ import (
 
 	tp "github.com/henrylee2cn/teleport"
 	"github.com/henrylee2cn/teleport/internal/pipe"
+	"github.com/henrylee2cn/teleport/plugin/internal/plugintest"
 	"github.com/henrylee2cn/teleport/plugin/limit"
 )
 
 func TestMain(m *testing.M) {
 	tp.SetLogLevel(tp.LevelOff)
 	goleak.VerifyTestMain(m)
-}
-
-// addressed is a connection from an address.
-type addressed struct {
-	net.Conn
-	addr string
-}
-
-func (a addressed) RemoteAddr() net.Addr {
-	addr, _ := net.ResolveTCPAddr("tcp", a.addr)
-	return addr
 }
 
 // server is a peer with the plugins, and handlers that wait until they are let go.
@@ -61,7 +50,7 @@ func newServer(t *testing.T, plugins ...tp.Plugin) *server {
 func (s *server) connect(t *testing.T, addr string) *tp.Session {
 	ca, cb := pipe.New(pipe.Options{Buffer: 1 << 20})
 	served := make(chan error, 1)
-	go func() { _, err := s.ServeConn(addressed{ca, addr}); served <- err }()
+	go func() { _, err := s.ServeConn(plugintest.From{Conn: ca, Addr: addr}); served <- err }()
 	sess, err := s.clients.ServeConn(cb)
 	require.NoError(t, err)
 	require.NoError(t, <-served)
@@ -153,7 +142,7 @@ func TestConnections(t *testing.T) {
 		s.connect(t, "10.0.0.1:2")
 		s.connect(t, "10.0.0.2:1")
 		ca, cb := pipe.New(pipe.Options{})
-		go s.ServeConn(addressed{ca, "10.0.0.1:3"})
+		go s.ServeConn(plugintest.From{Conn: ca, Addr: "10.0.0.1:3"})
 		sess, err := s.clients.ServeConn(cb)
 		require.NoError(t, err)
 		x := sess.Pull("/ok", 1, nil).Xerror
@@ -185,7 +174,7 @@ func TestConnectionsThatAreRefused(t *testing.T) {
 		other.on.Store(true)
 		for range 10 {
 			ca, cb := pipe.New(pipe.Options{})
-			_, err := s.ServeConn(addressed{ca, "10.0.0.1:1"})
+			_, err := s.ServeConn(plugintest.From{Conn: ca, Addr: "10.0.0.1:1"})
 			require.ErrorContains(t, err, "403 not today")
 			require.NoError(t, cb.Close())
 		}
@@ -314,23 +303,7 @@ func BenchmarkCall(b *testing.B) {
 		"adaptive":   {limit.New(limit.Adaptive())},
 	} {
 		b.Run(name, func(b *testing.B) {
-			srv, cli := tp.NewPeer(nil, plugins...), tp.NewPeer(nil)
-			defer srv.Close()
-			defer cli.Close()
-			tp.HandlePull(srv.PullRouter, "/who", func(_ tp.PullCtx, s *string) (string, tp.Xerror) {
-				return *s, nil
-			})
-			ca, cb := pipe.New(pipe.Options{})
-			_, err := srv.ServeConn(ca)
-			require.NoError(b, err)
-			sess, err := cli.ServeConn(cb)
-			require.NoError(b, err)
-			b.ReportAllocs()
-			for b.Loop() {
-				if x := sess.Pull("/who", "x", nil).Xerror; x != nil {
-					b.Fatal(x)
-				}
-			}
+			plugintest.BenchmarkPulls(b, "/who", tp.NewPeer(nil, plugins...), tp.NewPeer(nil))
 		})
 	}
 }
