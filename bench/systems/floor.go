@@ -74,7 +74,11 @@ func serveFloorA(conn net.Conn, routes map[string]floorHandler) {
 		out = out[:0]
 		return err
 	}
-	in := frameReader{conn: conn, idle: flush}
+	refuse := func(id []byte) error {
+		out = appendRefusal(out, id)
+		return nil
+	}
+	in := frameReader{conn: conn, idle: flush, refuse: refuse}
 	for {
 		h, m, handle, err := readCall(&in, routes)
 		if err != nil {
@@ -122,7 +126,7 @@ type floorJob struct {
 func serveFloorB(conn net.Conn, routes map[string]floorHandler, jobs chan<- floorJob) {
 	defer conn.Close()
 	out := &gatherer{conn: conn}
-	in := frameReader{conn: conn}
+	in := frameReader{conn: conn, refuse: out.refuse}
 	for {
 		h, m, handle, err := readCall(&in, routes)
 		if err != nil {
@@ -164,7 +168,7 @@ func (c *floorConn) Close() { c.out.conn.Close() }
 
 // read decodes replies, and wakes who waits for them, until the connection ends.
 func (c *floorConn) read() {
-	in := frameReader{conn: c.out.conn}
+	in := frameReader{conn: c.out.conn, refuse: c.out.refuse}
 	for {
 		h, body, err := in.next()
 		if err != nil {

@@ -23,12 +23,15 @@ const (
 	wirePull  = 1
 	wireReply = 2
 
+	wireUnknown = 410 // the status of a packet of another type
+
 	wireProtobuf = 'p' // codec id
 )
 
-// wireHeader is what the floors need of a header. Uri points into the frame.
+// wireHeader is what the floors need of a header. The slices point into the frame.
 type wireHeader struct {
-	slot int // of the call; an id on the wire
+	id   []byte
+	slot int // of the call, which its id tells
 	typ  uint64
 	uri  []byte
 	code uint64
@@ -95,11 +98,7 @@ func parseHeader(b []byte) (wireHeader, error) {
 			b = b[n:]
 			switch num {
 			case 1:
-				id, err := strconv.Atoi(string(v))
-				if err != nil {
-					return h, errWire
-				}
-				h.slot = id - 1
+				h.id = v
 			case 3:
 				h.uri = v
 			}
@@ -107,7 +106,28 @@ func parseHeader(b []byte) (wireHeader, error) {
 			return h, errWire
 		}
 	}
+	if h.typ == wirePull || h.typ == wireReply {
+		id, err := strconv.Atoi(string(h.id))
+		if err != nil {
+			return h, errWire
+		}
+		h.slot = id - 1
+	}
 	return h, nil
+}
+
+// appendRefusal appends the answer to a packet with the id whose type is unknown.
+func appendRefusal(dst, id []byte) []byte {
+	at := len(dst)
+	dst = append(dst, 0, 0, 0, 0, wireProtobuf)
+	dst = protowire.AppendTag(dst, 1, protowire.BytesType)
+	dst = protowire.AppendBytes(dst, id)
+	dst = protowire.AppendTag(dst, 2, protowire.VarintType)
+	dst = protowire.AppendVarint(dst, wireReply)
+	dst = protowire.AppendTag(dst, 5, protowire.VarintType)
+	dst = protowire.AppendVarint(dst, wireUnknown)
+	binary.BigEndian.PutUint32(dst[at:], uint32(len(dst)-at-4))
+	return append(dst, 0, 0, 0, 0)
 }
 
 // decodeMessage decodes a body with its codec id into m.
@@ -124,6 +144,9 @@ type frameReader struct {
 	// idle is called before every read from the connection, which is when there
 	// is no whole frame in the buffer.
 	idle func() error
+	// refuse answers a packet that has the id, and whose type the floors do not
+	// know; the framework asks for credit when a large packet is to be sent.
+	refuse func(id []byte) error
 
 	buf  []byte
 	r, w int // buf[r:w] was read and not yet parsed
@@ -134,9 +157,24 @@ const (
 	fullReadBuffer  = 64 << 10 // frames that need more get it
 )
 
-// next returns the next frame's header and body, which are valid until the call
-// after it.
+// next returns the header and the body of the next pull or reply, which are valid
+// until the call after it.
 func (f *frameReader) next() (h wireHeader, body []byte, err error) {
+	for {
+		h, body, err = f.frame()
+		if err != nil || h.typ == wirePull || h.typ == wireReply {
+			return h, body, err
+		}
+		if len(h.id) > 0 {
+			if err := f.refuse(h.id); err != nil {
+				return h, nil, err
+			}
+		}
+	}
+}
+
+// frame returns the next frame's header and body.
+func (f *frameReader) frame() (h wireHeader, body []byte, err error) {
 	for {
 		need := 4
 		if b := f.buf[f.r:f.w]; len(b) >= need {
@@ -216,12 +254,26 @@ func (g *gatherer) send(slot int, typ uint64, uri string, code uint64, m *payloa
 	before := len(g.queue)
 	queue, err := appendFrame(g.queue, slot, typ, uri, code, m)
 	if err != nil {
-		queue = queue[:before]
-	}
-	g.queue = queue
-	if err != nil || g.writing {
+		g.queue = queue[:before]
 		g.mu.Unlock()
 		return err
+	}
+	g.queue = queue
+	return g.flushAndUnlock()
+}
+
+// refuse queues the answer to a packet of an unknown type.
+func (g *gatherer) refuse(id []byte) error {
+	g.mu.Lock()
+	g.queue = appendRefusal(g.queue, id)
+	return g.flushAndUnlock()
+}
+
+// flushAndUnlock writes what is queued unless somebody does already.
+func (g *gatherer) flushAndUnlock() error {
+	if g.writing {
+		g.mu.Unlock()
+		return nil
 	}
 	g.writing = true
 	g.mu.Unlock()
@@ -237,7 +289,7 @@ func (g *gatherer) send(slot int, typ uint64, uri string, code uint64, m *payloa
 		g.err = err
 	}
 	g.writing = false
-	err = g.err
+	err := g.err
 	g.mu.Unlock()
 	return err
 }
