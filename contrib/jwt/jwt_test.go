@@ -101,7 +101,7 @@ func ExampleVerify() {
 		Methods: []string{"EdDSA"}, Issuer: "me", Audience: "orders"}))))
 	defer srv.Close()
 	tp.HandlePull(srv.PullRouter, "/hello", func(ctx tp.PullCtx, _ *struct{}) (string, tp.Xerror) {
-		return "hello " + auth.Identity(ctx).Name, nil
+		return "hello " + auth.Name(ctx), nil
 	})
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -15,12 +15,10 @@ import (
 	"context"
 	"log/slog"
 	"maps"
-	"strconv"
 	"strings"
 	"time"
 
 	"go.opentelemetry.io/otel"
-	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/propagation"
@@ -44,8 +42,8 @@ const other = "_OTHER"
 type Plugin struct {
 	tracer     trace.Tracer
 	propagator propagation.TextMapPropagator
-	client     metric.Float64Histogram
-	server     metric.Float64Histogram
+	client     side
+	server     side
 	link       bool
 }
 
@@ -93,8 +91,8 @@ func New(options ...Option) *Plugin {
 		}
 		return h
 	}
-	p.client = histogram("rpc.client.call.duration", "Measures the duration of outgoing calls.")
-	p.server = histogram("rpc.server.call.duration", "Measures the duration of incoming calls.")
+	p.client.seconds = histogram("rpc.client.call.duration", "Measures the duration of outgoing calls.")
+	p.server.seconds = histogram("rpc.server.call.duration", "Measures the duration of incoming calls.")
 	return p
 }
 
@@ -150,8 +148,7 @@ func (p *Plugin) begin(ctx tp.WriteCtx, kind trace.SpanKind) {
 	h := ctx.Output().Header
 	method := pathOf(h.Uri)
 	c := &call{began: time.Now()}
-	c.ctx, c.span = p.tracer.Start(ctx.Context(), method, trace.WithSpanKind(kind),
-		trace.WithAttributes(system, semconv.RPCMethodKey.String(method)))
+	c.ctx, c.span = p.tracer.Start(ctx.Context(), method, p.client.of(outcome{kind, method, 0}).start...)
 	meta := maps.Clone(h.Meta) // the program may use its own again
 	if meta == nil {
 		meta = make(map[string]string)
@@ -162,8 +159,6 @@ func (p *Plugin) begin(ctx tp.WriteCtx, kind trace.SpanKind) {
 	}
 	ctx.Public().Store(callKey{}, c)
 }
-
-var system = semconv.RPCSystemNameKey.String(System)
 
 // PreWritePull begins the span of a pull, or of a stream.
 func (p *Plugin) PreWritePull(ctx tp.WriteCtx) error {
@@ -182,14 +177,15 @@ func (p *Plugin) PostPull(ctx tp.PullCallCtx) error {
 	if x != nil {
 		code = x.Code()
 	}
-	attrs := statusOf(code)
-	c.span.SetAttributes(attrs...)
-	if x != nil {
-		c.span.SetStatus(codes.Error, x.Text())
+	known := p.client.of(ended(trace.SpanKindClient, pathOf(ctx.Output().Header.Uri), code))
+	if c.span.IsRecording() {
+		c.span.SetAttributes(known.status...)
+		if x != nil {
+			c.span.SetStatus(codes.Error, x.Text())
+		}
 	}
 	c.span.End()
-	p.client.Record(c.ctx, time.Since(c.began).Seconds(), metric.WithAttributes(append(attrs, system,
-		semconv.RPCMethodKey.String(pathOf(ctx.Output().Header.Uri)))...))
+	p.client.seconds.Record(c.ctx, time.Since(c.began).Seconds(), known.record...)
 	return nil
 }
 
@@ -217,10 +213,14 @@ func (p *Plugin) PostReadHeader(ctx tp.ReadCtx) error {
 	case packet.TypePush:
 		kind = trace.SpanKindConsumer
 	}
-	from := p.propagator.Extract(context.Background(), propagation.MapCarrier(h.Meta))
-	options := []trace.SpanStartOption{trace.WithSpanKind(kind), trace.WithAttributes(system)}
+	from := context.Background()
+	if len(h.Meta) > 0 {
+		from = p.propagator.Extract(from, propagation.MapCarrier(h.Meta))
+	}
+	options := p.server.of(outcome{kind: kind}).start
 	if p.link && h.Type == packet.TypePush {
-		options = append(options, trace.WithNewRoot(), trace.WithLinks(trace.LinkFromContext(from)))
+		options = append(options[:len(options):len(options)], trace.WithNewRoot(),
+			trace.WithLinks(trace.LinkFromContext(from)))
 	}
 	c := &call{began: time.Now()}
 	c.ctx, c.span = p.tracer.Start(from, other, options...) // named when the route is known
@@ -236,40 +236,24 @@ func (p *Plugin) PostCall(ctx tp.CallCtx) error {
 	}
 	code, text := ctx.Status()
 	method := ctx.Route()
-	attrs := statusOf(code)
-	spanAttrs := attrs[:len(attrs):len(attrs)]
-	called := pathOf(ctx.Input().Header.Uri)
-	switch {
-	case method == "":
+	if method == "" {
 		method = other
-		spanAttrs = append(spanAttrs, semconv.RPCMethodOriginalKey.String(called))
-	case strings.HasSuffix(method, "*"): // of an unknown handler
-		spanAttrs = append(spanAttrs, semconv.RPCMethodOriginalKey.String(called))
 	}
-	c.span.SetName(method)
-	c.span.SetAttributes(append(spanAttrs, semconv.RPCMethodKey.String(method))...)
-	if code >= 500 { // others are the caller's
-		c.span.SetStatus(codes.Error, text)
+	known := p.server.of(ended(trace.SpanKindServer, method, code))
+	if c.span.IsRecording() {
+		c.span.SetName(method)
+		c.span.SetAttributes(known.status...)
+		c.span.SetAttributes(semconv.RPCMethodKey.String(method))
+		if method == other || strings.HasSuffix(method, "*") { // which do not say what was called
+			c.span.SetAttributes(semconv.RPCMethodOriginalKey.String(pathOf(ctx.Input().Header.Uri)))
+		}
+		if code >= 500 { // others are the caller's
+			c.span.SetStatus(codes.Error, text)
+		}
 	}
 	c.span.End()
-	p.server.Record(c.ctx, time.Since(c.began).Seconds(), metric.WithAttributes(append(attrs, system,
-		semconv.RPCMethodKey.String(method))...))
+	p.server.seconds.Record(c.ctx, time.Since(c.began).Seconds(), known.record...)
 	return nil
-}
-
-// statusOf returns the attributes of a status. Handlers may make codes of their own, from input even: those
-// from 1000 on, and below 100, are one.
-func statusOf(code int32) []attribute.KeyValue {
-	text := other
-	if code >= 100 && code < 1000 {
-		text = strconv.Itoa(int(code))
-	}
-	attrs := make([]attribute.KeyValue, 1, 6)
-	attrs[0] = semconv.RPCResponseStatusCodeKey.String(text)
-	if code != tp.StatusOK {
-		attrs = append(attrs, semconv.ErrorTypeKey.String(text))
-	}
-	return attrs
 }
 
 // Handler returns a handler that adds trace_id and span_id to lines that are written with a context that has

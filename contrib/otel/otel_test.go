@@ -38,7 +38,7 @@ func newSystem(t testing.TB, options ...otel.Option) *system {
 	s := &system{spans: tracetest.NewInMemoryExporter(), reader: sdkmetric.NewManualReader()}
 	s.tracers = sdktrace.NewTracerProvider(sdktrace.WithSyncer(s.spans))
 	meters := sdkmetric.NewMeterProvider(sdkmetric.WithReader(s.reader))
-	options = append(options, otel.TracerProvider(s.tracers), otel.MeterProvider(meters))
+	options = append([]otel.Option{otel.TracerProvider(s.tracers), otel.MeterProvider(meters)}, options...)
 	s.srv, s.cli = tp.NewPeer(nil, otel.New(options...)), tp.NewPeer(nil, otel.New(options...))
 	t.Cleanup(func() { s.cli.Close(); s.srv.Close() })
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -134,6 +134,8 @@ func TestFailures(t *testing.T) {
 			"error.type=777 rpc.method=/no rpc.response.status_code=777", codes.Error},
 		{"/no", 5000, "error.type=_OTHER rpc.method=/no rpc.response.status_code=_OTHER",
 			"error.type=_OTHER rpc.method=/no rpc.response.status_code=_OTHER", codes.Error},
+		{"/no", 0, "error.type=_OTHER rpc.method=/no rpc.response.status_code=_OTHER",
+			"error.type=_OTHER rpc.method=/no rpc.response.status_code=_OTHER", codes.Unset},
 		{"/nosuch/7", 0, "error.type=404 rpc.method=/nosuch/7 rpc.response.status_code=404",
 			"error.type=404 rpc.method=_OTHER rpc.method_original=/nosuch/7 rpc.response.status_code=404",
 			codes.Unset},
@@ -225,6 +227,36 @@ func TestMetrics(t *testing.T) {
 	require.EqualValues(t, 50, counts["rpc.client.call.duration /ok"])
 	require.NotContains(t, counts, "rpc.server.call.duration /nosuch/1")
 }
+
+// A collector that is away costs calls nothing: spans are dropped, and the plugin waits for nobody.
+func TestCollectorAway(t *testing.T) {
+	away := &away{release: make(chan struct{})}
+	tracers := sdktrace.NewTracerProvider(sdktrace.WithBatcher(away, sdktrace.WithMaxQueueSize(16),
+		sdktrace.WithMaxExportBatchSize(4), sdktrace.WithBatchTimeout(time.Millisecond)))
+	s := newSystem(t, otel.TracerProvider(tracers))
+	tp.HandlePull(s.srv.PullRouter, "/ok", func(tp.PullCtx, *string) (string, tp.Xerror) { return "", nil })
+	for range 1000 {
+		require.Nil(t, s.sess.Pull("/ok", "", nil).Xerror)
+	}
+	close(away.release)
+	require.NoError(t, tracers.Shutdown(t.Context()))
+	require.Less(t, away.spans, 500, "what did not fit into the queue was dropped")
+	require.Positive(t, away.spans)
+}
+
+// away is an exporter whose collector does not answer until it is released.
+type away struct {
+	release chan struct{}
+	spans   int
+}
+
+func (a *away) ExportSpans(_ context.Context, spans []sdktrace.ReadOnlySpan) error {
+	<-a.release
+	a.spans += len(spans)
+	return nil
+}
+
+func (a *away) Shutdown(context.Context) error { return nil }
 
 // Lines of the log say which span they are of.
 func TestHandler(t *testing.T) {

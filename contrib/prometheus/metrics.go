@@ -10,31 +10,30 @@
 package prometheus
 
 import (
-	"strconv"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	tp "github.com/henrylee2cn/teleport"
-	"github.com/henrylee2cn/teleport/packet"
 )
 
 // Metrics is the plugin, and a collector. Make it with [New]; it belongs on a peer, or on several. All
 // methods are safe for concurrent use.
 type Metrics struct {
-	calls, inBytes, outBytes *prometheus.CounterVec
-	seconds                  *prometheus.HistogramVec
-	running                  *prometheus.GaugeVec
-	streams                  prometheus.Gauge
-	limited                  *prometheus.CounterVec
-	dropped                  prometheus.Counter
-	connects, redials        prometheus.Counter
-	disconnects              prometheus.Counter
-	made                     *prometheus.CounterVec
-	sessions                 *prometheus.Desc
-	backlog                  *prometheus.Desc
-	all                      []prometheus.Collector
+	server, client *direction
+	waiting        map[string]prometheus.Gauge // by kind
+	inBytes        *prometheus.CounterVec
+	outBytes       *prometheus.CounterVec
+	limited        *prometheus.CounterVec
+	dropped        prometheus.Counter
+	connects       prometheus.Counter
+	redials        prometheus.Counter
+	disconnects    prometheus.Counter
+	sessions       *prometheus.Desc
+	backlog        *prometheus.Desc
+	all            []prometheus.Collector
+	clientRoute    func(path string) string
 
 	mu    sync.Mutex // guards peers
 	peers map[*tp.Peer]bool
@@ -47,6 +46,7 @@ type options struct {
 	namespace string
 	labels    prometheus.Labels
 	buckets   []float64
+	route     func(path string) string
 }
 
 // Namespace changes the beginning of the metrics' names, which is "teleport".
@@ -60,30 +60,50 @@ func Labels(labels prometheus.Labels) Option { return func(o *options) { o.label
 // that has none.
 func Buckets(seconds ...float64) Option { return func(o *options) { o.buckets = seconds } }
 
+// ClientRoutes has what this side calls counted by a route, which the function returns for a path, in the
+// place of all under the one label "any". There must be few of them: a path with numbers in it makes as many
+// series as there are numbers, and what a proxy calls was chosen by strangers. The function is called by many
+// goroutines.
+func ClientRoutes(of func(path string) string) Option { return func(o *options) { o.route = of } }
+
 // New returns the plugin.
 func New(opts ...Option) *Metrics {
-	o := options{namespace: "teleport", buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01,
-		.025, .05,
-		.1, .25, .5, 1, 2.5, 5, 10}}
+	o := options{namespace: "teleport", route: func(string) string { return "any" },
+		buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5,
+			10}}
 	for _, opt := range opts {
 		opt(&o)
 	}
-	m := &Metrics{peers: make(map[*tp.Peer]bool)}
+	m := &Metrics{peers: make(map[*tp.Peer]bool), clientRoute: o.route}
 	counters := func(name, help string, labels ...string) *prometheus.CounterVec {
-		c := prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: o.namespace, Name: name, Help: help,
-			ConstLabels: o.labels}, labels)
-		m.all = append(m.all, c)
-		return c
+		return add(m, prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: o.namespace, Name: name,
+			Help: help, ConstLabels: o.labels}, labels))
 	}
 	counter := func(name, help string) prometheus.Counter {
-		c := prometheus.NewCounter(prometheus.CounterOpts{Namespace: o.namespace, Name: name, Help: help,
-			ConstLabels: o.labels})
-		m.all = append(m.all, c)
-		return c
+		return add(m, prometheus.NewCounter(prometheus.CounterOpts{Namespace: o.namespace, Name: name,
+			Help: help, ConstLabels: o.labels}))
 	}
-	m.calls = counters("calls_total", "Calls that came and are over, by kind, route and status.", "kind",
-		"route",
-		"status")
+	gauges := func(name, help string, labels ...string) *prometheus.GaugeVec {
+		return add(m, prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: o.namespace, Name: name,
+			Help: help, ConstLabels: o.labels}, labels))
+	}
+	durations := func(name, help string) *prometheus.HistogramVec {
+		return add(m, prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: o.namespace, Name: name,
+			Help: help, ConstLabels: o.labels, Buckets: o.buckets, NativeHistogramBucketFactor: 1.1,
+			NativeHistogramMaxBucketNumber: 160, NativeHistogramMinResetDuration: time.Hour},
+			[]string{"route"}))
+	}
+	m.server = newDirection(
+		counters("calls_total", "Calls that came and are over, by kind, route and status.", "kind", "route",
+			"status"),
+		durations("call_duration_seconds", "From when a pull's header was read until its reply was handed over."),
+		gauges("calls_running", "Pulls, pushes and streams that have come and are not over.", "kind"))
+	m.client = newDirection(
+		counters("client_calls_total", "Calls that this side has made and that are over.", "kind", "route",
+			"status"),
+		durations("client_call_duration_seconds", "From when a pull was made until its reply was decoded."),
+		gauges("client_calls_running", "Pulls and streams that this side has made and that are not over.", "kind"))
+	m.waiting = byKind(gauges("calls_waiting", "Calls that have come and wait for a handler.", "kind"))
 	m.inBytes = counters("received_bytes_total", "Bytes of headers and bodies of calls that came.", "kind",
 		"route")
 	m.outBytes = counters("sent_bytes_total", "Bytes of headers and bodies of replies.", "kind", "route")
@@ -92,22 +112,17 @@ func New(opts ...Option) *Metrics {
 	m.connects = counter("connections_total", "Connections of sessions, dialled and accepted.")
 	m.redials = counter("redials_total", "Connections that sessions got after they had lost one.")
 	m.disconnects = counter("disconnects_total", "Connections that sessions have lost, whoever wanted that.")
-	m.made = counters("made_total", "Pulls and pushes that were sent.", "kind")
-	m.seconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: o.namespace,
-		Name:        "call_duration_seconds",
-		Help:        "From when a pull's header was read until its reply was handed over.",
-		ConstLabels: o.labels, Buckets: o.buckets, NativeHistogramBucketFactor: 1.1,
-		NativeHistogramMaxBucketNumber: 160, NativeHistogramMinResetDuration: time.Hour}, []string{"route"})
-	m.running = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: o.namespace, Name: "calls_running",
-		Help: "Calls that have come and are not over.", ConstLabels: o.labels}, []string{"kind"})
-	m.streams = prometheus.NewGauge(prometheus.GaugeOpts{Namespace: o.namespace, Name: "streams_open",
-		Help: "Streams that the other sides have opened.", ConstLabels: o.labels})
-	m.all = append(m.all, m.seconds, m.running, m.streams)
 	m.sessions = prometheus.NewDesc(prometheus.BuildFQName(o.namespace, "", "sessions"), "Live sessions.",
 		nil, o.labels)
 	m.backlog = prometheus.NewDesc(prometheus.BuildFQName(o.namespace, "", "output_waiting_bytes"),
 		"Bytes that wait to be written, of all sessions.", nil, o.labels)
 	return m
+}
+
+// add has the collector collected with the others.
+func add[C prometheus.Collector](m *Metrics, c C) C {
+	m.all = append(m.all, c)
+	return c
 }
 
 // Name returns "prometheus".
@@ -175,90 +190,4 @@ func (m *Metrics) PostReconnect(*tp.Session) error {
 func (m *Metrics) PostDisconnect(*tp.Session, error) error {
 	m.disconnects.Inc()
 	return nil
-}
-
-// PostWritePull counts a pull that was sent.
-func (m *Metrics) PostWritePull(tp.WriteCtx) error {
-	m.made.WithLabelValues("pull").Inc()
-	return nil
-}
-
-// PostWritePush counts a push that was sent.
-func (m *Metrics) PostWritePush(tp.WriteCtx) error {
-	m.made.WithLabelValues("push").Inc()
-	return nil
-}
-
-// began is the key under which a call keeps when it came.
-type began struct{}
-
-func kindOf(typ int32) string {
-	switch typ {
-	case packet.TypePush:
-		return "push"
-	case packet.TypeOpen:
-		return "stream"
-	}
-	return "pull"
-}
-
-// PostReadHeader counts a call that has come.
-func (m *Metrics) PostReadHeader(ctx tp.ReadCtx) error {
-	typ := ctx.Input().Header.Type
-	if typ == packet.TypeReply {
-		return nil
-	}
-	ctx.Public().Store(began{}, time.Now())
-	if typ == packet.TypeOpen {
-		m.streams.Inc()
-	} else {
-		m.running.WithLabelValues(kindOf(typ)).Inc()
-	}
-	return nil
-}
-
-// PostCall counts a call that is over.
-func (m *Metrics) PostCall(ctx tp.CallCtx) error {
-	at, ok := ctx.Public().Load(began{})
-	if !ok { // another plugin's PostReadHeader was before this one's, and has refused the call
-		at = time.Now()
-	}
-	in := ctx.Input()
-	kind, route := kindOf(in.Header.Type), ctx.Route()
-	if route == "" {
-		route = "none"
-	}
-	code, _ := ctx.Status()
-	switch {
-	case !ok:
-	case kind == "stream":
-		m.streams.Dec()
-	default:
-		m.running.WithLabelValues(kind).Dec()
-	}
-	m.calls.WithLabelValues(kind, route, status(code)).Inc()
-	m.inBytes.WithLabelValues(kind, route).Add(float64(in.Length))
-	if kind == "push" {
-		if code != tp.StatusOK {
-			m.dropped.Inc()
-		}
-	} else {
-		m.outBytes.WithLabelValues(kind, route).Add(float64(ctx.Output().Length))
-	}
-	if code == tp.StatusOverloaded {
-		m.limited.WithLabelValues(kind, route).Inc()
-	}
-	if kind == "pull" && ok {
-		m.seconds.WithLabelValues(route).Observe(time.Since(at.(time.Time)).Seconds())
-	}
-	return nil
-}
-
-// status returns the label of a code. Handlers may make codes of their own, from input even: those from 1000
-// on, and below 100, are one.
-func status(code int32) string {
-	if code < 100 || code >= 1000 {
-		return "other"
-	}
-	return strconv.Itoa(int(code))
 }

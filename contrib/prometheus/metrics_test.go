@@ -2,6 +2,7 @@ package prometheus_test
 
 import (
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -9,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -20,6 +22,7 @@ import (
 
 	tp "github.com/henrylee2cn/teleport"
 	"github.com/henrylee2cn/teleport/contrib/prometheus"
+	"github.com/henrylee2cn/teleport/packet"
 )
 
 // peers are a server with the plugin, a client of it, and what a scrape returns.
@@ -27,6 +30,7 @@ type peers struct {
 	srv, cli *tp.Peer
 	sess     *tp.Session
 	url      string
+	addr     string // of the server
 }
 
 func newPeers(t testing.TB, options ...prometheus.Option) *peers {
@@ -37,6 +41,7 @@ func newPeers(t testing.TB, options ...prometheus.Option) *peers {
 	p := &peers{srv: tp.NewPeer(nil, m), cli: tp.NewPeer(nil), url: web.URL}
 	t.Cleanup(func() { p.cli.Close(); p.srv.Close(); web.Close() })
 	p.sess = dial(t, p.srv, p.cli)
+	p.addr = p.sess.RemoteIp()
 	tp.HandlePull(p.srv.PullRouter, "/ok", func(_ tp.PullCtx, s *string) (string, tp.Xerror) {
 		return *s, nil
 	})
@@ -58,6 +63,18 @@ func dial(t testing.TB, srv, cli *tp.Peer) *tp.Session {
 	go srv.Serve(ln)
 	sess, err := cli.Dial(ln.Addr().String())
 	require.NoError(t, err)
+	return sess
+}
+
+// back is the server's end of sess.
+func (p *peers) back(t testing.TB) (sess *tp.Session) {
+	require.Eventually(t, func() bool {
+		p.srv.RangeSession(func(s *tp.Session) bool {
+			sess = s
+			return false
+		})
+		return sess != nil
+	}, 20*time.Second, time.Millisecond)
 	return sess
 }
 
@@ -96,8 +113,8 @@ func TestSeries(t *testing.T) {
 	require.Nil(t, p.sess.Push("/push", 5))
 	s, err := tp.OpenStream[string, string](t.Context(), p.sess, "/stream")
 	require.NoError(t, err)
-	p.requireSeries(t, `teleport_streams_open 1`, `teleport_sessions 1`, `teleport_output_waiting_bytes 0`,
-		`teleport_connections_total 1`)
+	p.requireSeries(t, `teleport_calls_running\{kind="stream"\} 1`, `teleport_sessions 1`,
+		`teleport_output_waiting_bytes 0`, `teleport_connections_total 1`)
 	require.NoError(t, s.CloseSend())
 	_, _ = s.Recv()
 	p.requireSeries(t,
@@ -110,7 +127,7 @@ func TestSeries(t *testing.T) {
 		`teleport_calls_total\{kind="stream",route="/stream",status="200"\} 1`,
 		`teleport_limited_total\{kind="pull",route="/no"\} 1`,
 		`teleport_pushes_dropped_total 1`,
-		`teleport_streams_open 0`,
+		`teleport_calls_running\{kind="stream"\} 0`,
 		`teleport_calls_running\{kind="pull"\} 0`,
 		`teleport_calls_running\{kind="push"\} 0`,
 		`teleport_call_duration_seconds_count\{route="/ok"\} 2`,
@@ -121,26 +138,105 @@ func TestSeries(t *testing.T) {
 	p.requireSeries(t, `teleport_sessions 0`, `teleport_disconnects_total 1`)
 }
 
+// What this side calls is counted too.
+func TestClientSeries(t *testing.T) {
+	p := newPeers(t, prometheus.ClientRoutes(func(path string) string {
+		return strings.TrimRight(path, "0123456789")
+	}))
+	back := p.back(t)
+	release := make(chan struct{})
+	tp.HandlePull(p.cli.PullRouter, "/user/7", func(tp.PullCtx, *string) (string, tp.Xerror) { return "", nil })
+	tp.HandlePull(p.cli.PullRouter, "/wait", func(tp.PullCtx, *string) (string, tp.Xerror) {
+		<-release
+		return "", nil
+	})
+	tp.HandleStream(p.cli.PullRouter, "/stream", func(_ tp.PullCtx, s *tp.Stream[string, string]) tp.Xerror {
+		_, _ = s.Recv()
+		return nil
+	})
+	require.Nil(t, back.Pull("/user/7?a=b", "", nil).Xerror)
+	require.NotNil(t, back.Pull("/user/8", "", nil).Xerror)
+	require.NotNil(t, back.Pull("/user/9", make(chan int), nil).Xerror, "it cannot be encoded")
+	require.Nil(t, back.Push("/note", ""))
+	wait := back.GoPull("/wait", "", nil, nil)
+	s, err := tp.OpenStream[string, string](t.Context(), back, "/stream")
+	require.NoError(t, err)
+	p.requireSeries(t, `teleport_client_calls_running\{kind="pull"\} 1`,
+		`teleport_client_calls_running\{kind="stream"\} 1`)
+	close(release)
+	<-wait.Done()
+	require.NoError(t, s.CloseSend())
+	_, _ = s.Recv()
+	p.requireSeries(t,
+		`teleport_client_calls_running\{kind="pull"\} 0`,
+		`teleport_client_calls_running\{kind="stream"\} 0`,
+		`teleport_client_calls_total\{kind="pull",route="/user/",status="200"\} 1`,
+		`teleport_client_calls_total\{kind="pull",route="/user/",status="404"\} 1`,
+		`teleport_client_calls_total\{kind="pull",route="/user/",status="[^"24]\d*"\} 1`,
+		`teleport_client_calls_total\{kind="push",route="/note",status="200"\} 1`,
+		`teleport_client_calls_total\{kind="stream",route="/stream",status="200"\} 1`,
+		`teleport_client_call_duration_seconds_count\{route="/wait"\} 1`,
+	)
+}
+
+// Calls that wait for a handler are seen.
+func TestWaiting(t *testing.T) {
+	m := prometheus.New()
+	registry := lib.NewPedanticRegistry()
+	registry.MustRegister(m)
+	waiting := func() float64 {
+		families, err := registry.Gather()
+		require.NoError(t, err)
+		for _, f := range families {
+			if f.GetName() == "teleport_calls_waiting" {
+				return f.GetMetric()[1].GetGauge().GetValue() // push, pull, stream: by the alphabet
+			}
+		}
+		return -1
+	}
+	srv, cli := tp.NewPeer(&tp.PeerConfig{MaxHandlers: 1}, m), tp.NewPeer(nil)
+	defer cli.Close()
+	defer srv.Close()
+	release := make(chan struct{})
+	tp.HandlePush(srv.PushRouter, "/push", func(tp.PushCtx, *string) { <-release })
+	sess := dial(t, srv, cli)
+	for range 5 {
+		require.Nil(t, sess.Push("/push", ""))
+	}
+	require.Eventually(t, func() bool { return waiting() == 4 }, 20*time.Second, time.Millisecond)
+	close(release)
+	require.Eventually(t, func() bool { return waiting() == 0 }, 20*time.Second, time.Millisecond)
+}
+
+var uris = flag.Int("uris", 50_000, "how many unknown URIs a stranger calls")
+
 // A stranger who calls as many URIs as it likes, and sends what it likes, adds three series at most.
 func TestStrangersAddNoSeries(t *testing.T) {
 	p := newPeers(t)
 	require.NotNil(t, p.sess.Pull("/nosuch", "", nil).Xerror)
 	p.requireSeries(t, `teleport_calls_total\{kind="pull",route="none",status="404"\} 1`)
 	before := strings.Count(p.scrape(t), "\n")
-	const calls = 20_000
-	done := make(chan *tp.PullCmd, 256)
-	for i := range calls {
-		if i >= 200 {
-			<-done
+	conn, err := net.Dial("tcp", p.addr)
+	require.NoError(t, err)
+	defer conn.Close()
+	go func() { _, _ = io.Copy(io.Discard, conn) }()
+	var out []byte
+	for i := range *uris {
+		h := &packet.Header{Id: fmt.Sprint(i), Type: packet.TypePull, Uri: fmt.Sprintf("/no/%d?x=%d", i, i),
+			Meta: map[string]string{fmt.Sprint(i): "x"}}
+		out, err = packet.Append(out, &packet.Packet{Header: h, BodyCodec: "json", Body: i}, packet.Limits{})
+		require.NoError(t, err)
+		if len(out) > 32<<10 || i == *uris-1 {
+			_, err = conn.Write(out)
+			require.NoError(t, err)
+			out = out[:0]
 		}
-		p.sess.GoPull(fmt.Sprintf("/no/%d?x=%d", i, i), i, nil, done, tp.WithMeta(fmt.Sprint(i), "x"))
-	}
-	for range 200 {
-		<-done
 	}
 	p.requireSeries(t, fmt.Sprintf(`teleport_calls_total\{kind="pull",route="none",status="404"\} %s`,
-		regexp.QuoteMeta(fmt.Sprint(calls+1))))
-	require.LessOrEqual(t, strings.Count(p.scrape(t), "\n"), before+3)
+		regexp.QuoteMeta(strconv.FormatFloat(float64(*uris+1), 'g', -1, 64))))
+	after := p.scrape(t)
+	t.Logf("%d URIs: %d lines more", *uris, strings.Count(after, "\n")-before)
+	require.LessOrEqual(t, strings.Count(after, "\n"), before+3)
 }
 
 // The dashboard asks for nothing that is not there.
@@ -159,7 +255,9 @@ func TestDashboard(t *testing.T) {
 	require.Nil(t, p.sess.Pull("/ok", "", nil).Xerror)
 	require.NotNil(t, p.sess.Pull("/no", 429, nil).Xerror)
 	require.Nil(t, p.sess.Push("/push", ""))
-	p.requireSeries(t, `teleport_calls_total\{kind="push",route="/push",status="200"\} 1`)
+	require.NotNil(t, p.back(t).Pull("/nosuch", "", nil).Xerror)
+	p.requireSeries(t, `teleport_calls_total\{kind="push",route="/push",status="200"\} 1`,
+		`teleport_client_calls_total\{kind="pull",route="any",status="404"\} 1`)
 	text := p.scrape(t)
 	for _, panel := range board.Panels {
 		require.NotEmpty(t, panel.Targets, panel.Title)

@@ -1,13 +1,15 @@
 package partition
 
 import (
+	"bufio"
+	"context"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -17,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	tp "github.com/henrylee2cn/teleport"
+	"github.com/henrylee2cn/teleport/internal/netns"
 	"github.com/henrylee2cn/teleport/plugin/heartbeat"
 )
 
@@ -26,24 +29,12 @@ var full = flag.Bool("partition", false,
 // slack is what a busy machine may add to a time that is promised.
 const slack = 5 * time.Second
 
-// inNamespace is set in the environment of the child process that runs in
-// namespaces of its own; noNamespace is what it exits with if it cannot make more.
-const (
-	inNamespace = "TP_PARTITION_CHILD"
-	noNamespace = 77
-)
-
 func TestMain(m *testing.M) {
 	if os.Getenv("TP_PARTITION_LOG") == "" {
 		tp.SetLogLevel(tp.LevelOff)
 	}
 	flag.Parse()
-	if os.Getenv(inNamespace) != "" {
-		if err := tryNetwork(); err != nil {
-			fmt.Println(err)
-			os.Exit(noNamespace)
-		}
-	}
+	netns.Check()
 	os.Exit(m.Run())
 }
 
@@ -63,202 +54,56 @@ func promised() time.Duration {
 	return 4 * time.Second // keepalive counts in whole seconds: 1 + 3 x 1
 }
 
-// A space is a network namespace. It belongs to a thread: sockets that are made
-// there stay in it, whoever uses them afterwards.
-type space struct {
-	tid  int
-	jobs chan func()
-}
-
-func newSpace() (*space, error) {
-	s := &space{jobs: make(chan func())}
-	ready := make(chan error)
-	go func() {
-		runtime.LockOSThread() // for ever: the thread ends with the goroutine
-		s.tid = syscall.Gettid()
-		err := syscall.Unshare(syscall.CLONE_NEWNET)
-		ready <- err
-		if err == nil {
-			for job := range s.jobs {
-				job()
-			}
-		}
-	}()
-	if err := <-ready; err != nil {
-		return nil, fmt.Errorf("unshare: %w", err)
-	}
-	return s, nil
-}
-
-// do runs f on the thread of the namespace.
-func (s *space) do(f func()) {
-	done := make(chan struct{})
-	s.jobs <- func() { defer close(done); f() }
-	<-done
-}
-
-// run runs programs in the namespace, each given as one line.
-func (s *space) run(lines ...string) error {
-	for _, line := range lines {
-		var out []byte
-		var err error
-		args := strings.Fields(line)
-		s.do(func() { out, err = exec.Command(args[0], args[1:]...).CombinedOutput() })
-		if err != nil {
-			return fmt.Errorf("%s: %w: %s", line, err, out)
-		}
-	}
-	return nil
-}
-
-// A network is a client's and a server's namespace with two cables between them:
-// 10.0.0.1 to 10.0.0.2, which tests cut, and 10.0.1.1 to 10.0.1.2, which they do
-// not.
-type network struct{ client, server *space }
-
-// Nobody has this hardware address: what is sent there is lost without a word.
-const (
-	clientMAC, serverMAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
-	nobodysMAC           = "02:00:00:00:00:99"
-)
-
-func newNetwork() (*network, error) {
-	client, err := newSpace()
-	if err != nil {
-		return nil, err
-	}
-	server, err := newSpace()
-	if err != nil {
-		close(client.jobs)
-		return nil, err
-	}
-	n := &network{client, server}
-	err = errors.Join(
-		client.run(
-			fmt.Sprintf("ip link add eth0 address %s type veth peer name eth0 address %s netns %d", clientMAC,
-				serverMAC, server.tid),
-			fmt.Sprintf("ip link add eth1 type veth peer name eth1 netns %d", server.tid),
-			"ip addr add 10.0.0.1/24 dev eth0", "ip addr add 10.0.1.1/24 dev eth1", "ip link set eth0 up",
-			"ip link set eth1 up"),
-		server.run("ip addr add 10.0.0.2/24 dev eth0", "ip addr add 10.0.1.2/24 dev eth1",
-			"ip link set eth0 up", "ip link set eth1 up"),
-	)
-	if err == nil {
-		err = n.heal()
-	}
-	if err != nil {
-		n.close()
-		return nil, err
-	}
-	return n, nil
-}
-
-func (n *network) close() { close(n.client.jobs); close(n.server.jobs) }
-
-// loseFromClient and loseFromServer lose what that side sends.
-func (n *network) loseFromClient() error {
-	return n.client.run("ip neigh replace 10.0.0.2 lladdr " + nobodysMAC + " dev eth0 nud permanent")
-}
-
-func (n *network) loseFromServer() error {
-	return n.server.run("ip neigh replace 10.0.0.1 lladdr " + nobodysMAC + " dev eth0 nud permanent")
-}
-
-func (n *network) lose() error { return errors.Join(n.loseFromClient(), n.loseFromServer()) }
-
-func (n *network) heal() error {
-	return errors.Join(
-		n.client.run("ip neigh replace 10.0.0.2 lladdr "+serverMAC+" dev eth0 nud permanent"),
-		n.server.run("ip neigh replace 10.0.0.1 lladdr "+clientMAC+" dev eth0 nud permanent"))
-}
-
-// cuts are the ways in which the first cable is cut.
-func cuts() map[string]func(*network) error {
-	all := map[string]func(*network) error{
-		"link down at the client": func(n *network) error { return n.client.run("ip link set eth0 down") },
-		"link down at the server": func(n *network) error { return n.server.run("ip link set eth0 down") },
-		"packets lost":            (*network).lose,
-		"client's packets lost":   (*network).loseFromClient,
-		"server's packets lost":   (*network).loseFromServer,
-	}
-	if _, err := exec.LookPath("nft"); err == nil {
-		all["packets dropped by nftables"] = func(n *network) error {
-			return n.client.run("nft add table ip t",
-				"nft add chain ip t in { type filter hook input priority 0 ; }",
-				"nft add rule ip t in iif eth0 drop",
-				"nft add chain ip t out { type filter hook output priority 0 ; }",
-				"nft add rule ip t out oif eth0 drop")
-		}
-	}
-	return all
-}
-
-// tryNetwork says why there can be no network; nil means that there can.
-func tryNetwork() error {
-	n, err := newNetwork()
-	if err == nil {
-		n.close()
-	}
-	return err
-}
-
-// namespaced runs the test that calls it in a child process with namespaces of its
-// own, as root there, and reports false in the parent, where the caller returns.
+// namespaced is [netns.Inside] with the flags of these tests.
 func namespaced(t *testing.T) bool {
-	if os.Getenv(inNamespace) != "" {
-		return true
-	}
-	var why string
-	for _, flags := range []uintptr{syscall.CLONE_NEWNET, syscall.CLONE_NEWNET | syscall.CLONE_NEWUSER} {
-		args := []string{"-test.run=^" + t.Name() + "$", "-test.v", "-test.parallel=100", "-test.timeout=3m"}
-		if *full {
-			args = append(args, "-partition")
-		}
-		cmd := exec.Command(os.Args[0], args...)
-		cmd.Env = append(os.Environ(), inNamespace+"=1")
-		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags, Pdeathsig: syscall.SIGKILL}
-		if flags&syscall.CLONE_NEWUSER != 0 {
-			cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}}
-			cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}}
-		}
-		out, err := cmd.CombinedOutput()
-		var exit *exec.ExitError
-		if err == nil || errors.As(err, &exit) && exit.ExitCode() != noNamespace {
-			t.Logf("%s", out)
-			require.NoError(t, err)
-			return false
-		}
-		why += fmt.Sprintf("; %v: %s", err, out)
-	}
-	t.Logf("NOT TESTED: no network namespaces can be made here%s", why)
-	return false
+	return netns.Inside(t, fmt.Sprintf("-partition=%v", *full))
 }
 
 // sides are two peers on a network, and what they have to do with each other.
 type sides struct {
 	t          *testing.T
-	net        *network
+	net        *netns.Network
 	cli, srv   *tp.Peer
-	sess, back *tp.Session // over the cable that is cut: the client's and the server's
-	good       *tp.Session // over the other
+	sess, back *tp.Session    // over the cable that is cut: the client's and the server's
+	good       *tp.Session    // over the other
+	dials      chan time.Time // when the client has dialled
 	// waits and waitsBack are in flight, acknowledged and never answered.
 	waits, waitsBack *tp.PullCmd
 }
 
 func newSides(t *testing.T) *sides { return newSidesWith(t, config(), nil) }
 
+// inside returns a DialContext that dials from the namespace, and tells of each time on the channel, if there
+// is room.
+func inside(space *netns.Space, dials chan<- time.Time) func(ctx context.Context, network,
+	addr string) (net.Conn, error) {
+	return func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
+		select {
+		case dials <- time.Now():
+		default:
+		}
+		if !space.Do(func() { conn, err = new(net.Dialer).DialContext(ctx, network, addr) }) {
+			err = errors.New("the test is over")
+		}
+		return conn, err
+	}
+}
+
 // newSidesWith is newSides with another configuration, and a plugin for each peer; nil for none.
 func newSidesWith(t *testing.T, cfg *tp.PeerConfig, plugin func() tp.Plugin) *sides {
-	newPeer := func() *tp.Peer {
+	newPeer := func(cfg *tp.PeerConfig) *tp.Peer {
 		if plugin == nil {
 			return tp.NewPeer(cfg)
 		}
 		return tp.NewPeer(cfg, plugin())
 	}
-	n, err := newNetwork()
+	n, err := netns.New()
 	require.NoError(t, err)
-	t.Cleanup(n.close)
-	s := &sides{t: t, net: n, cli: newPeer(), srv: newPeer()}
+	t.Cleanup(n.Close)
+	s := &sides{t: t, net: n, srv: newPeer(cfg), dials: make(chan time.Time, 10)}
+	dialling := *cfg
+	dialling.DialContext = inside(n.Client, s.dials)
+	s.cli = newPeer(&dialling)
 	release := make(chan struct{})
 	arrived := make(chan *tp.Session, 1000)
 	for _, p := range []*tp.Peer{s.cli, s.srv} {
@@ -272,7 +117,7 @@ func newSidesWith(t *testing.T, cfg *tp.PeerConfig, plugin func() tp.Plugin) *si
 		})
 	}
 	var ln net.Listener
-	n.server.do(func() { ln, err = net.Listen("tcp4", "0.0.0.0:0") })
+	n.Server.Do(func() { ln, err = net.Listen("tcp4", "0.0.0.0:0") })
 	require.NoError(t, err)
 	served := make(chan error)
 	go func() { served <- s.srv.Serve(ln) }()
@@ -282,10 +127,12 @@ func newSidesWith(t *testing.T, cfg *tp.PeerConfig, plugin func() tp.Plugin) *si
 		<-served
 	})
 	_, port, _ := net.SplitHostPort(ln.Addr().String())
-	n.client.do(func() { s.sess, err = s.cli.Dial("10.0.0.2:" + port) })
+	s.sess, err = s.cli.Dial(netns.Address + ":" + port)
 	require.NoError(t, err)
-	n.client.do(func() { s.good, err = s.cli.Dial("10.0.1.2:" + port) })
+	s.good, err = s.cli.Dial(netns.OtherAddress + ":" + port)
 	require.NoError(t, err)
+	<-s.dials
+	<-s.dials
 	s.requireOthersLive()
 	s.waits = s.sess.GoPull("/wait", "", nil, nil) // tells which one it is there
 	s.back = <-arrived
@@ -353,7 +200,7 @@ func TestPartition(t *testing.T) {
 	if !namespaced(t) {
 		return
 	}
-	for name, cut := range cuts() {
+	for name, cut := range netns.Cuts() {
 		// The pull was acknowledged and nothing is sent any more.
 		t.Run(name+", idle", func(t *testing.T) {
 			t.Parallel()
@@ -384,7 +231,7 @@ func TestPartition(t *testing.T) {
 }
 
 // With the plugin heartbeat, and nothing else that notices, every pull ends within one interval more than may
-// be missed.
+// be missed, and the client dials again.
 func TestPartitionWithHeartbeat(t *testing.T) {
 	if !namespaced(t) {
 		return
@@ -393,10 +240,10 @@ func TestPartitionWithHeartbeat(t *testing.T) {
 	if *full {
 		every = 2 * time.Second
 	}
-	for name, cut := range cuts() {
+	for name, cut := range netns.Cuts() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			cfg := &tp.PeerConfig{KeepAlive: -1, UserTimeout: -1}
+			cfg := &tp.PeerConfig{KeepAlive: -1, UserTimeout: -1, Redial: &tp.Redial{}}
 			s := newSidesWith(t, cfg, func() tp.Plugin {
 				return heartbeat.New(heartbeat.Every(every), heartbeat.Misses(3))
 			})
@@ -404,13 +251,107 @@ func TestPartitionWithHeartbeat(t *testing.T) {
 			start := time.Now()
 			fromClient, fromServer := s.pulls(start, s.sess, 10), s.pulls(start, s.back, 10)
 			client, server := fromClient(), fromServer()
-			t.Logf("FIGURE %s, heartbeat %v x 3: client's pulls ended after %v, server's after %v", name,
-				every, client, server)
+			again := (<-s.dials).Sub(start)
+			t.Logf("FIGURE %s, heartbeat %v x 3: client's pulls ended after %v, server's after %v, and the "+
+				"client dialled again after %v", name, every, client, server, again)
 			require.Less(t, client, 4*every+slack)
 			require.Less(t, server, 4*every+slack)
+			require.Less(t, again, 4*every+slack)
 			s.requireOthersLive()
 		})
 	}
+}
+
+// A server whose process is stopped looks as one behind a silent network does, but that its kernel still
+// acknowledges and accepts: with the plugin heartbeat the pulls end in time too, and when the process goes on
+// the session is connected again.
+func TestStoppedServer(t *testing.T) {
+	if os.Getenv(stoppedServer) != "" {
+		serveUntilStdinEnds()
+		return
+	}
+	every := 250 * time.Millisecond
+	if *full {
+		every = 2 * time.Second
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^TestStoppedServer$")
+	cmd.Env = append(os.Environ(), stoppedServer+"=1")
+	stdin, err := cmd.StdinPipe()
+	require.NoError(t, err)
+	stdout, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	defer func() { _ = cmd.Wait() }()
+	defer stdin.Close()
+	addr, err := bufio.NewReader(stdout).ReadString('\n')
+	require.NoError(t, err)
+	dials := make(chan time.Time, 10)
+	cli := tp.NewPeer(&tp.PeerConfig{KeepAlive: -1, UserTimeout: -1, Redial: &tp.Redial{},
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			select {
+			case dials <- time.Now():
+			default:
+			}
+			return new(net.Dialer).DialContext(ctx, network, addr)
+		}}, heartbeat.New(heartbeat.Every(every), heartbeat.Misses(3)))
+	defer cli.Close()
+	sess, err := cli.Dial(strings.TrimSpace(addr))
+	require.NoError(t, err)
+	<-dials
+	require.Nil(t, sess.Pull("/echo", "x", nil).Xerror)
+	done := make(chan *tp.PullCmd, 20)
+	for range 10 {
+		sess.GoPull("/wait", "", nil, done)
+	}
+	require.Nil(t, sess.Pull("/echo", "x", nil).Xerror)
+	require.NoError(t, cmd.Process.Signal(syscall.SIGSTOP))
+	var stopped syscall.WaitStatus
+	for err = syscall.EINTR; err == syscall.EINTR; {
+		_, err = syscall.Wait4(cmd.Process.Pid, &stopped, syscall.WUNTRACED, nil)
+	}
+	require.NoError(t, err)
+	require.True(t, stopped.Stopped())
+	goOn := sync.OnceFunc(func() { _ = cmd.Process.Signal(syscall.SIGCONT) })
+	defer goOn()
+	start := time.Now()
+	for range 10 {
+		sess.GoPull("/echo", "x", nil, done)
+	}
+	for range 20 {
+		require.Equal(t, tp.StatusConnClosed, (<-done).Xerror.Code())
+	}
+	ended := time.Since(start)
+	again := (<-dials).Sub(start)
+	t.Logf("FIGURE the server is stopped, heartbeat %v x 3: 20 pulls ended after %v, and the client dialled "+
+		"again after %v", every, ended, again)
+	require.Less(t, ended, 4*every+slack)
+	require.Less(t, again, 4*every+slack)
+	goOn()
+	require.Nil(t, sess.Pull("/echo", "x", nil).Xerror, "it waits for a connection")
+}
+
+// stoppedServer is set in the environment of the process that is stopped.
+const stoppedServer = "TP_PARTITION_STOPPED"
+
+// serveUntilStdinEnds is that process.
+func serveUntilStdinEnds() {
+	srv := tp.NewPeer(nil)
+	release := make(chan struct{})
+	tp.HandlePull(srv.PullRouter, "/echo", func(_ tp.PullCtx, s *string) (string, tp.Xerror) { return *s, nil })
+	tp.HandlePull(srv.PullRouter, "/wait", func(tp.PullCtx, *string) (string, tp.Xerror) {
+		<-release
+		return "", nil
+	})
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	go func() { _ = srv.Serve(ln) }()
+	fmt.Println(ln.Addr())
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	close(release)
+	_ = srv.Close()
 }
 
 // What is sent long after the cut, to a connection that was idle until then, begins
@@ -420,7 +361,7 @@ func TestPartitionWithLatePush(t *testing.T) {
 	if !namespaced(t) {
 		return
 	}
-	for name, cut := range cuts() {
+	for name, cut := range netns.Cuts() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := newSides(t)
@@ -447,7 +388,7 @@ func TestResetAfterPartition(t *testing.T) {
 		return
 	}
 	s := newSides(t)
-	require.NoError(t, s.net.lose())
+	require.NoError(t, s.net.Lose())
 	require.NoError(t, setLinger0(s.back))
 	require.NoError(t, s.back.Close()) // its reset is lost
 	select {
@@ -455,7 +396,7 @@ func TestResetAfterPartition(t *testing.T) {
 		t.Fatal("the client cannot know yet")
 	default:
 	}
-	require.NoError(t, s.net.heal())
+	require.NoError(t, s.net.Heal())
 	start := time.Now()
 	took := s.pulls(start, s.sess, 10)()
 	<-s.sess.Done()

@@ -3,9 +3,10 @@
 //
 //	peer := tp.NewPeer(cfg, accesslog.New(slog.Default(), accesslog.Sample(0.01)))
 //
-// A line has the kind of the call, its path, the status and its text, how long it took, the lengths of what
-// came and of what was answered, the session and the remote address. What the other side has sent is shown
-// only where that was asked for: see [Query] and [Meta].
+// A line is written when the call is over: a pull or a stream when its reply was handed to the connection, a
+// push when its handler has returned. The line has the kind of the call, its path, the status and its text,
+// how long the call took, the lengths of what came and of what was answered, the session and the remote
+// address. What the other side has sent is shown only where that was asked for: see [Query] and [Meta].
 package accesslog
 
 import (
@@ -63,12 +64,7 @@ func Slow(d time.Duration) Option {
 
 // Who adds who calls, for example by the plugin auth:
 //
-//	accesslog.Who(func(ctx tp.Ctx) string {
-//		if p := auth.Identity(ctx); p != nil {
-//			return p.Name
-//		}
-//		return ""
-//	})
+//	accesslog.Who(auth.Name)
 func Who(who func(ctx tp.Ctx) string) Option { return func(l *Log) { l.who = who } }
 
 // Query shows the values of these keys of the URI's query, and of the others that they are there. Without the
@@ -105,18 +101,8 @@ type began struct{}
 
 // PostReadHeader notes when a call came.
 func (l *Log) PostReadHeader(ctx tp.ReadCtx) error {
-	switch ctx.Input().Header.Type {
-	case packet.TypePull, packet.TypeOpen:
+	if ctx.Input().Header.Type != packet.TypeReply {
 		ctx.Public().Store(began{}, time.Now())
-	}
-	return nil
-}
-
-// PreReadBody writes the line of a push, which has no end that anybody hears of.
-func (l *Log) PreReadBody(ctx tp.ReadCtx) error {
-	in := ctx.Input()
-	if in.Header.Type == packet.TypePush && l.chosen() {
-		l.write(ctx, slog.LevelInfo, "push", in.Header, slog.Int64("in", in.Length))
 	}
 	return nil
 }
@@ -124,36 +110,37 @@ func (l *Log) PreReadBody(ctx tp.ReadCtx) error {
 // chosen reports whether a call that is neither slow nor has failed is written.
 func (l *Log) chosen() bool { return l.sample == 1 || l.sample > 0 && rand.Float64() < l.sample }
 
-// PostWriteReply writes the line of a pull or a stream.
-func (l *Log) PostWriteReply(ctx tp.WriteCtx) error {
-	out := ctx.Output()
-	read, ok := ctx.(tp.ReadCtx)
-	if !ok {
-		return nil
-	}
-	in := read.Input()
-	kind, level := "pull", slog.LevelInfo
+// PostCall writes the line of a call that is over.
+func (l *Log) PostCall(ctx tp.CallCtx) error {
+	in, out := ctx.Input(), ctx.Output()
+	code, text := ctx.Status()
 	var took time.Duration
 	if at, ok := ctx.Public().Load(began{}); ok {
 		took = time.Since(at.(time.Time))
 	}
-	slow := false
-	if in.Header.Type == packet.TypeOpen {
-		kind = "stream"
-	} else {
-		slow = l.slow > 0 && took >= l.slow
+	kind, lasts, replied := "pull", false, true
+	switch in.Header.Type {
+	case packet.TypeOpen:
+		kind, lasts = "stream", true
+	case packet.TypePush:
+		kind, replied = "push", false
 	}
-	failed := out.Header.StatusCode != tp.StatusOK
-	if slow || failed && out.Header.StatusCode >= 500 {
-		level = slog.LevelWarn
-	}
+	slow := l.slow > 0 && took >= l.slow && !lasts
+	failed := code != tp.StatusOK
 	if !slow && !failed && !l.chosen() {
 		return nil
 	}
-	attrs := []slog.Attr{slog.Int("status", int(out.Header.StatusCode)), slog.Duration("took", took),
-		slog.Int64("in", in.Length), slog.Int64("out", out.Length)}
+	level := slog.LevelInfo
+	if slow || failed && code >= 500 {
+		level = slog.LevelWarn
+	}
+	attrs := append(make([]slog.Attr, 0, 5), slog.Int("status", int(code)), slog.Duration("took", took),
+		slog.Int64("in", in.Length))
+	if replied {
+		attrs = append(attrs, slog.Int64("out", out.Length))
+	}
 	if failed {
-		attrs = append(attrs, slog.String("text", clip(out.Header.Status)))
+		attrs = append(attrs, slog.String("text", clip(text)))
 	}
 	l.write(ctx, level, kind, in.Header, attrs...)
 	return nil

@@ -112,7 +112,14 @@ func TestLines(t *testing.T) {
 	require.Nil(t, sess.Push("/push", "x"))
 	line = out.take(t, 1)[0]
 	require.Equal(t, "push", line["kind"])
-	require.NotContains(t, line, "status")
+	require.EqualValues(t, 200, line["status"])
+	require.Positive(t, line["took"])
+	require.NotContains(t, line, "out")
+	require.Nil(t, sess.Push("/nosuch", "x"))
+	line = out.take(t, 1)[0]
+	require.Equal(t, "push", line["kind"])
+	require.EqualValues(t, 404, line["status"])
+	require.NotContains(t, line["text"], "x")
 
 	s, err := tp.OpenStream[string, string](t.Context(), sess, "/stream")
 	require.NoError(t, err)

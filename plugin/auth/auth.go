@@ -68,6 +68,15 @@ func (p *Principal) Has(roles ...string) bool {
 // for handlers and hooks, and safe for concurrent use. After a renewal it returns the new Principal.
 func Identity(ctx tp.Ctx) *Principal { return Of(ctx.Session()) }
 
+// Name returns the name of who is on the other side of the session of a call, and an empty text if that was
+// not proved: for the plugins limit and accesslog, for example.
+func Name(ctx tp.Ctx) string {
+	if p := Identity(ctx); p != nil {
+		return p.Name
+	}
+	return ""
+}
+
 // Of is Identity for a session.
 func Of(sess *tp.Session) *Principal {
 	if st := stateOf(sess); st != nil {

@@ -21,7 +21,7 @@ func Example() {
 	))
 	defer srv.Close()
 	hello := func(ctx tp.PullCtx, _ *struct{}) (string, tp.Xerror) {
-		return "hello " + auth.Identity(ctx).Name, nil
+		return "hello " + auth.Name(ctx), nil
 	}
 	tp.HandlePull(srv.PullRouter, "/hello", hello)
 	tp.HandlePull(srv.PullRouter, "/admin/hello", hello)
