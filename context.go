@@ -43,6 +43,22 @@ type ReadCtx interface {
 	Input() *packet.Packet
 }
 
+// RoutedCtx is what PreReadBody and PostReadBody hooks see of a call that came; to them the reply of a pull
+// that this side has made is no RoutedCtx:
+//
+//	if call, ok := ctx.(tp.RoutedCtx); ok {
+//		waited := time.Since(call.Received())
+//	}
+type RoutedCtx interface {
+	ReadCtx
+	// Route is the path of the registration that the call was routed to, or the prefix of the unknown handler
+	// with "*" behind it. There are as many as were registered, whatever others call.
+	Route() string
+	// Received is when the call's header was read. What has passed since then the call has waited for a
+	// handler, or for the processor.
+	Received() time.Time
+}
+
 // CallCtx is what hooks see of a call that is over.
 type CallCtx interface {
 	ReadCtx
@@ -51,9 +67,7 @@ type CallCtx interface {
 	// Status is the status of the reply, and of a push what became of it: StatusOK, or the error for which it
 	// was not handled.
 	Status() (code int32, text string)
-	// Route is the path of the registration that the call was routed to, or the prefix of the unknown handler
-	// with "*" behind it; empty if it was refused before. There are as many as were registered, whatever
-	// others call.
+	// Route is that of a RoutedCtx; empty if the call was refused before it had one.
 	Route() string
 }
 

@@ -79,6 +79,9 @@ func (r *reader) call(c *call, table *routeTable) error {
 		}
 	}
 	c.handler = h
+	if c.arrived == 0 && len(h.chain.preReadBody)+len(h.chain.postReadBody) > 0 {
+		c.arrived = time.Since(processStart)
+	}
 	quick := !h.stream && h.pace.Quick() && r.length <= quickBody && !cn.sock.OutputFull()
 	c.free = quick && h.small && r.small()
 	if cost := callCost + headerCost(&r.view); !c.free && !c.charge(cost) && !r.awaitMemory(c, cost) {

@@ -159,7 +159,10 @@ func (c *call) Status() (code int32, text string) {
 	return StatusOK, ""
 }
 
-// Route is for hooks of a call that is over.
+// Received is for hooks of a call that is routed.
+func (c *call) Received() time.Time { return processStart.Add(c.arrived) }
+
+// Route is for hooks of a call that is routed, or over.
 func (c *call) Route() string {
 	if c.handler == nil {
 		return ""

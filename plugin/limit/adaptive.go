@@ -15,9 +15,11 @@ import (
 // run only wait for others. Are they few, the limit grows, are they many, it shrinks.
 //
 // What would exceed the limit waits, and no longer than a moment: the rule is the one of Maurer, "Fail at
-// Scale" (ACM Queue 13, 2015), after CoDel (Nichols and Jacobson, 2012). A queue that has been empty lately
-// takes up a burst, and is given time; one that has not been empty for that long only adds to the time that
-// each call takes.
+// Scale" (ACM Queue 13, 2015), after CoDel (Nichols and Jacobson, 2012). A queue that has been short lately
+// takes up a burst, and is given time; one that stands for that long only adds to the time that each call
+// takes. A call waits from when its header was read, and not only from when it is the turn of this
+// plugin: where handlers compute, the queue is that of the scheduler, in which goroutines wait for a
+// processor, and never more calls run than there are processors.
 
 const (
 	firstLimit, minLimit, maxLimit = 16, 1, 10_000
@@ -27,10 +29,10 @@ const (
 	minSamples   = 10
 	// probeEvery is after how long it is measured again how long a call takes alone, with half of the limit.
 	probeEvery = 10 * time.Second
-	// patient is how long a call may wait if the queue was empty, and nothing refused, within that time.
-	// Otherwise it may wait as
-	// long as a call takes alone, within these bounds.
+	// patient is how long a call may wait if the queue was short, and nothing refused, within that time.
+	// Otherwise it may wait as long as queueTimesAlone calls take alone, within these bounds.
 	patient                 = 100 * time.Millisecond
+	queueTimesAlone         = 8
 	minImpatient, impatient = 500 * time.Microsecond, 5 * time.Millisecond
 	waitingTimesLimit       = 16 // how many may wait, in limits
 	priorities              = 4
@@ -84,7 +86,8 @@ type adaptive struct {
 	running   int
 	queue     [priorities][]*waiter
 	waiting   int
-	emptyAt   time.Time     // when the queue was empty last
+	waited    time.Duration // how long calls have waited when it was their turn, smoothed
+	calmAt    time.Time     // when that was little last
 	droppedAt time.Time     // when a call was refused last
 	shortest  time.Duration // of this window
 	samples   int
@@ -132,27 +135,37 @@ func (a *adaptive) boundLocked() int {
 	return max(int(a.limit), 1)
 }
 
+// impatienceLocked returns how long a call may wait while the queue stands.
+func (a *adaptive) impatienceLocked() time.Duration {
+	if a.alone == 0 {
+		return impatient
+	}
+	return min(max(queueTimesAlone*a.alone, minImpatient), impatient)
+}
+
 // take lets the call run, or has it wait for that, or refuses it.
-func (a *adaptive) take(ctx tp.ReadCtx) error {
+func (a *adaptive) take(ctx tp.RoutedCtx) error {
 	level := defaultPriority
 	if a.priority != nil {
 		level = min(max(a.priority(ctx), 0), priorities-1)
 	}
 	now := time.Now()
+	waited := now.Sub(ctx.Received())
 	a.mu.Lock()
-	if a.waiting == 0 {
-		a.emptyAt = now
-		if a.running < a.boundLocked() {
-			a.startLocked()
-			a.mu.Unlock()
-			return nil
-		}
+	patience := a.impatienceLocked()
+	// Not the least of several: goroutines do not get a processor in the order in which they were made.
+	if a.waited += (waited - a.waited) / 16; a.waiting == 0 && a.waited < patience {
+		a.calmAt = now
 	}
-	patience := patient
-	if now.Sub(a.emptyAt) > patient || now.Sub(a.droppedAt) < patient {
-		patience = min(max(a.alone, minImpatient), impatient)
+	if now.Sub(a.calmAt) < patient && now.Sub(a.droppedAt) > patient {
+		patience = patient
 	}
-	if a.waiting >= waitingTimesLimit*max(int(a.limit), 1) && !a.dropLocked(level) {
+	if a.waiting == 0 && waited < patience && a.running < a.boundLocked() {
+		a.startLocked()
+		a.mu.Unlock()
+		return nil
+	}
+	if waited >= patience || a.waiting >= waitingTimesLimit*max(int(a.limit), 1) && !a.dropLocked(level) {
 		err := a.refuseLocked()
 		a.mu.Unlock()
 		return err
@@ -162,7 +175,7 @@ func (a *adaptive) take(ctx tp.ReadCtx) error {
 	a.waiting++
 	a.mu.Unlock()
 
-	timer := time.NewTimer(patience)
+	timer := time.NewTimer(patience - waited)
 	defer timer.Stop()
 	select {
 	case <-w.ready:
@@ -223,8 +236,8 @@ func (a *adaptive) give(took time.Duration, now time.Time) {
 	for a.running < a.boundLocked() && a.waiting > 0 {
 		a.nextLocked()
 	}
-	if a.waiting == 0 {
-		a.emptyAt = now
+	if a.waiting == 0 && a.waited < a.impatienceLocked() {
+		a.calmAt = now
 	}
 }
 

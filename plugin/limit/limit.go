@@ -49,8 +49,8 @@ func ByAddress(ctx tp.ReadCtx) string {
 
 // ByRoute counts the calls of each route: the path of a registration, or an unknown handler's with "*".
 func ByRoute(ctx tp.ReadCtx) string {
-	if c, ok := ctx.(interface{ Route() string }); ok {
-		return c.Route()
+	if call, ok := ctx.(tp.RoutedCtx); ok {
+		return call.Route()
 	}
 	return ""
 }
@@ -266,8 +266,8 @@ const retryAfter = 100 * time.Millisecond
 
 // PreReadBody refuses the call, or counts it.
 func (l *Limit) PreReadBody(ctx tp.ReadCtx) error {
-	h := ctx.Input().Header
-	if h.Type == packet.TypeReply {
+	call, ok := ctx.(tp.RoutedCtx)
+	if !ok { // a reply
 		return nil
 	}
 	for _, r := range l.rates {
@@ -299,8 +299,8 @@ func (l *Limit) PreReadBody(ctx tp.ReadCtx) error {
 		}
 		run.keys[i] = key
 	}
-	if l.adaptive != nil && h.Type != packet.TypeOpen { // a stream lasts as long as it lasts
-		if err := l.adaptive.take(ctx); err != nil {
+	if l.adaptive != nil && ctx.Input().Header.Type != packet.TypeOpen { // a stream lasts as long as it lasts
+		if err := l.adaptive.take(call); err != nil {
 			l.giveBack(run)
 			return err
 		}

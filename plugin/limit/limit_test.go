@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strconv"
 	"sync/atomic"
 	"testing"
@@ -21,6 +22,10 @@ import (
 
 func TestMain(m *testing.M) {
 	tp.SetLogLevel(tp.LevelOff)
+	if how := os.Getenv(realServer); how != "" {
+		serveReal(how)
+		return
+	}
 	goleak.VerifyTestMain(m)
 }
 

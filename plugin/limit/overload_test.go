@@ -46,17 +46,17 @@ type second struct {
 }
 
 // offer makes so many calls a second for a time, whatever becomes of them. Each caller waits for patience.
-func offer(t *testing.T, sess *tp.Session, perSecond int, patience, during time.Duration) []second {
+func offer(t testing.TB, sess *tp.Session, perSecond int, patience, during time.Duration) []second {
 	n := int(during / time.Second)
 	all, took := make([]second, n), make([][]time.Duration, n)
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	random := rand.New(rand.NewPCG(1, 2))
 	// Calls that nobody has agreed on come at random, as a Poisson process.
+	start := time.Now()
 	for past := time.Duration(0); past < during; {
-		pause := time.Duration(random.ExpFloat64() / float64(perSecond) * float64(time.Second))
-		time.Sleep(pause)
-		past += pause
+		past += time.Duration(random.ExpFloat64() / float64(perSecond) * float64(time.Second))
+		time.Sleep(time.Until(start.Add(past)))
 		at := min(int(past/time.Second), n-1)
 		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -86,14 +86,35 @@ func offer(t *testing.T, sess *tp.Session, perSecond int, patience, during time.
 	return all
 }
 
-// run offers a service that can do perSecond calls times as many, in a time of its own.
-func run(t *testing.T, perSecond int, times float64, during time.Duration,
+// processor is a plugin in front of others by which calls get so far one by one only, as they do where they
+// compute on one processor.
+type processor struct{ free chan struct{} }
+
+func (p *processor) Name() string { return "processor" }
+
+func (p *processor) PreReadBody(tp.ReadCtx) error {
+	p.free <- struct{}{}
+	return nil
+}
+
+func (p *processor) PostCall(tp.CallCtx) error {
+	<-p.free
+	return nil
+}
+
+// run offers a service that can do perSecond calls times as many, in a time of its own. If oneByOne is set
+// the calls wait for a processor, and otherwise for one of four places in the handler.
+func run(t *testing.T, oneByOne bool, perSecond int, times float64, during time.Duration,
 	plugins ...tp.Plugin) (all []second) {
 	synctest.Test(t, func(t *testing.T) {
+		s := newService(perSecond, 4)
+		if oneByOne {
+			s = newService(perSecond, 1)
+			plugins = append([]tp.Plugin{&processor{make(chan struct{}, 1)}}, plugins...)
+		}
 		srv := tp.NewPeer(&tp.PeerConfig{MaxSessionHandlers: -1, MaxHandlers: -1,
 			MaxBufferedBytes: -1}, plugins...)
 		cli := tp.NewPeer(nil)
-		s := newService(perSecond, 4)
 		tp.HandlePull(srv.PullRouter, "/work", s.handle)
 		ca, cb := pipe.New(pipe.Options{Buffer: 1 << 20})
 		_, err := srv.ServeConn(ca)
@@ -152,23 +173,26 @@ func TestOverload(t *testing.T) {
 	if race.Enabled {
 		during = 4 * time.Second
 	}
-	_, easy := sums(run(t, perSecond, 0.8, during, limit.New(limit.Adaptive()))[2:])
-	adaptive := limit.New(limit.Adaptive())
-	good, p99 := sums(run(t, perSecond, 3, during, adaptive)[2:])
-	stats, ok := adaptive.Stats()
-	require.True(t, ok)
-	t.Logf("p99 %.2f ms at 0.8; at 3: %.0f calls/s of %d, p99 %.2f ms, %+v", easy, good, perSecond, p99,
-		stats)
-	require.Greater(t, good, 0.9*perSecond)
-	require.Less(t, p99, 3*easy)
+	for _, oneByOne := range []bool{false, true} {
+		t.Run(fmt.Sprintf("one by one=%v", oneByOne), func(t *testing.T) {
+			_, easy := sums(run(t, oneByOne, perSecond, 0.8, during, limit.New(limit.Adaptive()))[2:])
+			adaptive := limit.New(limit.Adaptive())
+			good, p99 := sums(run(t, oneByOne, perSecond, 3, during, adaptive)[2:])
+			stats, ok := adaptive.Stats()
+			require.True(t, ok)
+			t.Logf("p99 %.2f ms at 0.8; at 3: %.0f calls/s of %d, p99 %.2f ms, %+v", easy, good, perSecond,
+				p99, stats)
+			require.Greater(t, good, 0.9*perSecond)
+			require.Less(t, p99, 3*easy)
+			bare, _ := sums(run(t, oneByOne, perSecond, 3, during)[2:])
+			t.Logf("without the limit: %.0f calls/s", bare)
+			require.Less(t, bare, 0.3*perSecond)
+			require.Zero(t, stats.Running+stats.Waiting)
+		})
+	}
 	if *picture != "" {
 		const long = time.Minute
-		require.NoError(t, os.WriteFile(*picture, draw(run(t, perSecond, 3, long,
-			limit.New(limit.Adaptive())),
-			run(t, perSecond, 3, long), perSecond), 0o644))
+		require.NoError(t, os.WriteFile(*picture, draw(run(t, false, perSecond, 3, long,
+			limit.New(limit.Adaptive())), run(t, false, perSecond, 3, long), perSecond), 0o644))
 	}
-	bare, _ := sums(run(t, perSecond, 3, during)[2:])
-	t.Logf("without the limit: %.0f calls/s", bare)
-	require.Less(t, bare, 0.3*perSecond)
-	require.Zero(t, stats.Running+stats.Waiting)
 }
