@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"strings"
 	"sync"
@@ -205,7 +206,7 @@ func Example() {
 	tp.HandlePull(srv.PullRouter, "/order", func(_ tp.PullCtx, s *string) (string, tp.Xerror) {
 		return *s, nil
 	})
-	ca, cb := pipe.New(pipe.Options{})
+	ca, cb := net.Pipe()
 	_, _ = srv.ServeConn(ca)
 	sess, err := cli.ServeConn(cb)
 	if err != nil {

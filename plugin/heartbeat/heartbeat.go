@@ -13,7 +13,7 @@
 // The other side needs no plugin: every peer answers a ping. With the plugin there too, the side that has
 // accepted the connection says how often to ask, if it has [Lead].
 //
-// One goroutine looks after all sessions of the peers that a plugin is added to. A session takes 200 bytes.
+// One goroutine looks after all sessions of the peers that a plugin is added to. A session takes 250 bytes.
 package heartbeat
 
 import (
@@ -93,7 +93,8 @@ func Misses(n int) Option {
 }
 
 // Lead has the other sides of accepted connections ask as often as this side does, if they have the plugin
-// and not [Own].
+// and not [Own]. They are told by a push of /tp-heartbeat when something has come from them, which a side
+// without the plugin drops, with a line in its log, or gives to its handler of unknown pushes.
 func Lead() Option { return func(h *Heartbeat) { h.lead = true } }
 
 // Own keeps to this side's own interval, whatever the other side says.

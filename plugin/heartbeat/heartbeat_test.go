@@ -312,6 +312,35 @@ func TestMistakes(t *testing.T) {
 	require.False(t, ok)
 }
 
+// A client that asks its server whether it is there when nothing has come for 100 ms, and that connects anew
+// when nothing has come for 400 ms.
+func Example() {
+	srv := tp.NewPeer(nil)
+	defer srv.Close()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	go srv.Serve(ln)
+
+	cli := tp.NewPeer(&tp.PeerConfig{Redial: &tp.Redial{}},
+		heartbeat.New(heartbeat.Every(100*time.Millisecond), heartbeat.Misses(3)))
+	defer cli.Close()
+	sess, err := cli.Dial(ln.Addr().String())
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	if _, err := sess.Ping(context.Background()); err != nil {
+		fmt.Println(err)
+		return
+	}
+	stats, ok := heartbeat.Of(sess)
+	fmt.Println(ok, stats.Interval, stats.Misses)
+	// Output: true 100ms 3
+}
+
 // BenchmarkSessions reports how much of a core the heartbeat of 10,000 silent sessions takes, both sides
 // together, at the default interval of 15 s.
 func BenchmarkSessions(b *testing.B) {

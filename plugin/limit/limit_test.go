@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strconv"
 	"sync/atomic"
@@ -276,7 +277,7 @@ func ExampleRate() {
 	tp.HandlePull(srv.PullRouter, "/hello", func(tp.PullCtx, *struct{}) (string, tp.Xerror) {
 		return "hello", nil
 	})
-	ca, cb := pipe.New(pipe.Options{})
+	ca, cb := net.Pipe()
 	_, _ = srv.ServeConn(ca)
 	sess, err := cli.ServeConn(cb)
 	if err != nil {

@@ -35,7 +35,7 @@ func main() {
 	}
 	go http.Serve(web, nil)
 
-	srv, cli := tp.NewPeer(nil, metrics), tp.NewPeer(nil)
+	srv, cli := tp.NewPeer(nil, metrics), tp.NewPeer(nil, metrics)
 	tp.HandlePull(srv.PullRouter, "/sum", func(_ tp.PullCtx, n *[]int) (sum int, _ tp.Xerror) {
 		time.Sleep(time.Duration(rand.ExpFloat64() * float64(time.Millisecond)))
 		for _, i := range *n {
