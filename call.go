@@ -88,7 +88,8 @@ type transit struct {
 	owed         uint64        // credit that a push has cost, until it begins
 	free         bool          // the call is too small to be counted in the budget
 	start        time.Time     // zero unless the call is measured
-	arrived      time.Duration // when it was received, since processStart; 0 if nothing may ask for that
+	arrived      time.Duration // when a pull with a timeout was received, since processStart
+	received     time.Duration // when all of it was received, since processStart, for hooks
 	// printed is the input's body as the log shows it, made before the handler can change it. The call's
 	// mu guards it.
 	printed string

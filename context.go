@@ -54,8 +54,8 @@ type RoutedCtx interface {
 	// Route is the path of the registration that the call was routed to, or the prefix of the unknown handler
 	// with "*" behind it. There are as many as were registered, whatever others call.
 	Route() string
-	// Received is when the call's header was read. What has passed since then the call has waited for a
-	// handler, or for the processor.
+	// Received is when all of the call had come. What has passed since then the call has waited for a handler,
+	// or for the processor.
 	Received() time.Time
 }
 

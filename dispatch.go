@@ -79,9 +79,6 @@ func (r *reader) call(c *call, table *routeTable) error {
 		}
 	}
 	c.handler = h
-	if c.arrived == 0 && len(h.chain.preReadBody)+len(h.chain.postReadBody) > 0 {
-		c.arrived = time.Since(processStart)
-	}
 	quick := !h.stream && h.pace.Quick() && r.length <= quickBody && !cn.sock.OutputFull()
 	c.free = quick && h.small && r.small()
 	if cost := callCost + headerCost(&r.view); !c.free && !c.charge(cost) && !r.awaitMemory(c, cost) {
@@ -89,13 +86,16 @@ func (r *reader) call(c *call, table *routeTable) error {
 	}
 	if err := c.readBody(cn.sock, r.length, h.unknown); err != nil {
 		if socket.Fatal(err) {
-			c.giveBack()
+			c.lost(err)
 			return err
 		}
 		if errors.Is(err, packet.ErrBudget) {
 			return r.noMemory(c)
 		}
 		return r.reject(c, bodyXerror(err))
+	}
+	if len(h.chain.preReadBody)+len(h.chain.postReadBody) > 0 {
+		c.received = time.Since(processStart)
 	}
 	// The call is counted before the state is looked at, while Shutdown sets the state before it looks at
 	// the count: one of the two sees the other.
@@ -138,6 +138,14 @@ func (r *reader) call(c *call, table *routeTable) error {
 		return r.overflow(1)
 	}
 	return nil
+}
+
+// lost ends a call whose body does not come, because the connection has ended.
+func (c *call) lost(err error) {
+	x := newXerror(StatusConnClosed, "the connection has ended within the call's body", err)
+	c.failed = x
+	c.outHdr.StatusCode, c.outHdr.Status = x.Code(), x.Text()
+	c.release()
 }
 
 // notFound is the error of a packet with a path that nothing serves. Hooks may have changed the path; the

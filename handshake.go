@@ -123,6 +123,7 @@ type foreSession struct {
 	conn    *conn // the connection in its handshake
 	dialled bool  // this side has dialled
 	over    atomic.Bool
+	waits   atomic.Bool // a hook waits for a packet
 	// strays are the ids of pulls that came instead of packets of the handshake. Only the goroutine of
 	// the hooks adds to them.
 	strays []string
@@ -152,6 +153,8 @@ func (f *foreSession) Receive(body interface{}) (*packet.Packet, error) {
 	if f.over.Load() {
 		return nil, errHandshakeOver
 	}
+	f.waits.Store(true)
+	defer f.waits.Store(false)
 	for {
 		p, err := f.receive(body)
 		if h := p.Header; h == nil || h.Type != packet.TypeCredit || err != nil && socket.Fatal(err) {
@@ -250,6 +253,10 @@ func (cn *conn) runHandshake(ctx context.Context, from *origin) (*reader, error)
 	case <-ctx.Done():
 		fore.over.Store(true)
 		err := fmt.Errorf("the handshake took too long: %w", ctx.Err())
+		if fore.waits.Load() {
+			err = fmt.Errorf("the handshake took too long: this side's hook waits for a packet of the other "+
+				"side's %s hook, which may not have the plugin: %w", fore.otherHook(), ctx.Err())
+		}
 		_ = cn.end(err)
 		cn.peer.handshakes.Count(1) // until the hook has returned
 		go func() {
@@ -372,10 +379,18 @@ func (f *foreSession) stray(h *packet.Header) Xerror {
 	default:
 		return nil
 	}
+	code := StatusUnauthorized
 	if f.dialled {
-		return newXerror(StatusFailedPlugin,
-			"expected a packet of the other side's PostAccept hook, and there came "+kind, nil)
+		code = StatusFailedPlugin
 	}
-	return newXerror(StatusUnauthorized,
-		"expected a packet of the other side's PostDial hook, and there came "+kind, nil)
+	return newXerror(code, fmt.Sprintf("expected a packet of the other side's %s hook, which may not have the "+
+		"plugin, and there came %s", f.otherHook(), kind), nil)
+}
+
+// otherHook is the hook of the other side from which packets of the handshake come.
+func (f *foreSession) otherHook() string {
+	if f.dialled {
+		return "PostAccept"
+	}
+	return "PostDial"
 }

@@ -171,9 +171,11 @@ type PostReadValuePlugin interface {
 
 // PostCallPlugin is called when a call that came is over, however that was: a pull or a stream when its reply
 // was handed to the connection, or could not be, and a push when its handler has returned. A call that was
-// refused is over too, and so is a push that was dropped. The hook is called once for each call of which
-// PostReadHeader was called, and for each plugin, whatever errors there were before: what PostReadHeader or
-// PreReadBody has taken can be given back here. It must not wait. An error is logged.
+// refused is over too, and so is a push that was dropped, and a call whose connection has ended before all of
+// its body came. The hook is called once for each call, and for each plugin, whatever errors there were before:
+// what PostReadHeader or PreReadBody has taken can be given back here. A call may have been refused before
+// PostReadHeader, for its URI or its type, or by another plugin's hook. PostCall must not wait. An error is
+// logged.
 type PostCallPlugin interface {
 	Plugin
 	PostCall(CallCtx) error
@@ -351,8 +353,9 @@ func (c *pluginChain) with(at place, plugins []Plugin) *pluginChain {
 		}
 		for _, other := range next.all {
 			if other.Name() == p.Name() {
-				panic(fmt.Sprintf("tp: plugin %q is there twice in one chain of plugins (%T and %T).",
-					p.Name(), other, p))
+				panic(fmt.Sprintf("tp: %s: plugin %q is there twice in one chain of plugins (%T and %T): "+
+					"expected each plugin once, or another name for one of them.", at.caller, p.Name(), other,
+					p))
 			}
 		}
 		if i >= len(c.all) {

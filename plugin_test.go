@@ -251,7 +251,8 @@ func TestHooksMayChangeWhatIsSent(t *testing.T) {
 func TestDuplicatePluginNamesPanic(t *testing.T) {
 	one, two := hookPlugin("same", "", nil), hookPlugin("same", "", nil)
 	require.PanicsWithValue(t,
-		`tp: plugin "same" is there twice in one chain of plugins (*tp.routePlugin and *tp.routePlugin).`,
+		`tp: NewPeer: plugin "same" is there twice in one chain of plugins (*tp.routePlugin and `+
+			`*tp.routePlugin): expected each plugin once, or another name for one of them.`,
 		func() {
 			NewPeer(nil, one, two)
 		})

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/henrylee2cn/teleport/internal/pipe"
+	"github.com/henrylee2cn/teleport/packet"
 )
 
 // overs notes the calls that are over.
@@ -204,4 +205,29 @@ func TestPostPull(t *testing.T) {
 			require.Equal(t, want, o.all)
 		}
 	})
+}
+
+// A call whose connection ends within its body is over too.
+func TestPostCallOfHalfABody(t *testing.T) {
+	for _, typ := range []int32{packet.TypePull, packet.TypePush} {
+		synctest.Test(t, func(t *testing.T) {
+			over := &overs{name: "over"}
+			srv := newTestPeer(t, nil, over)
+			HandlePull(srv.PullRouter, "/a", func(_ PullCtx, s *string) (string, Xerror) { return *s, nil })
+			HandlePush(srv.PushRouter, "/a", func(PushCtx, *string) {})
+			near, far := pipe.New(pipe.Options{})
+			_, err := srv.ServeConn(near)
+			require.NoError(t, err)
+			frame, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: "1", Type: typ,
+				Uri: "/a"}, Body: "a text"}, packet.Limits{})
+			require.NoError(t, err)
+			_, err = far.Write(frame[:len(frame)-2])
+			require.NoError(t, err)
+			synctest.Wait()
+			require.Empty(t, over.take())
+			require.NoError(t, far.Close())
+			synctest.Wait()
+			require.Equal(t, []string{"101 /a route=/a"}, over.take())
+		})
+	}
 }

@@ -160,7 +160,7 @@ func (c *call) Status() (code int32, text string) {
 }
 
 // Received is for hooks of a call that is routed.
-func (c *call) Received() time.Time { return processStart.Add(c.arrived) }
+func (c *call) Received() time.Time { return processStart.Add(c.received) }
 
 // Route is for hooks of a call that is routed, or over.
 func (c *call) Route() string {
