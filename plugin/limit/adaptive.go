@@ -11,8 +11,9 @@ import (
 
 // The adaptive limit is that of TCP Vegas (Brakmo and Peterson, "TCP Vegas: End to End Congestion Avoidance
 // on a Global Internet", 1995) on calls in the place of packets, as Netflix's concurrency-limits has it: from
-// how long a call takes when nothing else runs, and how long calls take now, follows how many of those that
-// run only wait for others. Are they few, the limit grows, are they many, it shrinks.
+// how long a call takes when few run, and how long calls take now, follows how many of those that run only wait
+// for others. Are they few, the limit grows, are they many, it shrinks. Averages are compared, each route's with
+// its own, and not the shortest, so that routes whose calls differ are not taken for overloaded.
 //
 // What would exceed the limit waits, and no longer than a moment: the rule is the one of Maurer, "Fail at
 // Scale" (ACM Queue 13, 2015), after CoDel (Nichols and Jacobson, 2012). A queue that has been short lately
@@ -89,13 +90,14 @@ type adaptive struct {
 	waited    time.Duration // how long calls have waited when it was their turn, smoothed
 	calmAt    time.Time     // when that was little last
 	droppedAt time.Time     // when a call was refused last
-	shortest  time.Duration // of this window
-	samples   int
+	routes    map[string]*pace
+	samples   int           // of this window
 	busiest   int           // most calls that ran in this window
 	windowAt  time.Time     // when it began
-	alone     time.Duration // how long a call takes alone; 0 when that is not known
-	now       time.Duration // how long a call takes now, smoothed
-	probing   bool          // alone is measured
+	alone     time.Duration // how long calls like those of now take when few run, smoothed; 0 if not known
+	now       time.Duration // how long they take now, smoothed
+	useful    float64       // the part of that for which they do not wait for others, smoothed
+	probing   bool          // it is measured how long calls take when few run
 	probed    time.Time     // when it was measured last
 	refused   uint64
 }
@@ -105,14 +107,27 @@ type waiter struct {
 	ran   bool          // it may
 }
 
-func newAdaptive() *adaptive { return &adaptive{least: minLimit, most: maxLimit} }
+// pace is how long the calls of a route take. Routes are compared with themselves: that many calls of a long one
+// come says nothing about the load.
+type pace struct {
+	sum     time.Duration // of this window
+	samples int
+	alone   time.Duration // on average, when few run; 0 if that is not known
+	now     time.Duration // smoothed
+}
+
+func newAdaptive() *adaptive {
+	return &adaptive{least: minLimit, most: maxLimit, useful: 1, routes: make(map[string]*pace)}
+}
 
 // Stats are the numbers of an adaptive limit.
 type Stats struct {
+	// Limit is how many calls may run at a time now, Running how many do, and Waiting how many wait for that.
 	Limit, Running, Waiting int
-	// Alone is how long a call takes when few others run, and Now how long one takes now.
+	// Alone is how long calls like those of now take when few others run, and Now how long they take now.
 	Alone, Now time.Duration
-	Refused    uint64
+	// Refused counts the calls that were refused since the plugin was made.
+	Refused uint64
 }
 
 // Stats returns the numbers of the plugin's adaptive limit, and false if it has none.
@@ -143,12 +158,16 @@ func (a *adaptive) impatienceLocked() time.Duration {
 	return min(max(queueTimesAlone*a.alone, minImpatient), impatient)
 }
 
-// take lets the call run, or has it wait for that, or refuses it.
-func (a *adaptive) take(ctx tp.RoutedCtx) error {
-	level := defaultPriority
-	if a.priority != nil {
-		level = min(max(a.priority(ctx), 0), priorities-1)
+// level returns the call's priority.
+func (a *adaptive) level(ctx tp.ReadCtx) int {
+	if a.priority == nil {
+		return defaultPriority
 	}
+	return min(max(a.priority(ctx), 0), priorities-1)
+}
+
+// take lets the call run, or has it wait for that, or refuses it.
+func (a *adaptive) take(ctx tp.RoutedCtx, level int) error {
 	now := time.Now()
 	waited := now.Sub(ctx.Received())
 	a.mu.Lock()
@@ -227,12 +246,14 @@ func (a *adaptive) refuseLocked() error {
 		max(2*a.now, 10*time.Millisecond))
 }
 
-// give says that a call is over, and how long it has taken.
-func (a *adaptive) give(took time.Duration, now time.Time) {
+// give says that a call of the route is over. How long it has taken counts if it has succeeded.
+func (a *adaptive) give(route string, took time.Duration, succeeded bool, now time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.running--
-	a.sampleLocked(took, now)
+	if succeeded {
+		a.sampleLocked(route, took, now)
+	}
 	for a.running < a.boundLocked() && a.waiting > 0 {
 		a.nextLocked()
 	}
@@ -256,42 +277,72 @@ func (a *adaptive) nextLocked() {
 	}
 }
 
-// sampleLocked takes in how long a call has taken.
-func (a *adaptive) sampleLocked(took time.Duration, now time.Time) {
-	if a.now == 0 {
-		a.now = took
+// smooth moves the average to the next value.
+func smooth(average *time.Duration, next time.Duration) {
+	if *average == 0 {
+		*average = next
 	} else {
-		a.now += (took - a.now) / 16
+		*average += (next - *average) / 16
+	}
+}
+
+// sampleLocked takes in how long a call has taken.
+func (a *adaptive) sampleLocked(route string, took time.Duration, now time.Time) {
+	r := a.routes[route]
+	if r == nil {
+		r = new(pace)
+		a.routes[route] = r
 	}
 	if a.samples == 0 {
-		a.windowAt, a.shortest = now, took
+		a.windowAt = now
 	}
 	a.samples++
-	a.shortest = min(a.shortest, took)
-	if a.samples < minSamples || now.Sub(a.windowAt) < sampleWindow {
-		return
+	r.sum += took
+	r.samples++
+	smooth(&r.now, took)
+	smooth(&a.now, took)
+	if r.alone > 0 {
+		smooth(&a.alone, r.alone)
+		a.useful += (min(float64(r.alone)/float64(max(r.now, 1)), 1) - a.useful) / 16
 	}
-	a.turnLocked(now)
-	a.samples, a.busiest = 0, a.running
+	if a.samples >= minSamples && now.Sub(a.windowAt) >= sampleWindow {
+		a.turnLocked(now)
+		a.samples, a.busiest = 0, a.running
+	}
 }
 
 // turnLocked changes the limit after a window.
 func (a *adaptive) turnLocked(now time.Time) {
+	lower := false // some route is faster than was known
+	for _, r := range a.routes {
+		if r.samples < minSamples && (r.alone > 0 || r.samples == 0) {
+			continue // too few to say something, of one of which something is known
+		}
+		average := r.sum / time.Duration(r.samples)
+		switch {
+		case a.probing || r.alone == 0:
+			r.alone, lower = average, lower || r.alone == 0
+		case average < r.alone: // by a part: averages of few differ by chance
+			r.alone += (average - r.alone) / 4
+			lower = true
+		}
+		r.sum, r.samples = 0, 0
+	}
 	switch {
 	case a.probing:
-		a.alone, a.probing, a.probed = a.shortest, false, now
+		a.probing, a.probed = false, now
 		return
-	case a.alone == 0 || a.shortest < a.alone:
-		a.alone = a.shortest
-		if a.probed.IsZero() {
-			a.probed = now
-		}
+	case a.probed.IsZero():
+		a.probed = now
+		return
 	case now.Sub(a.probed) > probeEvery:
 		a.probing = true
 		return
+	case lower:
+		return
 	}
 	// Of those that run, so many wait for others.
-	idle := a.limit * (1 - float64(a.alone)/float64(max(a.now, a.alone)))
+	idle := a.limit * (1 - a.useful)
 	scale := math.Log10(max(a.limit, 10))
 	switch {
 	case idle > 4*scale:

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -17,6 +18,7 @@ import (
 
 	tp "github.com/henrylee2cn/teleport"
 	"github.com/henrylee2cn/teleport/internal/pipe"
+	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/plugin/internal/plugintest"
 	"github.com/henrylee2cn/teleport/plugin/limit"
 )
@@ -106,10 +108,10 @@ func TestConcurrent(t *testing.T) {
 		one, two := s.connect(t, "10.0.0.1:1"), s.connect(t, "10.0.0.2:1")
 		a, b := one.GoPull("/wait", 1, nil, nil), one.GoPull("/wait", 1, nil, nil)
 		synctest.Wait()
-		requireOverloaded(t, one.Pull("/ok", 1, nil).Xerror, "2 calls are running already")
+		requireOverloaded(t, one.Pull("/ok", 1, nil).Xerror, "no more than 2 may run at a time")
 		c := two.GoPull("/wait", 1, nil, nil)
 		synctest.Wait()
-		requireOverloaded(t, two.Pull("/wait", 1, nil).Xerror, "3 calls are running already")
+		requireOverloaded(t, two.Pull("/wait", 1, nil).Xerror, "no more than 3 may run at a time")
 		require.Nil(t, two.Pull("/ok", 1, nil).Xerror, "the one that was refused holds nothing")
 		close(s.release)
 		for _, cmd := range []*tp.PullCmd{a, b, c} {
@@ -143,7 +145,7 @@ func TestConcurrent(t *testing.T) {
 // So many connections from each address; one that ends makes room.
 func TestConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newServer(t, limit.New(limit.Connections(2)))
+		s := newServer(t, limit.NewConnections(2))
 		first := s.connect(t, "10.0.0.1:1")
 		s.connect(t, "10.0.0.1:2")
 		s.connect(t, "10.0.0.2:1")
@@ -176,7 +178,7 @@ func (r *refusing) PostAccept(tp.ForeSession) error {
 func TestConnectionsThatAreRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		other := new(refusing)
-		s := newServer(t, limit.New(limit.Connections(2)), other)
+		s := newServer(t, limit.NewConnections(2), other)
 		other.on.Store(true)
 		for range 10 {
 			ca, cb := pipe.New(pipe.Options{})
@@ -253,12 +255,151 @@ func TestAdaptiveQueue(t *testing.T) {
 	})
 }
 
+// A network of 64 bits, which one subscriber has, is one address.
+func TestNetworksOfIPv6(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(t, limit.NewConnections(2), limit.New(limit.Rate(limit.ByAddress, 1, 2)))
+		one, two := s.connect(t, "[2001:db8::1]:1"), s.connect(t, "[2001:db8::2]:1")
+		require.Nil(t, one.Pull("/ok", 1, nil).Xerror)
+		require.Nil(t, two.Pull("/ok", 1, nil).Xerror)
+		requireOverloaded(t, two.Pull("/ok", 1, nil).Xerror, "too many calls a second")
+		near, far := pipe.New(pipe.Options{})
+		_, err := s.ServeConn(plugintest.From{Conn: near, Addr: "[2001:db8::3]:1"})
+		require.ErrorContains(t, err, "no more than 2 connections are taken from this address")
+		require.NoError(t, far.Close())
+		other := s.connect(t, "[2001:db8:0:1::1]:1")
+		require.Nil(t, other.Pull("/ok", 1, nil).Xerror)
+	})
+}
+
+// A function of the program that panics, and a call that another limit refuses, leave nothing taken.
+func TestNothingIsTakenByWhatIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		panics := func(ctx tp.ReadCtx) string { return ctx.Input().Header.Meta["k"][:1] }
+		s := newServer(t, limit.New(limit.Rate(limit.ByAll, 1, 3), limit.Concurrent(limit.ByAll, 1),
+			limit.Concurrent(panics, 1), limit.Rate(panics, 1, 2), limit.Adaptive(limit.Bounds(1, 1),
+				limit.Priority(func(ctx tp.ReadCtx) int { return len(panics(ctx)) }))))
+		sess := s.connect(t, "10.0.0.1:1")
+		for range 5 {
+			require.Equal(t, tp.StatusFailedPlugin, sess.Pull("/ok", 1, nil).Xerror.Code())
+		}
+		key := func(k string) tp.PacketSetting { return tp.WithMeta("k", k) }
+		require.Nil(t, sess.Pull("/ok", 1, nil, key("a")).Xerror)
+		require.Nil(t, sess.Pull("/ok", 1, nil, key("a")).Xerror)
+		for range 5 { // of its own rate, which is used up
+			requireOverloaded(t, sess.Pull("/ok", 1, nil, key("a")).Xerror, "too many calls a second")
+		}
+		cmd := sess.GoPull("/wait", 1, nil, nil, key("b"))
+		synctest.Wait()
+		close(s.release)
+		require.Nil(t, (<-cmd.Done()).Xerror, "one of the three was left for it")
+	})
+}
+
+// A side that does not read its reply holds no place.
+func TestUnreadRepliesHoldNoPlace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := limit.New(limit.Concurrent(limit.ByAll, 1), limit.Adaptive(limit.Bounds(1, 1)))
+		s := newServer(t, l)
+		tp.HandlePull(s.PullRouter, "/large", func(tp.PullCtx, *int) ([]byte, tp.Xerror) {
+			return make([]byte, 1<<20), nil
+		})
+		near, far := pipe.New(pipe.Options{Buffer: 4 << 10})
+		_, err := s.ServeConn(plugintest.From{Conn: near, Addr: "10.0.0.1:1"})
+		require.NoError(t, err)
+		frame, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: "1", Type: packet.TypePull,
+			Uri: "/large"}, Body: 1}, packet.Limits{})
+		require.NoError(t, err)
+		_, err = far.Write(frame)
+		require.NoError(t, err)
+		synctest.Wait()
+		require.Nil(t, s.connect(t, "10.0.0.2:1").Pull("/ok", 1, nil).Xerror)
+		require.NoError(t, far.Close())
+	})
+}
+
+// What fails says nothing about the load, and neither does a body that is late.
+func TestWhatTheAdaptiveLimitLearnsFrom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := limit.New(limit.Adaptive())
+		s := newServer(t, l)
+		tp.HandlePull(s.PullRouter, "/five", func(_ tp.PullCtx, n *int) (int, tp.Xerror) {
+			time.Sleep(5 * time.Millisecond)
+			return *n, nil
+		})
+		tp.HandlePull(s.PullRouter, "/fail", func(tp.PullCtx, *int) (int, tp.Xerror) {
+			return 0, tp.NewXerror(404, "no")
+		})
+		sess := s.connect(t, "10.0.0.1:1")
+		for range 1000 {
+			require.Nil(t, sess.Pull("/five", 1, nil).Xerror)
+			require.NotNil(t, sess.Pull("/five", "no number", nil).Xerror)
+			require.NotNil(t, sess.Pull("/fail", 1, nil).Xerror)
+		}
+		stats, _ := l.Stats()
+		require.Equal(t, 5*time.Millisecond, stats.Alone.Round(time.Millisecond))
+		require.Equal(t, 5*time.Millisecond, stats.Now.Round(time.Millisecond))
+
+		near, far := pipe.New(pipe.Options{})
+		_, err := s.ServeConn(plugintest.From{Conn: near, Addr: "10.0.0.1:1"})
+		require.NoError(t, err)
+		frame, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: "1", Type: packet.TypePull,
+			Uri: "/ok"}, Body: "0"}, packet.Limits{})
+		require.NoError(t, err)
+		for range 3 {
+			_, err = far.Write(frame[:len(frame)-1])
+			require.NoError(t, err)
+			time.Sleep(time.Second)
+			_, err = far.Write(frame[len(frame)-1:])
+			require.NoError(t, err)
+			synctest.Wait()
+		}
+		stats, _ = l.Stats()
+		require.Zero(t, stats.Refused)
+		require.NoError(t, far.Close())
+	})
+}
+
+// Keys of which nothing needs to be known are forgotten, and long ones are kept short.
+func TestManyKeys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(t, limit.New(limit.Rate(func(ctx tp.ReadCtx) string {
+			return ctx.Input().Header.Meta["k"]
+		}, 1, 1), limit.Rate(limit.ByAll, 1e-9, 50)))
+		sess := s.connect(t, "10.0.0.1:1")
+		long := strings.Repeat("x", 10_000)
+		for i := range 50 {
+			require.Nil(t, sess.Pull("/ok", 1, nil, tp.WithMeta("k", fmt.Sprint(long, i))).Xerror)
+		}
+		requireOverloaded(t, sess.Pull("/ok", 1, nil, tp.WithMeta("k", "new")).Xerror, "too many")
+	})
+}
+
+// On a group and a registration, beside the peer's.
+func TestOnRoutes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(t, limit.New(limit.Rate(limit.ByAll, 1, 4)))
+		group := s.PullRouter.Group("g", limit.New(limit.Rate(limit.ByAll, 1, 3), limit.Named("group")))
+		tp.HandlePull(group, "/a", func(tp.PullCtx, *int) (int, tp.Xerror) { return 0, nil },
+			limit.New(limit.Rate(limit.ByAll, 1, 1), limit.Named("registration")))
+		tp.HandlePull(group, "/b", func(tp.PullCtx, *int) (int, tp.Xerror) { return 0, nil })
+		sess := s.connect(t, "10.0.0.1:1")
+		require.Nil(t, sess.Pull("/g/a", 1, nil).Xerror)
+		requireOverloaded(t, sess.Pull("/g/a", 1, nil).Xerror, "too many calls a second")
+		require.Nil(t, sess.Pull("/g/b", 1, nil).Xerror, "two of three were taken, and one of them in vain")
+		requireOverloaded(t, sess.Pull("/g/b", 1, nil).Xerror, "too many calls a second")
+	})
+}
+
 func TestMistakes(t *testing.T) {
 	for says, f := range map[string]func(){
 		"limit: New has nothing to limit":             func() { limit.New() },
+		"limit: New: option 2 of 2 is nil":            func() { limit.New(limit.Adaptive(), nil) },
+		"limit: Rate: the key is nil":                 func() { limit.Rate(nil, 1, 1) },
+		"limit: Concurrent: the key is nil":           func() { limit.Concurrent(nil, 1) },
 		"limit: Rate: 0 calls a second":               func() { limit.Rate(limit.ByAll, 0, 1) },
 		"limit: Concurrent: 0 is less than 1":         func() { limit.Concurrent(limit.ByAll, 0) },
-		"limit: Connections: -1 is less than 1":       func() { limit.Connections(-1) },
+		"limit: NewConnections: -1 is less than 1":    func() { limit.NewConnections(-1) },
 		"limit: Bounds: 5 to 4 is no range from 1 on": func() { limit.Bounds(5, 4) },
 	} {
 		func() {
