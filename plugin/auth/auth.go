@@ -33,6 +33,7 @@ import (
 	"time"
 
 	tp "github.com/henrylee2cn/teleport"
+	"github.com/henrylee2cn/teleport/internal/weakset"
 )
 
 // Names of the ways to prove an identity, see Principal.Scheme.
@@ -96,47 +97,78 @@ type Auth struct {
 	shows        credential // what this side shows when it dials; nil for nothing
 	rules        []rule
 	attempts     attempts
-	peers        sync.Map // of *tp.Peer: those that take renewals
+	peers        weakset.Set[tp.Peer] // those that take renewals
 	now          func() time.Time
 }
 
 // Option is an option of [New].
 type Option func(*Auth)
 
-// New returns the plugin. It belongs on a peer. It panics if options contradict each other.
+// New returns the plugin. It belongs on a peer, in front of other plugins that refuse calls. It panics if
+// options contradict each other, or if none of them says what to accept or what to show.
+//
+// A peer without an option to accept something lets everybody connect, as is right for one that only dials:
+// then only [Rule] closes routes.
 func New(options ...Option) *Auth {
 	a := &Auth{now: time.Now}
 	a.attempts.init(defaultFailures, defaultFailureTime)
-	for _, o := range options {
+	for i, o := range options {
+		if o == nil {
+			panic(fmt.Sprintf("auth: New: option %d of %d is nil.", i+1, len(options)))
+		}
 		o(a)
 	}
-	if len(options) == 0 {
-		panic("auth: New has no options: expected what to accept, as AcceptTokens, or what to show, as " +
-			"Token.")
+	if !a.accepts() && a.shows == nil {
+		panic("auth: New: no option says what to accept, as AcceptTokens, or what to show, as Token.")
 	}
 	return a
 }
 
 // AcceptTokens accepts connections that show a token for which verify returns a Principal. Its error is
 // returned to the other side if it is a [tp.Xerror], and otherwise 401 without its text, which goes to the
-// log at the debug level. The context ends with the handshake's time. [StaticTokens] is a verify for a few
-// tokens that do not change.
+// log at the level Info. After 401 and 403 a client does not dial again: where it cannot be said whether a
+// token is valid, as a database is away, return another code, as tp.NewXerror(tp.StatusServiceUnavailable,
+// "").
+//
+// The context ends with the handshake's time, 10 seconds. Verify is called by many goroutines.
+// [StaticTokens] is one for a few tokens that do not change.
 func AcceptTokens(verify func(ctx context.Context, token string) (*Principal, error)) Option {
-	return func(a *Auth) { a.tokens = verify }
+	if verify == nil {
+		panic("auth: AcceptTokens: the function is nil.")
+	}
+	return func(a *Auth) {
+		twice("AcceptTokens", a.tokens != nil)
+		a.tokens = verify
+	}
+}
+
+func twice(option string, given bool) {
+	if given {
+		panic(fmt.Sprintf("auth: the option %s is there twice.", option))
+	}
 }
 
 // AcceptSecrets accepts connections whose other side knows the secret of an id, which find returns with the
 // Principal, and proves to it that this side knows the secret too. An unknown id is (nil, nil, nil), and
-// looks to the other side as a wrong secret does. Errors are as for [AcceptTokens]. Secrets are 16 bytes at
-// least, and should be random: a passphrase can be guessed by who records a handshake.
+// looks to the other side as a wrong secret does. Errors are as for [AcceptTokens], and like its function
+// find is called by many goroutines. Secrets are 16 bytes at least, and should be random: a passphrase can
+// be guessed by who records a handshake. They are not changed and not kept.
 func AcceptSecrets(find func(ctx context.Context, id string) (secret []byte, p *Principal,
 	err error)) Option {
-	return func(a *Auth) { a.secrets = find }
+	if find == nil {
+		panic("auth: AcceptSecrets: the function is nil.")
+	}
+	return func(a *Auth) {
+		twice("AcceptSecrets", a.secrets != nil)
+		a.secrets = find
+	}
 }
 
-// AcceptCertificates accepts connections whose other side has shown a certificate by TLS that this side's TLS
-// configuration has verified, and for which who returns a Principal; chain is from the certificate to the
-// root. A Principal without Expires gets the end of the certificate. Nil is for [CommonName].
+// AcceptCertificates accepts connections whose other side has shown a certificate by TLS that this side's
+// TLS configuration has verified, and for which who returns a Principal; chain is from the certificate to
+// the root. A Principal without Expires gets the end of the certificate. Nil is for [CommonName]. The other
+// side needs [Certificate]: its TLS configuration alone says nothing to this plugin. Who is called by many
+// goroutines.
 func AcceptCertificates(who func(chain []*x509.Certificate) (*Principal, error)) Option {
 	if who == nil {
 		who = CommonName
@@ -162,8 +194,9 @@ func AcceptAnonymous() Option { return func(a *Auth) { a.anonymous = true } }
 // with 429 until the time is over, before anything is verified. A negative number is no bound. Addresses that
 // are none of IP, of Unix sockets for example, have no bound.
 func Failures(most int, within time.Duration) Option {
-	if within <= 0 {
-		panic(fmt.Sprintf("auth: Failures: %v is not a positive duration.", within))
+	if most == 0 || within <= 0 {
+		panic(fmt.Sprintf("auth: Failures(%d, %v): expected a positive number, or a negative one for no bound, "+
+			"and a positive duration.", most, within))
 	}
 	return func(a *Auth) { a.attempts.init(most, within) }
 }
@@ -180,16 +213,29 @@ func (a *Auth) accepts() bool {
 	return a.tokens != nil || a.secrets != nil || a.certificates != nil || a.anonymous
 }
 
-// state is what is known of one session.
+// state is what is known of one session, on one connection.
 type state struct {
 	principal atomic.Pointer[Principal]
+	// secret is what is shown again for the renewal; nil on the side that accepts. Ctx ends with the state.
+	secret credential
+	ctx    context.Context
+	cancel context.CancelFunc
+	// Only one renewal at a time uses them, on the side that has dialled.
+	left time.Duration
 
-	mu     sync.Mutex  // guards the fields below
-	timer  *time.Timer // of the expiry, or of the renewal
-	next   []byte      // what the next proof by a secret is about
-	secret credential  // what is shown again for the renewal; nil on the side that accepts
-	left   time.Duration
-	over   bool
+	mu    sync.Mutex  // guards the fields below
+	timer *time.Timer // of the expiry, or of the renewal
+	next  []byte      // what the next proof by a secret is about
+	over  bool
+	// The last renewal by a secret, whose answer may have been lost.
+	proof   []byte
+	welcome welcome
+}
+
+func newState(secret credential) *state {
+	st := &state{secret: secret}
+	st.ctx, st.cancel = context.WithCancel(context.Background())
+	return st
 }
 
 type stateKey struct{}
@@ -214,23 +260,20 @@ func (st *state) stop() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	st.over = true
+	st.cancel()
 	if st.timer != nil {
 		st.timer.Stop()
 	}
 }
 
-func (st *state) stopTimer() {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	if st.timer != nil {
-		st.timer.Stop()
-	}
-}
-
-// after calls f after the time, unless the state is over before.
+// after calls f after the time, unless the state is over before. It takes the place of what was to be called.
 func (st *state) after(d time.Duration, f func()) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	st.afterLocked(d, f)
+}
+
+func (st *state) afterLocked(d time.Duration, f func()) {
 	if st.over {
 		return
 	}

@@ -29,6 +29,7 @@ import (
 	"github.com/henrylee2cn/teleport/internal/pipe"
 	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/plugin/internal/plugintest"
+	"github.com/henrylee2cn/teleport/plugin/limit"
 	"github.com/henrylee2cn/teleport/socket"
 )
 
@@ -149,7 +150,7 @@ func TestRefusals(t *testing.T) {
 		says    string
 	}{
 		"wrong token": {accepting(), []Option{StaticToken("guess")}, "401 the token is not valid"},
-		"empty token": {accepting(), []Option{StaticToken("")}, "401 the token is not valid"},
+		"empty token": {accepting(), []Option{Token(func(context.Context) (string, error) { return "", nil })}, "401 the token is not valid"},
 		"wrong secret": {accepting(), []Option{Secret("ann", []byte(strings.Repeat("x", 32)))},
 			"401 " + wrongSecret},
 		"unknown id": {accepting(), []Option{Secret("eve", secretOfAnn)}, "401 " + wrongSecret},
@@ -181,7 +182,9 @@ func TestRefusals(t *testing.T) {
 		sess, err := client(t).ServeConn(cb)
 		require.NoError(t, err)
 		_, err = tp.Call[string](t.Context(), sess, "/who", "")
-		require.ErrorContains(t, err, `401 expected a packet of the other side's PostDial hook, and there came a pull of "/who"`)
+		require.ErrorContains(t, err, "401 this side wants to know by the plugin auth who is there: expected a "+
+			"packet of the other side's PostDial hook, which may not have the plugin, and there came a pull of "+
+			`"/who"`)
 		require.Zero(t, calls.Load())
 	})
 }
@@ -472,7 +475,153 @@ func TestRenewalsThatAreRefused(t *testing.T) {
 	h, err := shared{"ann", secretOfAnn}.renewal(t.Context(), stateOf(sess).next)
 	require.NoError(t, err)
 	require.NoError(t, renew(sess, *h))
-	require.ErrorContains(t, renew(sess, *h), "401 "+wrongSecret)
+	was := *Of(sess)
+	require.NoError(t, renew(sess, *h), "the answer may have been lost: it is given again, and no more than that")
+	require.Equal(t, was, *Of(sess))
+	other, err := shared{"ann", secretOfAnn}.renewal(t.Context(), stateOf(sess).next)
+	require.NoError(t, err)
+	require.ErrorContains(t, renew(sess, *other), "401 "+wrongSecret, "for what is over")
+}
+
+// A side that has dialled takes no renewal: who it has dialled proves nothing by that.
+func TestRenewalTheWrongWayRound(t *testing.T) {
+	cli, _ := server(t, New(Secret("ann", secretOfAnn), AcceptSecrets(findSecret), Rule("/admin", "admin")))
+	_, err := join(t, cli, client(t, Secret("ann", secretOfAnn))) // from now on it takes renewals
+	require.NoError(t, err)
+	srv := tp.NewPeer(nil, New(AcceptSecrets(findSecret)))
+	defer srv.Close()
+	near, far := pipe.New(pipe.Options{})
+	served := make(chan *tp.Session, 1)
+	go func() { s, _ := srv.ServeConn(near); served <- s }()
+	_, err = cli.DialConn(t.Context(), far)
+	require.NoError(t, err)
+	back := <-served
+	h, err := shared{"ann", secretOfAnn}.renewal(t.Context(), stateOf(back).next)
+	require.NoError(t, err)
+	_, err = tp.Call[welcome](t.Context(), back, renewUri, h)
+	require.ErrorContains(t, err, "401 there is nothing to renew in this way")
+	require.ErrorContains(t, back.Pull("/admin", "", nil).Xerror, "403")
+}
+
+// Renewals succeed although a rule closes all routes, a limit refuses most calls, the answer comes late once, and
+// the function cannot say anything for a while; that is not counted as failed attempts.
+func TestRenewalsInTrouble(t *testing.T) {
+	for _, o := range []Option{StaticToken("x"), Secret("ann", secretOfAnn)} {
+		synctest.Test(t, func(t *testing.T) {
+			var calls atomic.Int32
+			p := func() (*Principal, error) {
+				switch n := calls.Add(1); {
+				case n == 2:
+					time.Sleep(5 * time.Second) // longer than a try may take
+				case n > 3 && n < 6:
+					return nil, tp.NewXerror(tp.StatusServiceUnavailable, "the database is away")
+				}
+				return &Principal{Name: "ann", Expires: time.Now().Add(time.Minute)}, nil
+			}
+			a := New(AcceptTokens(func(context.Context, string) (*Principal, error) { return p() }),
+				AcceptSecrets(func(context.Context, string) ([]byte, *Principal, error) {
+					ann, err := p()
+					return secretOfAnn, ann, err
+				}), Rule("/*", "admin"), Rule("/who"), Failures(1, time.Hour))
+			srv := tp.NewPeer(nil, a, limit.New(limit.Rate(limit.ByAll, 1e-9, 1)))
+			tp.HandlePull(srv.PullRouter, "/who", func(ctx tp.PullCtx, _ *string) (string, tp.Xerror) {
+				return Name(ctx), nil
+			})
+			sess, err := join(t, srv, client(t, o))
+			require.NoError(t, err)
+			require.Equal(t, "ann", who(t, sess))
+			time.Sleep(10 * time.Minute)
+			require.NoError(t, sess.Err())
+			require.Greater(t, calls.Load(), int32(12))
+			_, err = join(t, srv, client(t, o))
+			require.NoError(t, err, "nothing counts as a failed attempt")
+			srv.Close()
+			sess.Peer().Close()
+			synctest.Wait()
+		})
+	}
+}
+
+// A renewal belongs to its connection: it ends with that, and is not sent on the next one.
+func TestRenewalEndsWithItsConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := newState(shared{"ann", secretOfAnn})
+		st.stop()
+		srv, _ := server(t, accepting())
+		sess, err := join(t, srv, client(t, Secret("ann", secretOfAnn)))
+		require.NoError(t, err)
+		h := new(hello)
+		require.ErrorIs(t, st.ctx.Err(), context.Canceled)
+		require.Error(t, (&Auth{}).renewOnce(sess, st, &h, time.Second))
+		srv.Close()
+		sess.Peer().Close()
+		synctest.Wait()
+	})
+}
+
+// Whichever of two renewals at once comes last, the session is closed when the identity that it has expires.
+func TestRenewalsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := accepting()
+		srv, _ := server(t, a)
+		near, far := pipe.New(pipe.Options{})
+		served := make(chan *tp.Session, 1)
+		go func() { s, _ := srv.ServeConn(near); served <- s }()
+		sess, err := client(t, StaticToken("ann's token")).DialConn(t.Context(), far)
+		require.NoError(t, err)
+		back := <-served
+		for _, lasts := range []time.Duration{62, 61, 0, 63, 60} {
+			p := &Principal{Name: "ann", Scheme: SchemeToken}
+			if lasts > 0 {
+				p.Expires = time.Now().Add(lasts * time.Second)
+			}
+			require.NoError(t, a.hold(back, stateOf(back), p, new(welcome)))
+		}
+		time.Sleep(59 * time.Second)
+		require.NoError(t, back.Err())
+		time.Sleep(2 * time.Second)
+		require.Error(t, back.Err())
+		srv.Close()
+		sess.Peer().Close()
+		synctest.Wait()
+	})
+}
+
+// Connections that are open before others fail have no more attempts than they, and a function that panics counts.
+func TestFailuresAtOnce(t *testing.T) {
+	for _, panics := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			var verified atomic.Int32
+			srv, _ := server(t, New(Failures(3, time.Minute), AcceptTokens(func(_ context.Context,
+				token string) (*Principal, error) {
+				if verified.Add(1); panics {
+					_ = token[100]
+				}
+				return nil, nil
+			})))
+			frame, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: "handshake",
+				Type: packet.TypePush, Uri: uri}, Body: &hello{Version: version, Scheme: SchemeToken,
+				Token: "x"}}, packet.Limits{})
+			require.NoError(t, err)
+			var conns []net.Conn
+			for i := range 20 {
+				near, far := pipe.New(pipe.Options{})
+				go srv.ServeConn(plugintest.From{Conn: near, Addr: fmt.Sprintf("10.0.0.1:%d", i+1)})
+				conns = append(conns, far)
+			}
+			synctest.Wait()
+			for _, conn := range conns {
+				_, _ = conn.Write(frame)
+				synctest.Wait()
+			}
+			require.EqualValues(t, 3, verified.Load())
+			for _, conn := range conns {
+				_ = conn.Close()
+			}
+			srv.Close()
+			synctest.Wait()
+		})
+	}
 }
 
 // A session that redials proves its identity again, by itself.
@@ -665,12 +814,25 @@ func TestSecretThroughSomebodyElsesTLS(t *testing.T) {
 // Options that make no sense panic, with what was expected.
 func TestMistakes(t *testing.T) {
 	for says, f := range map[string]func(){
-		"auth: New has no options":              func() { New() },
+		"auth: New: no option says what":        func() { New() },
+		"auth: New: no option says":             func() { New(Rule("/a"), Failures(3, time.Second)) },
+		"auth: New: option 2 of 2 is nil":       func() { New(Anonymous(), nil) },
+		"auth: AcceptTokens: the function":      func() { AcceptTokens(nil) },
+		"auth: AcceptSecrets: the function":     func() { AcceptSecrets(nil) },
+		"the option AcceptSecrets is there":     func() { New(AcceptSecrets(findSecret), AcceptSecrets(findSecret)) },
+		"auth: Token: the function is nil":      func() { Token(nil) },
+		"auth: StaticToken: the token is empty": func() { StaticToken("") },
+		"auth: StaticTokens: a token is empty":  func() { StaticTokens(map[string]*Principal{"": ann}) },
+		`auth: Rule("/a/"): no call has such`:   func() { Rule("/a/") },
+		`auth: Rule("/a//b"): no call has such`: func() { Rule("/a//b") },
+		`auth: Rule("/a"): a role is empty`:     func() { Rule("/a", "") },
+		`there are two rules for "/a/*"`:        func() { New(Anonymous(), Rule("/a/*"), Rule("/a/*", "x")) },
+		"auth: Failures(0, 1m0s): expected a":   func() { Failures(0, time.Minute) },
 		"says already what this side shows":     func() { New(Anonymous(), StaticToken("x")) },
 		"the secret has 5 bytes, expected 16":   func() { New(Secret("ann", []byte("short"))) },
 		`auth: Rule("admin"): expected a path`:  func() { New(Rule("admin")) },
 		`auth: Rule("/a/*/b"): expected a path`: func() { New(Rule("/a/*/b")) },
-		"0s is not a positive duration":         func() { New(Failures(1, 0)) },
+		"auth: Failures(1, 0s): expected a":     func() { Failures(1, 0) },
 	} {
 		func() {
 			defer func() { require.Contains(t, fmt.Sprint(recover()), says) }()

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	tp "github.com/henrylee2cn/teleport"
@@ -87,29 +88,53 @@ func (a *Auth) PostAccept(fore tp.ForeSession) error {
 		return nil
 	}
 	address := places.Network(fore.Socket().RemoteAddr())
+	failed := true // if a function of the program panics, too
+	defer func() {
+		if failed {
+			a.attempts.failed(address, a.now())
+		}
+	}()
+	err := a.accept(fore, address)
+	failed = refused(err)
+	return err
+}
+
+// refused reports whether the error says that a proof was wrong, and not that it could not be looked at.
+func refused(err error) bool {
+	var x tp.Xerror
+	return errors.As(err, &x) && (x.Code() == tp.StatusUnauthorized || x.Code() == tp.StatusForbidden)
+}
+
+// mayTry returns an error if too many attempts from the address have failed.
+func (a *Auth) mayTry(address netip.Prefix) error {
 	if wait := a.attempts.wait(address, a.now()); wait > 0 {
 		return tp.WithRetryAfter(tp.NewXerror(tp.StatusOverloaded,
 			"too many attempts from this address have failed"), wait)
 	}
-	err := a.accept(fore)
-	if x, ok := err.(tp.Xerror); ok && (x.Code() == tp.StatusUnauthorized || x.Code() == tp.StatusForbidden) {
-		a.attempts.failed(address, a.now())
-	}
-	return err
+	return nil
 }
 
-func (a *Auth) accept(fore tp.ForeSession) error {
+func (a *Auth) accept(fore tp.ForeSession, address netip.Prefix) error {
 	ctx, cancel := context.WithTimeout(context.Background(), handshakeTime)
 	defer cancel()
+	if err := a.mayTry(address); err != nil {
+		return err
+	}
 	var h hello
 	if err := receive(fore, &h, "a hello"); err != nil {
+		if x, ok := err.(tp.Xerror); ok && x.Code() == tp.StatusUnauthorized {
+			return unauthorized("this side wants to know by the plugin auth who is there: %s", x.Text())
+		}
+		return err
+	}
+	if err := a.mayTry(address); err != nil { // others may have failed while this one said nothing
 		return err
 	}
 	if h.Version != version {
 		return unauthorized("version %d of the plugin auth is not known here, expected %d", h.Version,
 			version)
 	}
-	st := new(state)
+	st := newState(nil)
 	w := welcome{Scheme: h.Scheme}
 	p, err := a.prove(ctx, fore, &h, st, &w)
 	if err != nil {
@@ -121,7 +146,9 @@ func (a *Auth) accept(fore tp.ForeSession) error {
 		}
 	}
 	set(fore.Session(), st)
-	a.takeRenewals(fore.Peer())
+	if peer := fore.Peer(); a.peers.Add(peer) {
+		tp.HandlePull(peer.PullRouter, renewUri, a.renew)
+	}
 	return send(fore, &w)
 }
 
@@ -189,8 +216,12 @@ func checked(p *Principal, err error, scheme, text string) (*Principal, error) {
 		if errors.As(err, &x) {
 			return nil, x
 		}
-		debugf("auth: %s: %v", text, err)
+		infof("auth: %s: %v", text, err)
 		return nil, unauthorized("%s", text)
+	}
+	if p.Name == "" {
+		errorf("auth: the function of the scheme %s has returned a Principal without a Name", scheme)
+		return nil, tp.NewXerror(tp.StatusInternalServerError, "the identity has no name")
 	}
 	own := *p
 	own.Scheme = scheme
@@ -200,17 +231,17 @@ func checked(p *Principal, err error, scheme, text string) (*Principal, error) {
 // hold has the principal hold until it expires, and the session no longer.
 func (a *Auth) hold(sess *tp.Session, st *state, p *Principal, w *welcome) error {
 	w.Name = p.Name
-	if p.Expires.IsZero() {
-		st.principal.Store(p)
-		return nil
+	if !p.Expires.IsZero() {
+		left := p.Expires.Sub(a.now())
+		if left <= 0 {
+			return unauthorized("what was shown has expired")
+		}
+		w.Left = max(left.Milliseconds(), 1)
 	}
-	left := p.Expires.Sub(a.now())
-	if left <= 0 {
-		return unauthorized("what was shown has expired")
-	}
-	w.Left = max(left.Milliseconds(), 1)
+	st.mu.Lock()
+	defer st.mu.Unlock()
 	st.principal.Store(p)
-	a.closeAt(sess, st, p)
+	a.watchLocked(sess, st)
 	return nil
 }
 
@@ -218,17 +249,25 @@ func (a *Auth) hold(sess *tp.Session, st *state, p *Principal, w *welcome) error
 // another plugin has refused in its handshake nothing else says that it is over.
 const lookAgain = time.Minute
 
-// closeAt closes the session when the principal has expired.
-func (a *Auth) closeAt(sess *tp.Session, st *state, p *Principal) {
-	st.after(min(p.Expires.Sub(a.now()), lookAgain), func() {
-		switch {
-		case sess.Err() != nil:
-		case a.now().Before(p.Expires):
-			if st.principal.Load() == p {
-				a.closeAt(sess, st, p)
-			}
-		default:
-			debugf("auth: session %s of %s is closed, as its identity has expired", sess.Id(), p.Name)
+// watchLocked closes the session when its principal has expired. There is one such watch, whatever principals
+// the session gets.
+func (a *Auth) watchLocked(sess *tp.Session, st *state) {
+	left := lookAgain
+	if p := st.principal.Load(); !p.Expires.IsZero() {
+		left = min(p.Expires.Sub(a.now()), lookAgain)
+	} else if st.timer == nil {
+		return
+	}
+	st.afterLocked(left, func() {
+		st.mu.Lock()
+		p := st.principal.Load()
+		expired := !p.Expires.IsZero() && !a.now().Before(p.Expires)
+		if !expired && sess.Err() == nil {
+			a.watchLocked(sess, st)
+		}
+		st.mu.Unlock()
+		if expired && sess.Err() == nil {
+			infof("auth: session %s of %s is closed, as its identity has expired", sess.Id(), p.Name)
 			_ = sess.Close()
 		}
 	})
@@ -245,7 +284,8 @@ func (a *Auth) PostDial(fore tp.ForeSession) error {
 	if err != nil {
 		return err
 	}
-	st := &state{secret: a.shows, left: time.Duration(w.Left) * time.Millisecond, next: w.Next}
+	st := newState(a.shows)
+	st.left, st.next = time.Duration(w.Left)*time.Millisecond, w.Next
 	if p != nil {
 		st.principal.Store(p)
 	}
@@ -280,11 +320,17 @@ func await(fore tp.ForeSession, scheme string) (*welcome, error) {
 // before is about to expire. Its context ends with the handshake's time. The token goes over the wire as it
 // is: use TLS.
 func Token(token func(ctx context.Context) (string, error)) Option {
+	if token == nil {
+		panic("auth: Token: the function is nil.")
+	}
 	return shows("Token", bearer{token})
 }
 
 // StaticToken is [Token] for one that does not change.
 func StaticToken(token string) Option {
+	if token == "" {
+		panic("auth: StaticToken: the token is empty.")
+	}
 	return Token(func(context.Context) (string, error) { return token, nil })
 }
 

@@ -10,6 +10,10 @@ import (
 // maxLine is how many bytes of a line are written: some of it is what the other side has sent.
 const maxLine = 1 << 10
 
+func infof(format string, args ...any) {
+	tp.Infof("%s", printable.Text(fmt.Sprintf(format, args...), maxLine))
+}
+
 func debugf(format string, args ...any) {
 	tp.Debugf("%s", printable.Text(fmt.Sprintf(format, args...), maxLine))
 }

@@ -198,6 +198,9 @@ func StaticTokens(principals map[string]*Principal) func(context.Context, string
 	}
 	var entries []entry
 	for token, p := range principals {
+		if token == "" || p == nil {
+			panic("auth: StaticTokens: a token is empty, or its Principal is nil.")
+		}
 		entries = append(entries, entry{sha256.Sum256([]byte(token)), p})
 	}
 	return func(_ context.Context, token string) (*Principal, error) {

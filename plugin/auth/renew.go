@@ -2,6 +2,7 @@ package auth
 
 import (
 	"context"
+	"crypto/hmac"
 	"errors"
 	"time"
 
@@ -18,18 +19,11 @@ const renewUri = uri + "/renew"
 // renewPart is the part of the time that is left when an identity is renewed.
 const renewPart = 5
 
-// takeRenewals makes the route of renewals on the peer, once.
-func (a *Auth) takeRenewals(p *tp.Peer) {
-	if _, done := a.peers.LoadOrStore(p, true); !done {
-		tp.HandlePull(p.PullRouter, renewUri, a.renew)
-	}
-}
-
 // renew handles a renewal.
 func (a *Auth) renew(ctx tp.PullCtx, h *hello) (*welcome, tp.Xerror) {
 	st := stateOf(ctx.Session())
 	var old *Principal
-	if st != nil {
+	if st != nil && st.secret == nil { // on the side that has accepted
 		old = st.principal.Load()
 	}
 	if old == nil || old.Scheme != h.Scheme || h.Version != version {
@@ -43,14 +37,15 @@ func (a *Auth) renew(ctx tp.PullCtx, h *hello) (*welcome, tp.Xerror) {
 		p, err = a.byToken(ctx.Context(), h.Token)
 	case SchemeSecret:
 		st.mu.Lock()
-		next := st.next
-		st.next = nil // for one attempt
-		st.mu.Unlock()
-		if p, err = a.bySecretAgain(ctx.Context(), h, next, w); err == nil {
-			st.mu.Lock()
-			st.next = w.Next
-			st.mu.Unlock()
+		next, again := st.next, len(h.Proof) > 0 && hmac.Equal(h.Proof, st.proof)
+		if again { // the answer was lost: it is given again, and nothing lasts longer by that
+			*w = st.welcome
 		}
+		st.mu.Unlock()
+		if again {
+			return w, nil
+		}
+		p, err = a.bySecretAgain(ctx.Context(), h, next, w)
 	}
 	if err == nil && p.Name != old.Name {
 		err = tp.NewXerror(tp.StatusForbidden, "a session cannot become another's by a renewal")
@@ -59,15 +54,19 @@ func (a *Auth) renew(ctx tp.PullCtx, h *hello) (*welcome, tp.Xerror) {
 		err = a.hold(ctx.Session(), st, p, w)
 	}
 	if err != nil {
-		a.attempts.failed(places.Network(ctx.Session().Socket().RemoteAddr()), a.now())
+		if refused(err) {
+			a.attempts.failed(places.Network(ctx.Session().Socket().RemoteAddr()), a.now())
+		}
 		var x tp.Xerror
 		if errors.As(err, &x) {
 			return nil, x
 		}
 		return nil, tp.NewXerror(tp.StatusInternalServerError, "")
 	}
-	if w.Left == 0 {
-		st.stopTimer()
+	if h.Scheme == SchemeSecret {
+		st.mu.Lock()
+		st.next, st.proof, st.welcome = w.Next, h.Proof, *w
+		st.mu.Unlock()
 	}
 	return w, nil
 }
@@ -81,39 +80,68 @@ func (a *Auth) PostConnect(sess *tp.Session) error {
 }
 
 func (a *Auth) renewLater(sess *tp.Session, st *state) {
-	st.after(st.left-st.left/renewPart, func() { a.renewNow(sess, st, time.Now().Add(st.left/renewPart)) })
+	st.after(st.left-st.left/renewPart, func() { a.renewInTime(sess, st, time.Now().Add(st.left/renewPart)) })
 }
 
-// renewNow renews the identity, and tries again until it has expired.
-func (a *Auth) renewNow(sess *tp.Session, st *state, expires time.Time) {
-	left := time.Until(expires)
-	ctx, cancel := context.WithTimeout(context.Background(), min(max(left, time.Millisecond), handshakeTime))
-	defer cancel()
-	h, err := st.secret.renewal(ctx, st.next)
-	if h == nil && err == nil {
-		return
-	}
-	var w *welcome
-	if err == nil {
-		w, err = tp.Call[*welcome](ctx, sess, renewUri, h, tp.WithBodyCodec("json"))
-	}
-	if err == nil {
-		err = st.secret.renewed(h, st.next, w)
-	}
-	if err == nil {
-		st.left, st.next = time.Duration(w.Left)*time.Millisecond, w.Next
-		if st.left > 0 {
-			a.renewLater(sess, st)
+// triesPart is the part of the time that is left which one try to renew may take, and waitPart the part after
+// which there is another try.
+const triesPart, waitPart = 3, 8
+
+// renewInTime renews the identity, and tries again until it has expired or the connection has ended.
+func (a *Auth) renewInTime(sess *tp.Session, st *state, expires time.Time) {
+	var h *hello
+	for {
+		left := time.Until(expires)
+		err := a.renewOnce(sess, st, &h, min(max(left/triesPart, time.Millisecond), handshakeTime))
+		if err == nil || st.ctx.Err() != nil {
+			return
 		}
-		return
-	}
-	var x tp.Xerror
-	again := !errors.As(err, &x) || x.Code() != tp.StatusUnauthorized && x.Code() != tp.StatusForbidden
-	if wait := max(left/4, 10*time.Millisecond); again && wait < left {
+		left = time.Until(expires)
+		wait := max(left/waitPart, 10*time.Millisecond)
+		if after, ok := tp.Retryable(err); ok && after > 0 {
+			wait = after
+		}
+		if refused(err) || wait >= left {
+			warnf("auth: the identity of session %s is not renewed, and the session will be closed: %v", sess.Id(),
+				err)
+			return
+		}
 		debugf("auth: the identity of session %s is not renewed yet: %v", sess.Id(), err)
-		st.after(wait, func() { a.renewNow(sess, st, expires) })
-		return
+		select {
+		case <-st.ctx.Done():
+			return
+		case <-time.After(wait):
+		}
 	}
-	warnf("auth: the identity of session %s is not renewed, and the session will be closed: %v", sess.Id(),
-		err)
+}
+
+// renewOnce tries to renew the identity. What is sent is in h, and is sent again if the answer does not
+// come: it may have been lost.
+func (a *Auth) renewOnce(sess *tp.Session, st *state, h **hello, within time.Duration) error {
+	ctx, cancel := context.WithTimeout(st.ctx, within)
+	defer cancel()
+	st.mu.Lock()
+	next := st.next
+	st.mu.Unlock()
+	if *h == nil || next == nil { // a token may be another by now
+		made, err := st.secret.renewal(ctx, next)
+		if made == nil || err != nil {
+			return err
+		}
+		*h = made
+	}
+	w, err := tp.Call[*welcome](ctx, sess, renewUri, *h, tp.WithBodyCodec("json"))
+	if err == nil {
+		err = st.secret.renewed(*h, next, w)
+	}
+	if err != nil {
+		return err
+	}
+	st.mu.Lock()
+	st.next = w.Next
+	st.mu.Unlock()
+	if st.left = time.Duration(w.Left) * time.Millisecond; st.left > 0 {
+		a.renewLater(sess, st)
+	}
+	return nil
 }

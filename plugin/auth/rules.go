@@ -2,10 +2,12 @@ package auth
 
 import (
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 
 	tp "github.com/henrylee2cn/teleport"
+	"github.com/henrylee2cn/teleport/internal/ownroute"
 	"github.com/henrylee2cn/teleport/packet"
 )
 
@@ -18,22 +20,33 @@ type rule struct {
 
 // Rule opens the routes that match the pattern to those who have one of the roles, and without roles to
 // everybody who is known: others get 403, and those who are not known 401. The pattern is a path, or a path
-// that ends with /* for all paths below it. Of several rules that match the longest pattern counts, and among
-// two of the same length the one without a star; a route that none matches is open to all sessions. Rules
-// hold for pulls, pushes and streams, for unknown routes too, and see the path as other plugins have left it.
-// On the side that has dialled they hold for what the other side calls, which is known if the scheme is
-// [Secret].
+// that ends with /* for that path and all below it; Rule("/*") closes all routes that no other rule opens.
+// The routes of plugins, whose paths begin with /tp-, have no rules. Of several rules that match the longest
+// pattern counts, and among two of the same length the one without a star; a route that none matches is open
+// to all sessions. Rules hold for pulls, pushes and streams, for unknown routes too, and see the path as
+// other plugins have left it. On the side that has dialled they hold for what the other side calls, which is
+// known if the scheme is [Secret].
 func Rule(pattern string, roles ...string) Option {
-	path, prefix := strings.CutSuffix(pattern, "/*")
-	if !strings.HasPrefix(pattern, "/") || strings.ContainsAny(path, "*?") {
+	name, prefix := strings.CutSuffix(pattern, "/*")
+	if !strings.HasPrefix(pattern, "/") || strings.ContainsAny(name, "*?") {
 		panic(fmt.Sprintf("auth: Rule(%q): expected a path that begins with a slash, and may end with /*.",
 			pattern))
 	}
+	if name != "" && path.Clean(name) != name {
+		panic(fmt.Sprintf("auth: Rule(%q): no call has such a path: expected no empty name, no dots, and no slash "+
+			"at the end.", pattern))
+	}
+	if slices.Contains(roles, "") {
+		panic(fmt.Sprintf("auth: Rule(%q): a role is empty.", pattern))
+	}
 	if prefix {
-		path += "/"
+		name += "/"
 	}
 	return func(a *Auth) {
-		a.rules = append(a.rules, rule{path, prefix, slices.Clone(roles)})
+		if slices.ContainsFunc(a.rules, func(r rule) bool { return r.path == name && r.prefix == prefix }) {
+			panic(fmt.Sprintf("auth: there are two rules for %q.", pattern))
+		}
+		a.rules = append(a.rules, rule{name, prefix, slices.Clone(roles)})
 		slices.SortStableFunc(a.rules, func(x, y rule) int {
 			if d := len(y.path) - len(x.path); d != 0 || x.prefix == y.prefix {
 				return d
@@ -53,7 +66,7 @@ func (r *rule) matches(path string) bool {
 // PreReadBody checks the rules, and that the caller's identity has not expired.
 func (a *Auth) PreReadBody(ctx tp.ReadCtx) error {
 	h := ctx.Input().Header
-	if h.Type == packet.TypeReply {
+	if h.Type == packet.TypeReply || ownroute.Is(h.Uri) {
 		return nil
 	}
 	p := Identity(ctx)

@@ -10,10 +10,11 @@ import (
 )
 
 // The adaptive limit is that of TCP Vegas (Brakmo and Peterson, "TCP Vegas: End to End Congestion Avoidance
-// on a Global Internet", 1995) on calls in the place of packets, as Netflix's concurrency-limits has it: from
-// how long a call takes when few run, and how long calls take now, follows how many of those that run only wait
-// for others. Are they few, the limit grows, are they many, it shrinks. Averages are compared, each route's with
-// its own, and not the shortest, so that routes whose calls differ are not taken for overloaded.
+// on a Global Internet", 1995) on calls in the place of packets, as Netflix's concurrency-limits has it:
+// from how long a call takes when few run, and how long calls take now, follows how many of those that run
+// only wait for others. Are they few, the limit grows, are they many, it shrinks. Averages are compared,
+// each route's with its own, and not the shortest, so that routes whose calls differ are not taken for
+// overloaded.
 //
 // What would exceed the limit waits, and no longer than a moment: the rule is the one of Maurer, "Fail at
 // Scale" (ACM Queue 13, 2015), after CoDel (Nichols and Jacobson, 2012). A queue that has been short lately
@@ -107,8 +108,8 @@ type waiter struct {
 	ran   bool          // it may
 }
 
-// pace is how long the calls of a route take. Routes are compared with themselves: that many calls of a long one
-// come says nothing about the load.
+// pace is how long the calls of a route take. Routes are compared with themselves: that many calls of a long
+// one come says nothing about the load.
 type pace struct {
 	sum     time.Duration // of this window
 	samples int

@@ -21,8 +21,8 @@ type Connections struct {
 }
 
 // NewConnections returns a plugin that lets each IPv4 address, and each IPv6 network of 64 bits, have n
-// connections at a time. One beyond that is refused in the handshake, with 429. Connections of other kinds, of
-// Unix sockets for example, are not counted. It panics if n is less than 1.
+// connections at a time. One beyond that is refused in the handshake, with 429. Connections of other kinds,
+// of Unix sockets for example, are not counted. It panics if n is less than 1.
 func NewConnections(n int) *Connections {
 	if n < 1 {
 		panic(fmt.Sprintf("limit: NewConnections: %d is less than 1.", n))

@@ -7,15 +7,15 @@
 //		limit.New(limit.Adaptive(), limit.Named("overload")),
 //	)
 //
-// [Rate], [Concurrent] and [NewConnections] need numbers. [Adaptive] needs none: it finds out how many calls may
-// run at a time by how long they take, lets a few more wait for a moment, and refuses the others, so that a
-// service which is offered more than it can do still does as much as it can.
+// [Rate], [Concurrent] and [NewConnections] need numbers. [Adaptive] needs none: it finds out how many calls
+// may run at a time by how long they take, lets a few more wait for a moment, and refuses the others, so
+// that a service which is offered more than it can do still does as much as it can.
 //
 // A plugin on a peer sees all calls that come and have a route, on a group or a registration those that are
 // routed there. A plugin that is given to several counts their calls together. Calls that no route takes are
-// refused without it, and the routes of plugins, whose paths begin with /tp-, are left alone. A call that one
-// limit of a plugin refuses is not counted by the plugin's other limits; it is counted by other plugins that have
-// let it pass.
+// refused without it, and the routes of plugins, whose paths begin with /tp-, are left alone. A call that
+// one limit of a plugin refuses is not counted by the plugin's other limits; it is counted by other plugins
+// that have let it pass.
 package limit
 
 import (
@@ -99,17 +99,17 @@ func New(options ...Option) *Limit {
 	return l
 }
 
-// Named gives the plugin another name than "limit", so that there can be several of them in a chain: on a peer,
-// its groups and their registrations.
+// Named gives the plugin another name than "limit", so that there can be several of them in a chain: on a
+// peer, its groups and their registrations.
 func Named(name string) Option { return func(l *Limit) { l.name = name } }
 
 // Name returns the plugin's name.
 func (l *Limit) Name() string { return l.name }
 
 // Rate lets each key have so many calls a second, and burst at once after a time without any. Pulls, pushes
-// and streams count alike. It panics if a number is not positive. No more than 65,536 keys are told apart that
-// have called lately; what comes with others then shares one rate, so that strangers cannot take any memory
-// they like.
+// and streams count alike. It panics if a number is not positive. No more than 65,536 keys are told apart
+// that have called lately; what comes with others then shares one rate, so that strangers cannot take any
+// memory they like.
 func Rate(by Key, perSecond float64, burst int) Option {
 	if !(perSecond > 0) || burst < 1 {
 		panic(fmt.Sprintf("limit: Rate: %v calls a second with a burst of %d: expected positive numbers.",
@@ -123,8 +123,8 @@ func Rate(by Key, perSecond float64, burst int) Option {
 }
 
 // Concurrent lets each key have so many calls at a time: from when the body is about to be decoded until the
-// reply is about to be encoded, and of a push until its handler has returned. A stream counts from its beginning
-// to its end. It panics if n is less than 1.
+// reply is about to be encoded, and of a push until its handler has returned. A stream counts from its
+// beginning to its end. It panics if n is less than 1.
 func Concurrent(by Key, n int) Option {
 	if n < 1 {
 		panic(fmt.Sprintf("limit: Concurrent: %d is less than 1.", n))
@@ -332,7 +332,8 @@ func (l *Limit) over(ctx any, succeeded bool) {
 	}
 }
 
-// PreWriteReply gives back what the call has taken: how fast the other side reads the reply is another matter.
+// PreWriteReply gives back what the call has taken: how fast the other side reads the reply is another
+// matter.
 func (l *Limit) PreWriteReply(ctx tp.WriteCtx) error {
 	l.over(ctx, ctx.Output().Header.StatusCode == tp.StatusOK)
 	return nil
