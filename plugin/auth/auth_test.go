@@ -503,6 +503,17 @@ func TestRenewalTheWrongWayRound(t *testing.T) {
 	require.ErrorContains(t, back.Pull("/admin", "", nil).Xerror, "403")
 }
 
+// Only routes of plugins that there are have no rules: an unknown handler has.
+func TestRulesOfUnknownRoutes(t *testing.T) {
+	srv, _ := server(t, accepting(Rule("/*", "admin")))
+	srv.PullRouter.SetUnknown(func(tp.UnknownPullCtx, *[]byte) (any, tp.Xerror) { return nil, nil })
+	sess, err := join(t, srv, client(t, StaticToken("bob's token")))
+	require.NoError(t, err)
+	for _, path := range []string{"/tp-auth", "/tp-auth/renew/x", "/tp-x", "/x"} {
+		require.ErrorContains(t, sess.Pull(path, "", nil).Xerror, "403", path)
+	}
+}
+
 // Renewals succeed although a rule closes all routes, a limit refuses most calls, the answer comes late once, and
 // the function cannot say anything for a while; that is not counted as failed attempts.
 func TestRenewalsInTrouble(t *testing.T) {

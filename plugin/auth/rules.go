@@ -66,7 +66,8 @@ func (r *rule) matches(path string) bool {
 // PreReadBody checks the rules, and that the caller's identity has not expired.
 func (a *Auth) PreReadBody(ctx tp.ReadCtx) error {
 	h := ctx.Input().Header
-	if h.Type == packet.TypeReply || ownroute.Is(h.Uri) {
+	call, ok := ctx.(tp.RoutedCtx)
+	if !ok || ownroute.Is(call.Route()) { // a reply, or a plugin's
 		return nil
 	}
 	p := Identity(ctx)
