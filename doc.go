@@ -64,7 +64,7 @@ them blocks.
 
 # Plugins
 
-A [Plugin] has some of sixteen hooks, each an interface with one method:
+A [Plugin] has some of twenty hooks, each an interface with one method:
 
   - when a route is registered: [PostRegPlugin]
   - the life of a connection: [PostDialPlugin], [PostAcceptPlugin], [PostConnectPlugin],
@@ -73,6 +73,8 @@ A [Plugin] has some of sixteen hooks, each an interface with one method:
     [PreWritePushPlugin], [PostWritePushPlugin]
   - what comes: [PreReadHeaderPlugin], [PostReadHeaderPlugin], [PreReadBodyPlugin],
     [PostReadBodyPlugin]
+  - what is over: [PostCallPlugin], [PostPullPlugin]
+  - values of streams: [PreWriteValuePlugin], [PostReadValuePlugin]
   - replies to it: [PreWriteReplyPlugin], [PostWriteReplyPlugin]
 
 # Limits

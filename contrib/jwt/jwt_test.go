@@ -63,7 +63,7 @@ func TestVerify(t *testing.T) {
 		"invalid issuer":         sign(claims(func(c jwtlib.MapClaims) { c["iss"] = "eve" })),
 		"invalid audience":       sign(claims(func(c jwtlib.MapClaims) { c["aud"] = "other" })),
 		"has no subject":         sign(claims(func(c jwtlib.MapClaims) { delete(c, "sub") })),
-		`"roles" is a string`:    sign(claims(func(c jwtlib.MapClaims) { c["roles"] = "admin" })),
+		`"roles" is a float64`:   sign(claims(func(c jwtlib.MapClaims) { c["roles"] = 7 })),
 		`"roles" has a float64`:  sign(claims(func(c jwtlib.MapClaims) { c["roles"] = []int{1} })),
 	} {
 		_, err := verify(t.Context(), token)
@@ -89,7 +89,67 @@ func TestKeys(t *testing.T) {
 	}
 }
 
+// A key that is not there, or too short, lets nobody in; an error of Keys stays what it is.
+func TestKeysThatAreNone(t *testing.T) {
+	keys := map[string][]byte{"short": []byte("short"), "good": []byte("0123456789abcdef")}
+	verify := jwt.Verify(jwt.Config{Methods: []string{"HS256"},
+		Keys: func(_ context.Context, id string) (any, error) {
+			if id == "away" {
+				return nil, tp.NewXerror(tp.StatusServiceUnavailable, "the keys cannot be fetched")
+			}
+			return keys[id], nil
+		}})
+	token := jwtlib.NewWithClaims(jwtlib.SigningMethodHS256, claims(nil))
+	for id, says := range map[string]string{"good": "", "short": "16 bytes at least", "none": "16 bytes at least",
+		"away": "503 the keys cannot be fetched"} {
+		key := keys[id]
+		if key == nil {
+			key = []byte{}
+		}
+		token.Header["kid"] = id
+		text, err := token.SignedString(key)
+		require.NoError(t, err)
+		_, err = verify(t.Context(), text)
+		if says == "" {
+			require.NoError(t, err)
+			continue
+		}
+		require.ErrorContains(t, err, says)
+		var x tp.Xerror
+		require.Equal(t, id == "away", errors.As(err, &x))
+	}
+}
+
+// A clock that is behind, and a scope.
+func TestLeewayAndScope(t *testing.T) {
+	late := sign(claims(func(c jwtlib.MapClaims) {
+		c["exp"], c["nbf"] = time.Now().Unix()-5, time.Now().Unix()+5
+		c["scope"] = "read write"
+	}))
+	_, err := jwt.Verify(jwt.Config{Key: public, Methods: []string{"EdDSA"}})(t.Context(), late)
+	require.Error(t, err)
+	p, err := jwt.Verify(jwt.Config{Key: public, Methods: []string{"EdDSA"}, Leeway: time.Minute,
+		Roles: "scope"})(t.Context(), late)
+	require.NoError(t, err)
+	require.Equal(t, []string{"read", "write"}, p.Roles)
+	require.True(t, p.Expires.After(time.Now()))
+}
+
 func TestMistakes(t *testing.T) {
+	for says, c := range map[string]jwt.Config{
+		`there is no method "HS257"`:            {Key: public, Methods: []string{"HS257"}},
+		`there is no method "none"`:             {Key: public, Methods: []string{"none"}},
+		"expected an ed25519.PublicKey":         {Key: private, Methods: []string{"EdDSA"}},
+		"expected an *rsa.PublicKey":            {Key: public, Methods: []string{"RS256"}},
+		"expected an *ecdsa.PublicKey":          {Key: public, Methods: []string{"ES256"}},
+		"expected a []byte of 16 bytes at":      {Key: []byte{}, Methods: []string{"HS256"}},
+		"is a ed25519.PublicKey, or empty, or ": {Key: ed25519.PublicKey(nil), Methods: []string{"EdDSA"}},
+	} {
+		func() {
+			defer func() { require.Contains(t, fmt.Sprint(recover()), says) }()
+			jwt.Verify(c)
+		}()
+	}
 	require.PanicsWithValue(t, "jwt: Verify: Config has neither Key nor Keys.",
 		func() { jwt.Verify(jwt.Config{Methods: []string{"EdDSA"}}) })
 	require.Panics(t, func() { jwt.Verify(jwt.Config{Key: public}) })

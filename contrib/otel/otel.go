@@ -13,6 +13,7 @@ package otel
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"maps"
 	"strings"
@@ -26,6 +27,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	tp "github.com/henrylee2cn/teleport"
+	"github.com/henrylee2cn/teleport/internal/uri"
 	"github.com/henrylee2cn/teleport/packet"
 )
 
@@ -71,12 +73,15 @@ func Propagator(p propagation.TextMapPropagator) Option { return func(c *config)
 // spans.
 func LinkPushes() Option { return func(c *config) { c.link = true } }
 
-// New returns the plugin. It panics if the MeterProvider cannot make the histograms.
+// New returns the plugin. It panics if an option is nil or the MeterProvider cannot make the histograms.
 func New(options ...Option) *Plugin {
 	c := config{tracers: otel.GetTracerProvider(), meters: otel.GetMeterProvider(),
 		propagator: propagation.NewCompositeTextMapPropagator(propagation.TraceContext{},
 			propagation.Baggage{})}
-	for _, o := range options {
+	for i, o := range options {
+		if o == nil {
+			panic(fmt.Sprintf("otel: New: option %d of %d is nil.", i+1, len(options)))
+		}
 		o(&c)
 	}
 	p := &Plugin{propagator: c.propagator, link: c.link,
@@ -138,8 +143,15 @@ func (j joined) Value(key any) any {
 	return j.values.Value(key)
 }
 
-func pathOf(uri string) string {
-	path, _, _ := strings.Cut(uri, "?")
+// maxPath is how many bytes of a path that nothing here has chosen are kept: spans wait for their export.
+const maxPath = 256
+
+// pathOf returns the path of a URI, as far as it is kept.
+func pathOf(u string) string {
+	path := uri.WithoutQuery(u)
+	if len(path) > maxPath {
+		path = strings.ToValidUTF8(path[:maxPath], "") + "..."
+	}
 	return path
 }
 

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -226,6 +227,25 @@ func TestMetrics(t *testing.T) {
 	require.EqualValues(t, 50, counts["rpc.server.call.duration _OTHER"])
 	require.EqualValues(t, 50, counts["rpc.client.call.duration /ok"])
 	require.NotContains(t, counts, "rpc.server.call.duration /nosuch/1")
+}
+
+// Paths without an end, as a proxy calls them, make no series without an end, and long ones are cut.
+func TestManyPaths(t *testing.T) {
+	s := newSystem(t)
+	for i := range 3000 {
+		require.NotNil(t, s.sess.Pull(fmt.Sprintf("/no/%d", i), "", nil).Xerror)
+	}
+	require.NotNil(t, s.sess.Pull("/"+strings.Repeat("x", 10_000), "", nil).Xerror)
+	s.spans.Reset()
+	require.NotNil(t, s.sess.Pull("/"+strings.Repeat("x", 10_000), "", nil).Xerror)
+	for name, span := range s.await(t, 2) {
+		require.Less(t, len(name)+len(attrs(span)), 1000)
+	}
+	var data metricdata.ResourceMetrics
+	require.NoError(t, s.reader.Collect(t.Context(), &data))
+	for _, m := range data.ScopeMetrics[0].Metrics {
+		require.LessOrEqual(t, len(m.Data.(metricdata.Histogram[float64]).DataPoints), 1001)
+	}
 }
 
 // A collector that is away costs calls nothing: spans are dropped, and the plugin waits for nobody.

@@ -38,9 +38,10 @@ type attributes struct {
 	record []metric.RecordOption
 }
 
-// maxKnown is how many outcomes are remembered for each side. A program that puts numbers into paths has
-// more; their attributes are made for each call.
-const maxKnown = 2000
+// maxKnown is how many outcomes are told apart on each side. A program that puts numbers into the paths that
+// it calls has more, and a proxy calls what strangers have chosen: of those that come later the metrics have
+// the method "_OTHER".
+const maxKnown = 1000
 
 // side is what there is of the calls in one direction.
 type side struct {
@@ -57,8 +58,10 @@ func (s *side) of(o outcome) *attributes {
 		if found := (*all)[o]; found != nil {
 			return found
 		}
-		if len(*all) >= maxKnown {
-			return o.attributes()
+		if len(*all) >= maxKnown && o.method != other {
+			made := o.attributes()
+			made.record = s.of(outcome{o.kind, other, o.code}).record
+			return made
 		}
 	}
 	s.mu.Lock()

@@ -10,12 +10,14 @@
 package prometheus
 
 import (
-	"sync"
+	"fmt"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	tp "github.com/henrylee2cn/teleport"
+	"github.com/henrylee2cn/teleport/internal/weakset"
 )
 
 // Metrics is the plugin, and a collector. Make it with [New]; it belongs on a peer, or on several. All
@@ -34,9 +36,7 @@ type Metrics struct {
 	backlog        *prometheus.Desc
 	all            []prometheus.Collector
 	clientRoute    func(path string) string
-
-	mu    sync.Mutex // guards peers
-	peers map[*tp.Peer]bool
+	peers          weakset.Set[tp.Peer]
 }
 
 // Option is an option of [New].
@@ -58,23 +58,38 @@ func Labels(labels prometheus.Labels) Option { return func(o *options) { o.label
 
 // Buckets changes the bounds, in seconds, of the classic histogram of durations. The native histogram beside
 // that has none.
-func Buckets(seconds ...float64) Option { return func(o *options) { o.buckets = seconds } }
+func Buckets(seconds ...float64) Option {
+	if !slices.IsSorted(seconds) || len(slices.Compact(slices.Clone(seconds))) != len(seconds) ||
+		len(seconds) == 0 {
+		panic(fmt.Sprintf("prometheus: Buckets(%v): expected bounds in increasing order.", seconds))
+	}
+	return func(o *options) { o.buckets = slices.Clone(seconds) }
+}
 
 // ClientRoutes has what this side calls counted by a route, which the function returns for a path, in the
 // place of all under the one label "any". There must be few of them: a path with numbers in it makes as many
 // series as there are numbers, and what a proxy calls was chosen by strangers. The function is called by many
 // goroutines.
-func ClientRoutes(of func(path string) string) Option { return func(o *options) { o.route = of } }
+func ClientRoutes(of func(path string) string) Option {
+	if of == nil {
+		panic("prometheus: ClientRoutes: the function is nil.")
+	}
+	return func(o *options) { o.route = of }
+}
 
-// New returns the plugin.
+// New returns the plugin. It belongs behind plugins that refuse connections, which it counts otherwise as
+// made, and never as lost. It panics if an option is nil.
 func New(opts ...Option) *Metrics {
 	o := options{namespace: "teleport", route: func(string) string { return "any" },
 		buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5,
 			10}}
-	for _, opt := range opts {
+	for i, opt := range opts {
+		if opt == nil {
+			panic(fmt.Sprintf("prometheus: New: option %d of %d is nil.", i+1, len(opts)))
+		}
 		opt(&o)
 	}
-	m := &Metrics{peers: make(map[*tp.Peer]bool), clientRoute: o.route}
+	m := &Metrics{clientRoute: o.route}
 	counters := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return add(m, prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: o.namespace, Name: name,
 			Help: help, ConstLabels: o.labels}, labels))
@@ -142,14 +157,8 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	for _, c := range m.all {
 		c.Collect(ch)
 	}
-	m.mu.Lock()
-	peers := make([]*tp.Peer, 0, len(m.peers))
-	for p := range m.peers {
-		peers = append(peers, p)
-	}
-	m.mu.Unlock()
 	var sessions, backlog float64
-	for _, p := range peers {
+	for _, p := range m.peers.All() {
 		p.RangeSession(func(s *tp.Session) bool {
 			sessions++
 			backlog += float64(s.Socket().Backlog())
@@ -160,22 +169,16 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(m.backlog, prometheus.GaugeValue, backlog)
 }
 
-func (m *Metrics) know(p *tp.Peer) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.peers[p] = true
-}
-
 // PostAccept counts a connection.
 func (m *Metrics) PostAccept(fore tp.ForeSession) error {
-	m.know(fore.Peer())
+	m.peers.Add(fore.Peer())
 	m.connects.Inc()
 	return nil
 }
 
 // PostConnect counts a connection.
 func (m *Metrics) PostConnect(sess *tp.Session) error {
-	m.know(sess.Peer())
+	m.peers.Add(sess.Peer())
 	m.connects.Inc()
 	return nil
 }

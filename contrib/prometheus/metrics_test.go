@@ -279,6 +279,39 @@ func TestLint(t *testing.T) {
 	require.Empty(t, problems)
 }
 
+// Options that make no sense panic.
+func TestMistakes(t *testing.T) {
+	for says, f := range map[string]func(){
+		"New: option 1 of 1 is nil":         func() { prometheus.New(nil) },
+		"ClientRoutes: the function is nil": func() { prometheus.ClientRoutes(nil) },
+		"Buckets([1 0.1]): expected bounds": func() { prometheus.Buckets(1, 0.1) },
+		"Buckets([1 1]): expected bounds":   func() { prometheus.Buckets(1, 1) },
+		"Buckets([]): expected bounds":      func() { prometheus.Buckets() },
+	} {
+		func() {
+			defer func() { require.Contains(t, fmt.Sprint(recover()), says) }()
+			f()
+		}()
+	}
+}
+
+// Calls whose connection ends within their bodies do not run for ever.
+func TestHalfABody(t *testing.T) {
+	p := newPeers(t)
+	frame, err := packet.Append(nil, &packet.Packet{Header: &packet.Header{Id: "1", Type: packet.TypePull,
+		Uri: "/ok"}, Body: "a text"}, packet.Limits{})
+	require.NoError(t, err)
+	for range 5 {
+		conn, err := net.Dial("tcp", p.addr)
+		require.NoError(t, err)
+		_, err = conn.Write(frame[:len(frame)-3])
+		require.NoError(t, err)
+		require.NoError(t, conn.Close())
+	}
+	p.requireSeries(t, `teleport_calls_total\{kind="pull",route="/ok",status="101"\} 5`,
+		`teleport_calls_running\{kind="pull"\} 0`, `teleport_calls_waiting\{kind="pull"\} 0`)
+}
+
 // BenchmarkCall measures what the plugin adds to a call.
 func BenchmarkCall(b *testing.B) {
 	for _, with := range []bool{false, true} {

@@ -21,6 +21,7 @@ import (
 	"unicode/utf8"
 
 	tp "github.com/henrylee2cn/teleport"
+	"github.com/henrylee2cn/teleport/internal/uri"
 	"github.com/henrylee2cn/teleport/packet"
 )
 
@@ -87,7 +88,10 @@ func New(log *slog.Logger, options ...Option) *Log {
 		log = slog.Default()
 	}
 	l := &Log{log: log, sample: 1}
-	for _, o := range options {
+	for i, o := range options {
+		if o == nil {
+			panic(fmt.Sprintf("accesslog: New: option %d of %d is nil.", i+1, len(options)))
+		}
 		o(l)
 	}
 	return l
@@ -151,7 +155,8 @@ func (l *Log) write(ctx tp.Ctx, level slog.Level, kind string, h *packet.Header,
 	if !l.log.Enabled(context.Background(), level) {
 		return
 	}
-	path, query, has := strings.Cut(h.Uri, "?")
+	path := uri.WithoutQuery(h.Uri)
+	_, query, has := strings.Cut(h.Uri, "?")
 	line := append(make([]slog.Attr, 0, 12), slog.String("kind", kind), slog.String("path", clip(path)))
 	line = append(line, attrs...)
 	line = append(line, slog.String("session", clip(ctx.Session().Id())), slog.String("remote", ctx.Ip()))

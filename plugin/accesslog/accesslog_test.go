@@ -185,7 +185,18 @@ func TestRedact(t *testing.T) {
 	require.Equal(t, "4111...", line["meta.card"])
 }
 
+// An escaped question mark begins a query too.
+func TestNoQueryInThePath(t *testing.T) {
+	out := new(lines)
+	_, sess := join(t, out)
+	require.NotNil(t, sess.Pull("/ok%3Ftoken=secret", "hello", nil).Xerror)
+	line := out.take(t, 1)[0]
+	require.Equal(t, "/ok", line["path"])
+	require.NotContains(t, fmt.Sprint(line), "secret")
+}
+
 func TestMistakes(t *testing.T) {
+	require.PanicsWithValue(t, "accesslog: New: option 1 of 1 is nil.", func() { accesslog.New(nil, nil) })
 	require.PanicsWithValue(t, "accesslog: Sample: 2 is not between 0 and 1.", func() { accesslog.Sample(2) })
 	require.PanicsWithValue(t, "accesslog: Slow: 0s is not positive.", func() { accesslog.Slow(0) })
 }

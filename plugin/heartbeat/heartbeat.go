@@ -24,6 +24,7 @@ import (
 	"time"
 
 	tp "github.com/henrylee2cn/teleport"
+	"github.com/henrylee2cn/teleport/internal/weakset"
 	"github.com/henrylee2cn/teleport/socket"
 )
 
@@ -36,6 +37,7 @@ const (
 	measureEvery = 10
 	// Leads outside of these bounds are not followed.
 	minInterval, maxInterval = 100 * time.Millisecond, time.Hour
+	maxMisses                = 1000
 )
 
 // uri is the route of what the accepting side says.
@@ -59,7 +61,7 @@ type Heartbeat struct {
 	misses   int
 	lead     bool
 	follow   bool
-	peers    sync.Map // of *tp.Peer: those that take what the other side says
+	peers    weakset.Set[tp.Peer] // those that take what the other side says
 
 	mu    sync.Mutex // guards the fields below
 	slots [slots][]*beat
@@ -75,7 +77,8 @@ const slots = 32
 // Option is an option of [New].
 type Option func(*Heartbeat)
 
-// Every changes the interval, which is 15 seconds.
+// Every changes the interval, which is 15 seconds: 100 milliseconds at least, and an hour at most. It panics
+// otherwise.
 func Every(interval time.Duration) Option {
 	if interval < minInterval || interval > maxInterval {
 		panic(fmt.Sprintf("heartbeat: Every: %v is not between %v and %v.", interval, minInterval,
@@ -84,10 +87,11 @@ func Every(interval time.Duration) Option {
 	return func(h *Heartbeat) { h.interval = interval }
 }
 
-// Misses changes how many intervals may pass without an answer, which is 3.
+// Misses changes how many intervals may pass without an answer, which is 3: 1 at least, and 1,000 at most. It
+// panics otherwise.
 func Misses(n int) Option {
-	if n < 1 {
-		panic(fmt.Sprintf("heartbeat: Misses: %d is less than 1.", n))
+	if n < 1 || n > maxMisses {
+		panic(fmt.Sprintf("heartbeat: Misses: %d is not between 1 and %d.", n, maxMisses))
 	}
 	return func(h *Heartbeat) { h.misses = n }
 }
@@ -100,10 +104,13 @@ func Lead() Option { return func(h *Heartbeat) { h.lead = true } }
 // Own keeps to this side's own interval, whatever the other side says.
 func Own() Option { return func(h *Heartbeat) { h.follow = false } }
 
-// New returns the plugin. It belongs on a peer.
+// New returns the plugin. It belongs on a peer. It panics if an option is nil.
 func New(options ...Option) *Heartbeat {
 	h := &Heartbeat{interval: defaultInterval, misses: defaultMisses, follow: true}
-	for _, o := range options {
+	for i, o := range options {
+		if o == nil {
+			panic(fmt.Sprintf("heartbeat: New: option %d of %d is nil.", i+1, len(options)))
+		}
 		o(h)
 	}
 	return h
@@ -117,6 +124,7 @@ type beat struct {
 	sess *tp.Session
 	slot int
 	lead atomic.Bool // the other side is to be told of the interval
+	dial bool        // this side has dialled, and follows what the other says
 
 	// Only the goroutine that looks uses these.
 	open  bool        // the handshake is over
@@ -153,17 +161,15 @@ func Of(sess *tp.Session) (Stats, bool) {
 
 // PostAccept begins to look after an accepted session.
 func (h *Heartbeat) PostAccept(fore tp.ForeSession) error {
-	h.add(fore.Session(), h.lead)
+	h.add(&beat{sess: fore.Session()}, h.lead)
 	return nil
 }
 
 // PostDial has this side take what the other side says of the interval.
 func (h *Heartbeat) PostDial(fore tp.ForeSession) error {
 	if h.follow {
-		if p := fore.Peer(); p != nil {
-			if _, done := h.peers.LoadOrStore(p, true); !done {
-				tp.HandlePush(p.PushRouter, uri, h.heardLead)
-			}
+		if p := fore.Peer(); h.peers.Add(p) {
+			tp.HandlePush(p.PushRouter, uri, h.heardLead)
 		}
 	}
 	return nil
@@ -172,19 +178,18 @@ func (h *Heartbeat) PostDial(fore tp.ForeSession) error {
 // PostConnect begins to look after a session that was dialled.
 func (h *Heartbeat) PostConnect(sess *tp.Session) error {
 	if _, known := sess.Public().Load(beatKey{}); !known { // a session that redials stays
-		h.add(sess, false)
+		h.add(&beat{sess: sess, dial: true}, false)
 	}
 	return nil
 }
 
-func (h *Heartbeat) add(sess *tp.Session, lead bool) {
-	b := &beat{sess: sess}
+func (h *Heartbeat) add(b *beat, lead bool) {
 	b.lead.Store(lead)
 	b.seen.Store(sinceStart())
 	b.asked.Store(sinceStart())
 	b.interval.Store(int64(h.interval))
 	b.misses.Store(int32(h.misses))
-	sess.Public().Store(beatKey{}, b)
+	b.sess.Public().Store(beatKey{}, b)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.slots[h.next] = append(h.slots[h.next], b)
@@ -229,8 +234,9 @@ type interval struct {
 func (h *Heartbeat) heardLead(ctx tp.PushCtx, said *interval) {
 	every := time.Duration(said.Every) * time.Millisecond
 	v, known := ctx.Session().Public().Load(beatKey{})
-	if !known || every < minInterval || every > maxInterval || said.Misses < 1 {
-		debugf("heartbeat: an interval of %v and %d misses is not followed", every, said.Misses)
+	if !known || !v.(*beat).dial || said.Every < 0 || said.Every > maxInterval.Milliseconds() ||
+		every < minInterval || said.Misses < 1 || said.Misses > maxMisses {
+		debugf("heartbeat: an interval of %d ms and %d misses is not followed", said.Every, said.Misses)
 		return
 	}
 	b := v.(*beat)
@@ -290,10 +296,7 @@ func (b *beat) look() bool {
 		b.seen.Store(now)
 		if b.lead.Load() && !b.told {
 			b.told = true
-			if x := b.sess.TryPush(uri, &interval{every / int64(time.Millisecond), b.misses.Load()},
-				tp.WithBodyCodec("json")); x != nil {
-				debugf("heartbeat: session %s does not hear of the interval: %v", b.sess.Id(), x)
-			}
+			go b.tell(interval{every / int64(time.Millisecond), b.misses.Load()}) // hooks of others may wait
 		}
 		if now-b.asked.Load() >= measureEvery*every {
 			b.ask(now)
@@ -302,7 +305,7 @@ func (b *beat) look() bool {
 	}
 	silent := now - b.seen.Load()
 	// Both seen and this look may be late by the time between two looks.
-	switch dead := every*int64(b.misses.Load()+1) - 3*every/looks; {
+	switch dead := every*(int64(b.misses.Load())+1) - 3*every/looks; {
 	case silent >= dead:
 		b.seen.Store(now) // another connection gets its own time
 		b.sess.Disconnect(&Silent{For: time.Duration(silent)})
@@ -310,6 +313,13 @@ func (b *beat) look() bool {
 		b.ask(now)
 	}
 	return true
+}
+
+// tell tells the other side of the interval.
+func (b *beat) tell(every interval) {
+	if x := b.sess.TryPush(uri, &every, tp.WithBodyCodec("json")); x != nil {
+		debugf("heartbeat: session %s does not hear of the interval: %v", b.sess.Id(), x)
+	}
 }
 
 // ask sends a ping.

@@ -157,13 +157,22 @@ func TestLead(t *testing.T) {
 			} else {
 				require.Equal(t, 2*time.Second, stats.Interval)
 				require.Equal(t, 5, stats.Misses)
-				for _, bad := range []string{`{"every":0,"misses":1}`, `{"every":-5,"misses":1}`,
+				other := peer()
+				join(t, other, srv) // from now on srv takes such pushes
+				require.Nil(t, here.Push("/tp-heartbeat", []byte(`{"every":3600000,"misses":1000}`),
+					tp.WithBodyCodec("string")))
+				for _, bad := range []string{`{"every":2000,"misses":1001}`, `{"every":9223372036854,"misses":3}`,
+					`{"every":0,"misses":1}`, `{"every":-5,"misses":1}`,
 					`{"every":99999999999,"misses":1}`, `{"every":2000,"misses":0}`} {
 					require.Nil(t, there.Push("/tp-heartbeat", []byte(bad), tp.WithBodyCodec("string")))
 				}
 				time.Sleep(time.Second)
 				stats, _ = heartbeat.Of(here)
 				require.Equal(t, 2*time.Second, stats.Interval)
+				require.Equal(t, 5, stats.Misses)
+				stats, _ = heartbeat.Of(there)
+				require.Equal(t, 2*time.Second, stats.Interval, "the side that has accepted follows nobody")
+				other.Close()
 			}
 			srv.Close()
 			cli.Close()
@@ -302,7 +311,7 @@ func (slow) PostAccept(fore tp.ForeSession) error {
 func TestMistakes(t *testing.T) {
 	require.PanicsWithValue(t, "heartbeat: Every: 1ms is not between 100ms and 1h0m0s.",
 		func() { heartbeat.Every(time.Millisecond) })
-	require.PanicsWithValue(t, "heartbeat: Misses: 0 is less than 1.", func() { heartbeat.Misses(0) })
+	require.PanicsWithValue(t, "heartbeat: Misses: 0 is not between 1 and 1000.", func() { heartbeat.Misses(0) })
 	_, ok := heartbeat.Of(func() *tp.Session {
 		a, b := peer(), peer()
 		t.Cleanup(func() { a.Close(); b.Close() })
