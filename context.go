@@ -51,11 +51,11 @@ type ReadCtx interface {
 //	}
 type RoutedCtx interface {
 	ReadCtx
-	// Route is the path of the registration that the call was routed to, or the prefix of the unknown handler
-	// with "*" behind it. There are as many as were registered, whatever others call.
+	// Route is the path of the registration that the call was routed to, or the prefix of the unknown
+	// handler with "*" behind it. There are as many as were registered, whatever others call.
 	Route() string
-	// Received is when all of the call had come. What has passed since then the call has waited for a handler,
-	// or for the processor.
+	// Received is when all of the call had come. What has passed since then the call has waited for a
+	// handler, or for the processor.
 	Received() time.Time
 }
 
@@ -64,8 +64,8 @@ type CallCtx interface {
 	ReadCtx
 	// Output is the reply; a push has an empty packet.
 	Output() *packet.Packet
-	// Status is the status of the reply, and of a push what became of it: StatusOK, or the error for which it
-	// was not handled.
+	// Status is the status of the reply, and of a push what became of it: StatusOK, or the error for
+	// which it was not handled.
 	Status() (code int32, text string)
 	// Route is that of a RoutedCtx; empty if the call was refused before it had one.
 	Route() string
@@ -146,8 +146,8 @@ type UnknownPullCtx interface {
 type ForeSession interface {
 	// Peer is the local peer.
 	Peer() *Peer
-	// Session is the session, for hooks that keep it. Until the handshake is over nothing may be pulled or
-	// pushed on it.
+	// Session is the session, for hooks that keep it. Until the handshake is over nothing may be pulled
+	// or pushed on it.
 	Session() *Session
 	// Id is the session's id so far.
 	Id() string

@@ -383,8 +383,8 @@ func (f *foreSession) stray(h *packet.Header) Xerror {
 	if f.dialled {
 		code = StatusFailedPlugin
 	}
-	return newXerror(code, fmt.Sprintf("expected a packet of the other side's %s hook, which may not have the "+
-		"plugin, and there came %s", f.otherHook(), kind), nil)
+	return newXerror(code, fmt.Sprintf("expected a packet of the other side's %s hook, which may not have "+
+		"the plugin, and there came %s", f.otherHook(), kind), nil)
 }
 
 // otherHook is the hook of the other side from which packets of the handshake come.

@@ -169,13 +169,13 @@ type PostReadValuePlugin interface {
 	PostReadValue(ReadCtx) error
 }
 
-// PostCallPlugin is called when a call that came is over, however that was: a pull or a stream when its reply
-// was handed to the connection, or could not be, and a push when its handler has returned. A call that was
-// refused is over too, and so is a push that was dropped, and a call whose connection has ended before all of
-// its body came. The hook is called once for each call, and for each plugin, whatever errors there were before:
-// what PostReadHeader or PreReadBody has taken can be given back here. A call may have been refused before
-// PostReadHeader, for its URI or its type, or by another plugin's hook. PostCall must not wait. An error is
-// logged.
+// PostCallPlugin is called when a call that came is over, however that was: a pull or a stream when its
+// reply was handed to the connection, or could not be, and a push when its handler has returned. A call
+// that was refused is over too, and so is a push that was dropped, and a call whose connection has ended
+// before all of its body came. The hook is called once for each call, and for each plugin, whatever errors
+// there were before: what PostReadHeader or PreReadBody has taken can be given back here. A call may have
+// been refused before PostReadHeader, for its URI or its type, or by another plugin's hook. PostCall must
+// not wait. An error is logged.
 type PostCallPlugin interface {
 	Plugin
 	PostCall(CallCtx) error
@@ -265,8 +265,8 @@ func (h *hook[C]) safely(c C) (err *hookError) {
 		if returned {
 			return
 		}
-		// The result of recover cannot tell this, because it is nil after panic(nil) in a program with
-		// GODEBUG=panicnil=1, and when a hook has ended its goroutine.
+		// The result of recover cannot tell this, because it is nil after panic(nil) in a program
+		// with GODEBUG=panicnil=1, and when a hook has ended its goroutine.
 		linesOf(c).panicked(LevelError, "plugin", h.name+", "+h.point, recover())
 		err = &hookError{text: fmt.Sprintf("plugin %s: panic in %s", h.name, h.point),
 			code: StatusFailedPlugin, told: StatusText(StatusFailedPlugin)}

@@ -27,21 +27,21 @@ type Config struct {
 	// Key verifies signatures: an ed25519.PublicKey, *rsa.PublicKey or *ecdsa.PublicKey, or a []byte for
 	// HMAC, of 16 bytes at least. It is not used if there is Keys.
 	Key any
-	// Keys returns the key with the id that a token's header names; empty if it names none. A key that is
-	// nil or too short is refused, so that a map of keys can be asked for an id that is not in it. Where
-	// keys cannot be fetched now, return an error that is a tp.Xerror with another code than 401: after that
-	// a client does not dial again. Keys is called by many goroutines.
+	// Keys returns the key with the id that a token's header names; empty if it names none. A key that
+	// is nil or too short is refused, so that a map of keys can be asked for an id that is not in it.
+	// Where keys cannot be fetched now, return an error that is a tp.Xerror with another code than 401:
+	// after that a client does not dial again. Keys is called by many goroutines.
 	Keys func(ctx context.Context, id string) (any, error)
-	// Methods are the algorithms that tokens may be signed with, for example "EdDSA", "RS256" or "HS256". One
-	// at least is needed: a token does not choose.
+	// Methods are the algorithms that tokens may be signed with, for example "EdDSA", "RS256" or
+	// "HS256". One at least is needed: a token does not choose.
 	Methods []string
 	// Issuer and Audience, if they are set, are what a token must name.
 	Issuer, Audience string
 	// Roles is the claim with the roles, a list of texts, or one text with spaces between them as "scope"
 	// has; empty for "roles".
 	Roles string
-	// Leeway is how far the clock of the issuer may be from this side's: tokens are valid for so much longer,
-	// and so much earlier.
+	// Leeway is how far the clock of the issuer may be from this side's: tokens are valid for so much
+	// longer, and so much earlier.
 	Leeway time.Duration
 }
 
@@ -57,11 +57,12 @@ func Verify(c Config) func(ctx context.Context, token string) (*auth.Principal, 
 	}
 	for _, m := range c.Methods {
 		if jwtlib.GetSigningMethod(m) == nil || m == jwtlib.SigningMethodNone.Alg() {
-			panic(fmt.Sprintf("jwt: Verify: there is no method %q: expected EdDSA, or HS, RS, PS or ES with 256, "+
-				"384 or 512.", m))
+			panic(fmt.Sprintf("jwt: Verify: there is no method %q: expected EdDSA, or HS, RS, PS or ES with "+
+				"256, 384 or 512.", m))
 		}
 	}
-	if c.Keys == nil && !slices.ContainsFunc(c.Methods, func(m string) bool { return fits(c.Key, m) == nil }) {
+	fitting := func(method string) bool { return fits(c.Key, method) == nil }
+	if c.Keys == nil && !slices.ContainsFunc(c.Methods, fitting) {
 		panic(fmt.Sprintf("jwt: Verify: %v.", fits(c.Key, c.Methods[0])))
 	}
 	if c.Roles == "" {

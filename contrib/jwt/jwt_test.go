@@ -100,8 +100,8 @@ func TestKeysThatAreNone(t *testing.T) {
 			return keys[id], nil
 		}})
 	token := jwtlib.NewWithClaims(jwtlib.SigningMethodHS256, claims(nil))
-	for id, says := range map[string]string{"good": "", "short": "16 bytes at least", "none": "16 bytes at least",
-		"away": "503 the keys cannot be fetched"} {
+	for id, says := range map[string]string{"good": "", "short": "16 bytes at least",
+		"none": "16 bytes at least", "away": "503 the keys cannot be fetched"} {
 		key := keys[id]
 		if key == nil {
 			key = []byte{}

@@ -111,13 +111,15 @@ func New(opts ...Option) *Metrics {
 	m.server = newDirection(
 		counters("calls_total", "Calls that came and are over, by kind, route and status.", "kind", "route",
 			"status"),
-		durations("call_duration_seconds", "From when a pull's header was read until its reply was handed over."),
+		durations("call_duration_seconds",
+			"From when a pull's header was read until its reply was handed over."),
 		gauges("calls_running", "Pulls, pushes and streams that have come and are not over.", "kind"))
 	m.client = newDirection(
 		counters("client_calls_total", "Calls that this side has made and that are over.", "kind", "route",
 			"status"),
 		durations("client_call_duration_seconds", "From when a pull was made until its reply was decoded."),
-		gauges("client_calls_running", "Pulls and streams that this side has made and that are not over.", "kind"))
+		gauges("client_calls_running", "Pulls and streams that this side has made and that are not over.",
+			"kind"))
 	m.waiting = byKind(gauges("calls_waiting", "Calls that have come and wait for a handler.", "kind"))
 	m.inBytes = counters("received_bytes_total", "Bytes of headers and bodies of calls that came.", "kind",
 		"route")

@@ -145,7 +145,9 @@ func TestClientSeries(t *testing.T) {
 	}))
 	back := p.back(t)
 	release := make(chan struct{})
-	tp.HandlePull(p.cli.PullRouter, "/user/7", func(tp.PullCtx, *string) (string, tp.Xerror) { return "", nil })
+	tp.HandlePull(p.cli.PullRouter, "/user/7", func(tp.PullCtx, *string) (string, tp.Xerror) {
+		return "", nil
+	})
 	tp.HandlePull(p.cli.PullRouter, "/wait", func(tp.PullCtx, *string) (string, tp.Xerror) {
 		<-release
 		return "", nil

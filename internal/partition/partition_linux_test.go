@@ -337,7 +337,9 @@ const stoppedServer = "TP_PARTITION_STOPPED"
 func serveUntilStdinEnds() {
 	srv := tp.NewPeer(nil)
 	release := make(chan struct{})
-	tp.HandlePull(srv.PullRouter, "/echo", func(_ tp.PullCtx, s *string) (string, tp.Xerror) { return *s, nil })
+	tp.HandlePull(srv.PullRouter, "/echo", func(_ tp.PullCtx, s *string) (string, tp.Xerror) {
+		return *s, nil
+	})
 	tp.HandlePull(srv.PullRouter, "/wait", func(tp.PullCtx, *string) (string, tp.Xerror) {
 		<-release
 		return "", nil

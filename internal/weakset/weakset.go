@@ -7,8 +7,8 @@ import (
 	"weak"
 )
 
-// Set is a set of pointers that does not keep what they point to. The zero value is empty. All methods are safe
-// for concurrent use.
+// Set is a set of pointers that does not keep what they point to. The zero value is empty. All methods are
+// safe for concurrent use.
 type Set[T any] struct {
 	mu  sync.Mutex
 	all map[weak.Pointer[T]]bool

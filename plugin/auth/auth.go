@@ -195,8 +195,8 @@ func AcceptAnonymous() Option { return func(a *Auth) { a.anonymous = true } }
 // are none of IP, of Unix sockets for example, have no bound.
 func Failures(most int, within time.Duration) Option {
 	if most == 0 || within <= 0 {
-		panic(fmt.Sprintf("auth: Failures(%d, %v): expected a positive number, or a negative one for no bound, "+
-			"and a positive duration.", most, within))
+		panic(fmt.Sprintf("auth: Failures(%d, %v): expected a positive number, or a negative one for no "+
+			"bound, and a positive duration.", most, within))
 	}
 	return func(a *Auth) { a.attempts.init(most, within) }
 }
@@ -216,7 +216,8 @@ func (a *Auth) accepts() bool {
 // state is what is known of one session, on one connection.
 type state struct {
 	principal atomic.Pointer[Principal]
-	// secret is what is shown again for the renewal; nil on the side that accepts. Ctx ends with the state.
+	// secret is what is shown again for the renewal; nil on the side that accepts. Ctx ends with the
+	// state.
 	secret credential
 	ctx    context.Context
 	cancel context.CancelFunc

@@ -150,7 +150,9 @@ func TestRefusals(t *testing.T) {
 		says    string
 	}{
 		"wrong token": {accepting(), []Option{StaticToken("guess")}, "401 the token is not valid"},
-		"empty token": {accepting(), []Option{Token(func(context.Context) (string, error) { return "", nil })}, "401 the token is not valid"},
+		"empty token": {accepting(), []Option{Token(func(context.Context) (string, error) {
+			return "", nil
+		})}, "401 the token is not valid"},
 		"wrong secret": {accepting(), []Option{Secret("ann", []byte(strings.Repeat("x", 32)))},
 			"401 " + wrongSecret},
 		"unknown id": {accepting(), []Option{Secret("eve", secretOfAnn)}, "401 " + wrongSecret},
@@ -182,9 +184,9 @@ func TestRefusals(t *testing.T) {
 		sess, err := client(t).ServeConn(cb)
 		require.NoError(t, err)
 		_, err = tp.Call[string](t.Context(), sess, "/who", "")
-		require.ErrorContains(t, err, "401 this side wants to know by the plugin auth who is there: expected a "+
-			"packet of the other side's PostDial hook, which may not have the plugin, and there came a pull of "+
-			`"/who"`)
+		require.ErrorContains(t, err, "401 this side wants to know by the plugin auth who is there: "+
+			"expected a packet of the other side's PostDial hook, which may not have the plugin, and "+
+			`there came a pull of "/who"`)
 		require.Zero(t, calls.Load())
 	})
 }
@@ -476,7 +478,7 @@ func TestRenewalsThatAreRefused(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, renew(sess, *h))
 	was := *Of(sess)
-	require.NoError(t, renew(sess, *h), "the answer may have been lost: it is given again, and no more than that")
+	require.NoError(t, renew(sess, *h), "the answer may have been lost: it is given again, and no more")
 	require.Equal(t, was, *Of(sess))
 	other, err := shared{"ann", secretOfAnn}.renewal(t.Context(), stateOf(sess).next)
 	require.NoError(t, err)
@@ -514,8 +516,8 @@ func TestRulesOfUnknownRoutes(t *testing.T) {
 	}
 }
 
-// Renewals succeed although a rule closes all routes, a limit refuses most calls, the answer comes late once, and
-// the function cannot say anything for a while; that is not counted as failed attempts.
+// Renewals succeed although a rule closes all routes, a limit refuses most calls, the answer comes late
+// once, and the function cannot say anything for a while; that is not counted as failed attempts.
 func TestRenewalsInTrouble(t *testing.T) {
 	for _, o := range []Option{StaticToken("x"), Secret("ann", secretOfAnn)} {
 		synctest.Test(t, func(t *testing.T) {
@@ -598,7 +600,8 @@ func TestRenewalsAtOnce(t *testing.T) {
 	})
 }
 
-// Connections that are open before others fail have no more attempts than they, and a function that panics counts.
+// Connections that are open before others fail have no more attempts than they, and a function that panics
+// counts.
 func TestFailuresAtOnce(t *testing.T) {
 	for _, panics := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
@@ -830,7 +833,7 @@ func TestMistakes(t *testing.T) {
 		"auth: New: option 2 of 2 is nil":       func() { New(Anonymous(), nil) },
 		"auth: AcceptTokens: the function":      func() { AcceptTokens(nil) },
 		"auth: AcceptSecrets: the function":     func() { AcceptSecrets(nil) },
-		"the option AcceptSecrets is there":     func() { New(AcceptSecrets(findSecret), AcceptSecrets(findSecret)) },
+		"the option AcceptSecrets is there":     func() { accepting(AcceptSecrets(findSecret)) },
 		"auth: Token: the function is nil":      func() { Token(nil) },
 		"auth: StaticToken: the token is empty": func() { StaticToken("") },
 		"auth: StaticTokens: a token is empty":  func() { StaticTokens(map[string]*Principal{"": ann}) },

@@ -41,8 +41,8 @@ type answer struct {
 type welcome struct {
 	Scheme string `json:"scheme"`
 	Name   string `json:"name,omitempty"`
-	// Left is for how many milliseconds the identity holds; 0 is for ever. It is a duration, as the clocks
-	// of the two sides may differ.
+	// Left is for how many milliseconds the identity holds; 0 is for ever. It is a duration, as the
+	// clocks of the two sides may differ.
 	Left  int64  `json:"left,omitempty"`
 	Proof []byte `json:"proof,omitempty"`
 	// Next is what the next proof by a secret is about.

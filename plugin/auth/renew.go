@@ -102,8 +102,8 @@ func (a *Auth) renewInTime(sess *tp.Session, st *state, expires time.Time) {
 			wait = after
 		}
 		if refused(err) || wait >= left {
-			warnf("auth: the identity of session %s is not renewed, and the session will be closed: %v", sess.Id(),
-				err)
+			warnf("auth: the identity of session %s is not renewed, and the session will be closed: %v",
+				sess.Id(), err)
 			return
 		}
 		debugf("auth: the identity of session %s is not renewed yet: %v", sess.Id(), err)

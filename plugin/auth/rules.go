@@ -33,8 +33,8 @@ func Rule(pattern string, roles ...string) Option {
 			pattern))
 	}
 	if name != "" && path.Clean(name) != name {
-		panic(fmt.Sprintf("auth: Rule(%q): no call has such a path: expected no empty name, no dots, and no slash "+
-			"at the end.", pattern))
+		panic(fmt.Sprintf("auth: Rule(%q): no call has such a path: expected no empty name, no dots, and no "+
+			"slash at the end.", pattern))
 	}
 	if slices.Contains(roles, "") {
 		panic(fmt.Sprintf("auth: Rule(%q): a role is empty.", pattern))

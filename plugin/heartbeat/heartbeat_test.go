@@ -311,7 +311,8 @@ func (slow) PostAccept(fore tp.ForeSession) error {
 func TestMistakes(t *testing.T) {
 	require.PanicsWithValue(t, "heartbeat: Every: 1ms is not between 100ms and 1h0m0s.",
 		func() { heartbeat.Every(time.Millisecond) })
-	require.PanicsWithValue(t, "heartbeat: Misses: 0 is not between 1 and 1000.", func() { heartbeat.Misses(0) })
+	require.PanicsWithValue(t, "heartbeat: Misses: 0 is not between 1 and 1000.",
+		func() { heartbeat.Misses(0) })
 	_, ok := heartbeat.Of(func() *tp.Session {
 		a, b := peer(), peer()
 		t.Cleanup(func() { a.Close(); b.Close() })

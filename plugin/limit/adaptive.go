@@ -29,7 +29,8 @@ const (
 	// many there must be.
 	sampleWindow = 50 * time.Millisecond
 	minSamples   = 10
-	// probeEvery is after how long it is measured again how long a call takes alone, with half of the limit.
+	// probeEvery is after how long it is measured again how long a call takes alone, with half of the
+	// limit.
 	probeEvery = 10 * time.Second
 	// patient is how long a call may wait if the queue was short, and nothing refused, within that time.
 	// Otherwise it may wait as long as queueTimesAlone calls take alone, within these bounds.
@@ -123,7 +124,8 @@ func newAdaptive() *adaptive {
 
 // Stats are the numbers of an adaptive limit.
 type Stats struct {
-	// Limit is how many calls may run at a time now, Running how many do, and Waiting how many wait for that.
+	// Limit is how many calls may run at a time now, Running how many do, and Waiting how many wait for
+	// that.
 	Limit, Running, Waiting int
 	// Alone is how long calls like those of now take when few others run, and Now how long they take now.
 	Alone, Now time.Duration
