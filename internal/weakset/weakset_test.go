@@ -10,7 +10,7 @@ import (
 	"github.com/henrylee2cn/teleport/internal/weakset"
 )
 
-type thing struct{ data [1 << 10]byte }
+type thing struct{ _ [1 << 10]byte }
 
 // An element is there once, and goes when nobody else has it.
 func TestSet(t *testing.T) {
