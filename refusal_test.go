@@ -257,7 +257,8 @@ func TestPushInsteadOfAToken(t *testing.T) {
 	require.Nil(t, sess.Push("/said", "good"))
 	<-sess.Done()
 	require.ErrorContains(t, sess.Err(),
-		`401 expected a packet of the other side's PostDial hook, which may not have the plugin, and there came a push to "/said"`)
+		"401 expected a packet of the other side's PostDial hook, which may not have the plugin, and there "+
+			`came a push to "/said"`)
 
 	hook := hookPlugin("auth", "PostDial", func(c interface{}) error {
 		return c.(ForeSession).Send(&packet.Packet{Header: &packet.Header{Type: packet.TypePush,
@@ -283,7 +284,8 @@ func TestPushInsteadOfAnAnswer(t *testing.T) {
 	}()
 	_, err := cli.newSession(context.Background(), ca, origin{hooks: cli.chain.postDial, confirms: true})
 	require.ErrorContains(t, err,
-		`expected a packet of the other side's PostAccept hook, and there came a push to "/hello"`)
+		"expected a packet of the other side's PostAccept hook, which may not have the plugin, and there "+
+			`came a push to "/hello"`)
 }
 
 // Pulls that were sent before the refusal came have not run.
