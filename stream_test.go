@@ -884,3 +884,26 @@ func TestBothSidesSaturated(t *testing.T) {
 		requireNoStreams(t, sess, back)
 	}
 }
+
+// Who receives the end of a stream finds it over, with the metadata of the end.
+func TestMetadataIsThereWithTheEnd(t *testing.T) {
+	srv := newTestPeer(t, nil)
+	HandleStream(srv.PullRouter, "/s", func(ctx PullCtx, s *Stream[string, string]) Xerror {
+		ctx.SetMeta("k", "v")
+		return NewXerror(1234, "over")
+	})
+	sess, err := newTestPeer(t, nil).Dial(serve(t, srv))
+	require.NoError(t, err)
+	for range 2000 {
+		s, err := OpenStream[string, string](t.Context(), sess, "/s")
+		require.NoError(t, err)
+		_, err = s.Recv()
+		require.ErrorContains(t, err, "1234 over")
+		select {
+		case <-s.Done():
+		default:
+			t.Fatal("the stream is not over")
+		}
+		require.Equal(t, map[string]string{"k": "v"}, s.Meta())
+	}
+}

@@ -131,6 +131,7 @@ func (c *streamCore) complete() {
 	if x := c.pull.Xerror; x != nil && x.Code() == StatusGatewayTimeout && c.overdue() {
 		c.pull.Xerror = newXerror(StatusDeadlineExceeded, x.Text(), context.DeadlineExceeded)
 	}
+	close(c.done) // first: who receives the end, or cannot send any more, finds the stream over
 	end := error(errOverStream)
 	switch x := c.pull.Xerror; {
 	case x == nil:
@@ -142,9 +143,8 @@ func (c *streamCore) complete() {
 		end = x
 		c.at.In.End(x)
 	}
-	close(c.done)
-	c.at.Out.End(end) // whose send has failed with this finds the stream done
-	c.end()           // before stop, so that the context has this cause
+	c.at.Out.End(end)
+	c.end() // before stop, so that the context has this cause
 	c.stop()
 }
 
@@ -183,8 +183,8 @@ func (c *call) serve(bytes bool, fn func(*streamCore) Xerror) Xerror {
 	}()
 	x := fn(s)
 	if x == nil && errors.Is(context.Cause(s.life), context.DeadlineExceeded) {
-		// Most handlers return nil when they cannot go on. The other side must not take that for the good
-		// end.
+		// Most handlers return nil when they cannot go on. The other side must not take that for
+		// the good end.
 		return newXerror(StatusGatewayTimeout, "the time for the stream was over before its end", nil)
 	}
 	return x

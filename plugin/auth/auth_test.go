@@ -555,6 +555,39 @@ func TestRenewalsInTrouble(t *testing.T) {
 	}
 }
 
+// Of two renewals that prove the same, because the first has taken too long, both get the same answer,
+// whichever is first, and the next one succeeds.
+func TestRenewalThatIsSentAgainMeanwhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		var calls atomic.Int32
+		srv, _ := server(t, New(AcceptSecrets(func(context.Context, string) ([]byte, *Principal, error) {
+			if calls.Add(1) == 2 {
+				<-release
+			}
+			return secretOfAnn, &Principal{Name: "ann", Expires: time.Now().Add(time.Hour)}, nil
+		})))
+		sess, err := join(t, srv, client(t, Secret("ann", secretOfAnn)))
+		require.NoError(t, err)
+		h, err := shared{"ann", secretOfAnn}.renewal(t.Context(), stateOf(sess).next)
+		require.NoError(t, err)
+		first, second := new(welcome), new(welcome)
+		late := sess.GoPull(renewUri, h, first, nil, tp.WithBodyCodec("json"))
+		synctest.Wait()
+		require.Nil(t, sess.Pull(renewUri, h, second, tp.WithBodyCodec("json")).Xerror)
+		close(release)
+		require.Nil(t, (<-late.Done()).Xerror)
+		require.Equal(t, first, second)
+		require.Positive(t, first.Left)
+		h, err = shared{"ann", secretOfAnn}.renewal(t.Context(), first.Next)
+		require.NoError(t, err)
+		require.Nil(t, sess.Pull(renewUri, h, nil).Xerror)
+		srv.Close()
+		sess.Peer().Close()
+		synctest.Wait()
+	})
+}
+
 // A renewal belongs to its connection: it ends with that, and is not sent on the next one.
 func TestRenewalEndsWithItsConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

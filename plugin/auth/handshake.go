@@ -230,6 +230,12 @@ func checked(p *Principal, err error, scheme, text string) (*Principal, error) {
 
 // hold has the principal hold until it expires, and the session no longer.
 func (a *Auth) hold(sess *tp.Session, st *state, p *Principal, w *welcome) error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return a.holdLocked(sess, st, p, w)
+}
+
+func (a *Auth) holdLocked(sess *tp.Session, st *state, p *Principal, w *welcome) error {
 	w.Name = p.Name
 	if !p.Expires.IsZero() {
 		left := p.Expires.Sub(a.now())
@@ -238,8 +244,6 @@ func (a *Auth) hold(sess *tp.Session, st *state, p *Principal, w *welcome) error
 		}
 		w.Left = max(left.Milliseconds(), 1)
 	}
-	st.mu.Lock()
-	defer st.mu.Unlock()
 	st.principal.Store(p)
 	a.watchLocked(sess, st)
 	return nil

@@ -31,27 +31,24 @@ func (a *Auth) renew(ctx tp.PullCtx, h *hello) (*welcome, tp.Xerror) {
 	}
 	w := &welcome{Scheme: h.Scheme}
 	var p *Principal
+	var next []byte
 	err := error(unauthorized("an identity of the scheme %s is not renewed", h.Scheme))
 	switch h.Scheme {
 	case SchemeToken:
 		p, err = a.byToken(ctx.Context(), h.Token)
 	case SchemeSecret:
 		st.mu.Lock()
-		next, again := st.next, len(h.Proof) > 0 && hmac.Equal(h.Proof, st.proof)
-		if again { // the answer was lost: it is given again, and nothing lasts longer by that
-			*w = st.welcome
-		}
+		next = st.next
 		st.mu.Unlock()
-		if again {
+		if p, err = a.bySecretAgain(ctx.Context(), h, next, w); err != nil && st.answered(h.Proof, w) {
 			return w, nil
 		}
-		p, err = a.bySecretAgain(ctx.Context(), h, next, w)
 	}
 	if err == nil && p.Name != old.Name {
 		err = tp.NewXerror(tp.StatusForbidden, "a session cannot become another's by a renewal")
 	}
 	if err == nil {
-		err = a.hold(ctx.Session(), st, p, w)
+		err = a.renewed(ctx.Session(), st, p, h, next, w)
 	}
 	if err != nil {
 		if refused(err) {
@@ -63,12 +60,42 @@ func (a *Auth) renew(ctx tp.PullCtx, h *hello) (*welcome, tp.Xerror) {
 		}
 		return nil, tp.NewXerror(tp.StatusInternalServerError, "")
 	}
-	if h.Scheme == SchemeSecret {
-		st.mu.Lock()
-		st.next, st.proof, st.welcome = w.Next, h.Proof, *w
-		st.mu.Unlock()
-	}
 	return w, nil
+}
+
+// answered reports whether the proof was the last one, whose answer may have been lost, and puts that answer
+// into w: nothing lasts longer by that.
+func (st *state) answered(proof []byte, w *welcome) bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if len(proof) == 0 || !hmac.Equal(proof, st.proof) {
+		return false
+	}
+	*w = st.welcome
+	return true
+}
+
+// renewed has the principal hold that a renewal has proved, by a proof about next if it is one by a secret.
+// Of two that have proved the same, as the first was given up by who waits for it, the second gets the
+// answer of the first.
+func (a *Auth) renewed(sess *tp.Session, st *state, p *Principal, h *hello, next []byte, w *welcome) error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	bySecret := h.Scheme == SchemeSecret
+	if bySecret && !hmac.Equal(next, st.next) {
+		if !hmac.Equal(h.Proof, st.proof) {
+			return unauthorized(wrongSecret)
+		}
+		*w = st.welcome
+		return nil
+	}
+	if err := a.holdLocked(sess, st, p, w); err != nil {
+		return err
+	}
+	if bySecret {
+		st.next, st.proof, st.welcome = w.Next, h.Proof, *w
+	}
+	return nil
 }
 
 // PostConnect has the identity that this side has shown renewed in time.
