@@ -254,6 +254,10 @@ func (in *In) grow() {
 		in.grownAt = other
 		return
 	}
+	next := min(2*in.credit.Window(), MaxWindow)
+	if set := in.stream.set; set != nil && !set.grow(in.stream, next) {
+		return
+	}
 	if amount, more := in.credit.Grow(); more {
 		in.stream.grant(amount)
 	}

@@ -23,6 +23,10 @@ const (
 	// many may be unread when the window has grown.
 	Window    = 256 << 10
 	MaxWindow = 4 << 20
+	// maxGrown is by how many bytes the windows of a connection's streams may have grown in all. What they
+	// let the other sides send must fit into the connection's part of the budget, or streams would end for
+	// want of memory whose sides keep to their credit.
+	maxGrown = 8 << 20
 )
 
 // Keys of the metadata of a packet about a stream's credit: which side's values it is about. The value is how
@@ -55,7 +59,9 @@ type Stream struct {
 
 	wire    Wire
 	id      string
-	answers bool // the other side has opened it
+	answers bool   // the other side has opened it
+	set     *Set   // in which it is
+	window  uint64 // the largest that In has had; the mutex of set guards it
 
 	mu     sync.Mutex // guards the fields below
 	away   bool       // this side is shutting down
@@ -173,6 +179,7 @@ type Set struct {
 	served map[string]*Stream
 	ended  bool
 	away   bool
+	grown  uint64 // by how much the windows of those in it have grown
 }
 
 // Verdict says what became of a stream that was to be added.
@@ -211,6 +218,7 @@ func (t *Set) add(s *Stream, most int) (v Verdict, away bool) {
 		*of = make(map[string]*Stream)
 	}
 	(*of)[s.id] = s
+	s.set, s.window = t, Window
 	return Added, t.away
 }
 
@@ -222,8 +230,25 @@ func (t *Set) Remove(s *Stream) {
 	if (*of)[s.id] != s {
 		return
 	}
+	t.grown -= s.window - Window
 	if delete(*of, s.id); len(*of) == 0 {
 		*of = nil // a map keeps the memory that it once had
+	}
+}
+
+// grow reports whether the stream's window may be as large, and counts it.
+func (t *Set) grow(s *Stream, window uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch more := window - s.window; {
+	case window <= s.window: // it was as large before
+		return true
+	case (*t.sideLocked(!s.answers))[s.id] != s || t.grown+more > maxGrown:
+		return false
+	default:
+		t.grown += more
+		s.window = window
+		return true
 	}
 }
 
