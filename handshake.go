@@ -252,11 +252,12 @@ func (cn *conn) runHandshake(ctx context.Context, from *origin) (*reader, error)
 		return first, err
 	case <-ctx.Done():
 		fore.over.Store(true)
-		err := fmt.Errorf("the handshake took too long: %w", ctx.Err())
+		what := ""
 		if fore.waits.Load() {
-			err = fmt.Errorf("the handshake took too long: this side's hook waits for a packet of the other "+
-				"side's %s hook, which may not have the plugin: %w", fore.otherHook(), ctx.Err())
+			what = fmt.Sprintf(": this side's hook waits for a packet of the other side's %s hook, which "+
+				"may not have the plugin", fore.otherHook())
 		}
+		err := fmt.Errorf("the handshake took too long%s: %w", what, ctx.Err())
 		_ = cn.end(err)
 		cn.peer.handshakes.Count(1) // until the hook has returned
 		go func() {

@@ -42,11 +42,24 @@ var errWire = errors.New("floor: malformed frame")
 // appendFrame appends a frame with the header and the message.
 func appendFrame(dst []byte, slot int, typ uint64, uri string, code uint64, m *payload.Message) ([]byte,
 	error) {
+	var digits [20]byte
+	dst = appendHeader(dst, strconv.AppendInt(digits[:0], int64(slot)+1, 10), typ, uri, code)
 	at := len(dst)
 	dst = append(dst, 0, 0, 0, 0, wireProtobuf)
-	var digits [20]byte
+	dst, err := appendMessage(dst, m)
+	if err != nil {
+		return dst, err
+	}
+	binary.BigEndian.PutUint32(dst[at:], uint32(len(dst)-at-4))
+	return dst, nil
+}
+
+// appendHeader appends the first part of a frame, its length included.
+func appendHeader(dst, id []byte, typ uint64, uri string, code uint64) []byte {
+	at := len(dst)
+	dst = append(dst, 0, 0, 0, 0, wireProtobuf)
 	dst = protowire.AppendTag(dst, 1, protowire.BytesType)
-	dst = protowire.AppendBytes(dst, strconv.AppendInt(digits[:0], int64(slot)+1, 10))
+	dst = protowire.AppendBytes(dst, id)
 	dst = protowire.AppendTag(dst, 2, protowire.VarintType)
 	dst = protowire.AppendVarint(dst, typ)
 	if uri != "" {
@@ -58,14 +71,7 @@ func appendFrame(dst []byte, slot int, typ uint64, uri string, code uint64, m *p
 		dst = protowire.AppendVarint(dst, code)
 	}
 	binary.BigEndian.PutUint32(dst[at:], uint32(len(dst)-at-4))
-	at = len(dst)
-	dst = append(dst, 0, 0, 0, 0, wireProtobuf)
-	dst, err := appendMessage(dst, m)
-	if err != nil {
-		return dst, err
-	}
-	binary.BigEndian.PutUint32(dst[at:], uint32(len(dst)-at-4))
-	return dst, nil
+	return dst
 }
 
 // parseHeader decodes a header without its codec id.
@@ -118,16 +124,7 @@ func parseHeader(b []byte) (wireHeader, error) {
 
 // appendRefusal appends the answer to a packet with the id whose type is unknown.
 func appendRefusal(dst, id []byte) []byte {
-	at := len(dst)
-	dst = append(dst, 0, 0, 0, 0, wireProtobuf)
-	dst = protowire.AppendTag(dst, 1, protowire.BytesType)
-	dst = protowire.AppendBytes(dst, id)
-	dst = protowire.AppendTag(dst, 2, protowire.VarintType)
-	dst = protowire.AppendVarint(dst, wireReply)
-	dst = protowire.AppendTag(dst, 5, protowire.VarintType)
-	dst = protowire.AppendVarint(dst, wireUnknown)
-	binary.BigEndian.PutUint32(dst[at:], uint32(len(dst)-at-4))
-	return append(dst, 0, 0, 0, 0)
+	return append(appendHeader(dst, id, wireReply, "", wireUnknown), 0, 0, 0, 0)
 }
 
 // decodeMessage decodes a body with its codec id into m.

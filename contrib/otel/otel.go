@@ -13,7 +13,6 @@ package otel
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"maps"
 	"strings"
@@ -27,6 +26,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	tp "github.com/henrylee2cn/teleport"
+	"github.com/henrylee2cn/teleport/internal/option"
 	"github.com/henrylee2cn/teleport/internal/uri"
 	"github.com/henrylee2cn/teleport/packet"
 )
@@ -78,12 +78,7 @@ func New(options ...Option) *Plugin {
 	c := config{tracers: otel.GetTracerProvider(), meters: otel.GetMeterProvider(),
 		propagator: propagation.NewCompositeTextMapPropagator(propagation.TraceContext{},
 			propagation.Baggage{})}
-	for i, o := range options {
-		if o == nil {
-			panic(fmt.Sprintf("otel: New: option %d of %d is nil.", i+1, len(options)))
-		}
-		o(&c)
-	}
+	option.Apply("otel: New", &c, options)
 	p := &Plugin{propagator: c.propagator, link: c.link,
 		tracer: c.tracers.Tracer(scope, trace.WithSchemaURL(semconv.SchemaURL))}
 	meter := c.meters.Meter(scope, metric.WithSchemaURL(semconv.SchemaURL))

@@ -1,10 +1,7 @@
 package otel
 
 import (
-	"maps"
 	"strconv"
-	"sync"
-	"sync/atomic"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
@@ -12,6 +9,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	tp "github.com/henrylee2cn/teleport"
+	"github.com/henrylee2cn/teleport/internal/grown"
 )
 
 // outcome is what has the same attributes. Method is empty where it is not known yet, and code 0.
@@ -46,34 +44,20 @@ const maxKnown = 1000
 // side is what there is of the calls in one direction.
 type side struct {
 	seconds metric.Float64Histogram
-
-	mu  sync.Mutex // held while all is replaced
-	all atomic.Pointer[map[outcome]*attributes]
+	all     grown.Map[outcome, *attributes]
 }
 
 // of returns the attributes of an outcome.
 func (s *side) of(o outcome) *attributes {
-	all := s.all.Load()
-	if all != nil {
-		if found := (*all)[o]; found != nil {
-			return found
-		}
-		if len(*all) >= maxKnown && o.method != other {
-			made := o.attributes()
-			made.record = s.of(outcome{o.kind, other, o.code}).record
-			return made
-		}
+	if found, ok := s.all.Get(o); ok {
+		return found
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	next := make(map[outcome]*attributes)
-	if all = s.all.Load(); all != nil {
-		maps.Copy(next, *all)
+	if s.all.Len() >= maxKnown && o.method != other {
+		made := o.attributes()
+		made.record = s.of(outcome{o.kind, other, o.code}).record
+		return made
 	}
-	made := o.attributes()
-	next[o] = made
-	s.all.Store(&next)
-	return made
+	return s.all.Add(o, o.attributes)
 }
 
 var system = semconv.RPCSystemNameKey.String(System)

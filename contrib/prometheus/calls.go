@@ -1,16 +1,14 @@
 package prometheus
 
 import (
-	"maps"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	tp "github.com/henrylee2cn/teleport"
+	"github.com/henrylee2cn/teleport/internal/grown"
 	"github.com/henrylee2cn/teleport/packet"
 )
 
@@ -27,10 +25,13 @@ func kindOf(typ int32) string {
 	return pull
 }
 
-// status returns the label of a code. Handlers may make codes of their own, from input even: those from 1000
-// on, and below 100, are one.
+// otherCode stands for the codes from 1000 on, and below 100: handlers may make codes of their own, from input
+// even.
+const otherCode = -1
+
+// status returns the label of a code.
 func status(code int32) string {
-	if code < 100 || code >= 1000 {
+	if code == otherCode {
 		return "other"
 	}
 	return strconv.Itoa(int(code))
@@ -42,8 +43,7 @@ type direction struct {
 	seconds *prometheus.HistogramVec
 	running map[string]prometheus.Gauge // by kind
 
-	mu  sync.Mutex // held while all is replaced
-	all atomic.Pointer[map[labels]*series]
+	all grown.Map[labels, *series]
 }
 
 // labels are what tells the series of calls apart.
@@ -63,9 +63,7 @@ type series struct {
 
 func newDirection(calls *prometheus.CounterVec, seconds *prometheus.HistogramVec,
 	running *prometheus.GaugeVec) *direction {
-	d := &direction{calls: calls, seconds: seconds, running: byKind(running)}
-	d.all.Store(&map[labels]*series{})
-	return d
+	return &direction{calls: calls, seconds: seconds, running: byKind(running)}
 }
 
 // byKind returns the gauge of each kind.
@@ -77,25 +75,19 @@ func byKind(v *prometheus.GaugeVec) map[string]prometheus.Gauge {
 // of returns the series with the labels, to which add adds if they are new.
 func (d *direction) of(l labels, add func(labels, *series)) *series {
 	if l.code < 100 || l.code >= 1000 {
-		l.code = 0
+		l.code = otherCode
 	}
-	if found := (*d.all.Load())[l]; found != nil {
+	if found, ok := d.all.Get(l); ok {
 		return found
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if found := (*d.all.Load())[l]; found != nil {
-		return found
-	}
-	made := &series{calls: d.calls.WithLabelValues(l.kind, l.route, status(l.code))}
-	if l.kind == pull {
-		made.seconds = d.seconds.WithLabelValues(l.route)
-	}
-	add(l, made)
-	next := maps.Clone(*d.all.Load())
-	next[l] = made
-	d.all.Store(&next)
-	return made
+	return d.all.Add(l, func() *series {
+		made := &series{calls: d.calls.WithLabelValues(l.kind, l.route, status(l.code))}
+		if l.kind == pull {
+			made.seconds = d.seconds.WithLabelValues(l.route)
+		}
+		add(l, made)
+		return made
+	})
 }
 
 // state is what a call that came has under stateKey.

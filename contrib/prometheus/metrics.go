@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	tp "github.com/henrylee2cn/teleport"
+	"github.com/henrylee2cn/teleport/internal/option"
 	"github.com/henrylee2cn/teleport/internal/weakset"
 )
 
@@ -83,12 +84,7 @@ func New(opts ...Option) *Metrics {
 	o := options{namespace: "teleport", route: func(string) string { return "any" },
 		buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5,
 			10}}
-	for i, opt := range opts {
-		if opt == nil {
-			panic(fmt.Sprintf("prometheus: New: option %d of %d is nil.", i+1, len(opts)))
-		}
-		opt(&o)
-	}
+	option.Apply("prometheus: New", &o, opts)
 	m := &Metrics{clientRoute: o.route}
 	counters := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return add(m, prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: o.namespace, Name: name,

@@ -21,6 +21,7 @@ import (
 	"unicode/utf8"
 
 	tp "github.com/henrylee2cn/teleport"
+	"github.com/henrylee2cn/teleport/internal/option"
 	"github.com/henrylee2cn/teleport/internal/uri"
 	"github.com/henrylee2cn/teleport/packet"
 )
@@ -88,12 +89,7 @@ func New(log *slog.Logger, options ...Option) *Log {
 		log = slog.Default()
 	}
 	l := &Log{log: log, sample: 1}
-	for i, o := range options {
-		if o == nil {
-			panic(fmt.Sprintf("accesslog: New: option %d of %d is nil.", i+1, len(options)))
-		}
-		o(l)
-	}
+	option.Apply("accesslog: New", l, options)
 	return l
 }
 

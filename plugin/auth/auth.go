@@ -33,6 +33,7 @@ import (
 	"time"
 
 	tp "github.com/henrylee2cn/teleport"
+	"github.com/henrylee2cn/teleport/internal/option"
 	"github.com/henrylee2cn/teleport/internal/weakset"
 )
 
@@ -112,12 +113,7 @@ type Option func(*Auth)
 func New(options ...Option) *Auth {
 	a := &Auth{now: time.Now}
 	a.attempts.init(defaultFailures, defaultFailureTime)
-	for i, o := range options {
-		if o == nil {
-			panic(fmt.Sprintf("auth: New: option %d of %d is nil.", i+1, len(options)))
-		}
-		o(a)
-	}
+	option.Apply("auth: New", a, options)
 	if !a.accepts() && a.shows == nil {
 		panic("auth: New: no option says what to accept, as AcceptTokens, or what to show, as Token.")
 	}

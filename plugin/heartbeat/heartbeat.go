@@ -24,6 +24,7 @@ import (
 	"time"
 
 	tp "github.com/henrylee2cn/teleport"
+	"github.com/henrylee2cn/teleport/internal/option"
 	"github.com/henrylee2cn/teleport/internal/weakset"
 	"github.com/henrylee2cn/teleport/socket"
 )
@@ -107,12 +108,7 @@ func Own() Option { return func(h *Heartbeat) { h.follow = false } }
 // New returns the plugin. It belongs on a peer. It panics if an option is nil.
 func New(options ...Option) *Heartbeat {
 	h := &Heartbeat{interval: defaultInterval, misses: defaultMisses, follow: true}
-	for i, o := range options {
-		if o == nil {
-			panic(fmt.Sprintf("heartbeat: New: option %d of %d is nil.", i+1, len(options)))
-		}
-		o(h)
-	}
+	option.Apply("heartbeat: New", h, options)
 	return h
 }
 

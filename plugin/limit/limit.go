@@ -28,6 +28,7 @@ import (
 	"golang.org/x/time/rate"
 
 	tp "github.com/henrylee2cn/teleport"
+	"github.com/henrylee2cn/teleport/internal/option"
 	"github.com/henrylee2cn/teleport/internal/ownroute"
 	"github.com/henrylee2cn/teleport/internal/places"
 	"github.com/henrylee2cn/teleport/packet"
@@ -87,12 +88,7 @@ type Option func(*Limit)
 // New returns the plugin. It panics if there is nothing to limit, or an option is nil.
 func New(options ...Option) *Limit {
 	l := &Limit{name: "limit", runs: make(map[any]*running)}
-	for i, o := range options {
-		if o == nil {
-			panic(fmt.Sprintf("limit: New: option %d of %d is nil.", i+1, len(options)))
-		}
-		o(l)
-	}
+	option.Apply("limit: New", l, options)
 	if len(l.rates)+len(l.concurrent) == 0 && l.adaptive == nil {
 		panic("limit: New has nothing to limit: expected Rate, Concurrent or Adaptive.")
 	}
