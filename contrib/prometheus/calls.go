@@ -25,8 +25,8 @@ func kindOf(typ int32) string {
 	return pull
 }
 
-// otherCode stands for the codes from 1000 on, and below 100: handlers may make codes of their own, from input
-// even.
+// otherCode stands for the codes from 1000 on, and below 100: handlers may make codes of their own, from
+// input even.
 const otherCode = -1
 
 // status returns the label of a code.

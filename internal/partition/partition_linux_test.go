@@ -1,16 +1,12 @@
 package partition
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"net"
 	"os"
-	"os/exec"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -19,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	tp "github.com/henrylee2cn/teleport"
+	"github.com/henrylee2cn/teleport/internal/child"
 	"github.com/henrylee2cn/teleport/internal/netns"
 	"github.com/henrylee2cn/teleport/plugin/heartbeat"
 )
@@ -274,17 +271,7 @@ func TestStoppedServer(t *testing.T) {
 	if *full {
 		every = 2 * time.Second
 	}
-	cmd := exec.Command(os.Args[0], "-test.run=^TestStoppedServer$")
-	cmd.Env = append(os.Environ(), stoppedServer+"=1")
-	stdin, err := cmd.StdinPipe()
-	require.NoError(t, err)
-	stdout, err := cmd.StdoutPipe()
-	require.NoError(t, err)
-	require.NoError(t, cmd.Start())
-	defer func() { _ = cmd.Wait() }()
-	defer stdin.Close()
-	addr, err := bufio.NewReader(stdout).ReadString('\n')
-	require.NoError(t, err)
+	server, addr := child.Start(t, []string{stoppedServer + "=1"}, "-test.run=^TestStoppedServer$")
 	dials := make(chan time.Time, 10)
 	cli := tp.NewPeer(&tp.PeerConfig{KeepAlive: -1, UserTimeout: -1, Redial: &tp.Redial{},
 		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -295,7 +282,7 @@ func TestStoppedServer(t *testing.T) {
 			return new(net.Dialer).DialContext(ctx, network, addr)
 		}}, heartbeat.New(heartbeat.Every(every), heartbeat.Misses(3)))
 	defer cli.Close()
-	sess, err := cli.Dial(strings.TrimSpace(addr))
+	sess, err := cli.Dial(addr)
 	require.NoError(t, err)
 	<-dials
 	require.Nil(t, sess.Pull("/echo", "x", nil).Xerror)
@@ -304,14 +291,14 @@ func TestStoppedServer(t *testing.T) {
 		sess.GoPull("/wait", "", nil, done)
 	}
 	require.Nil(t, sess.Pull("/echo", "x", nil).Xerror)
-	require.NoError(t, cmd.Process.Signal(syscall.SIGSTOP))
+	require.NoError(t, server.Signal(syscall.SIGSTOP))
 	var stopped syscall.WaitStatus
 	for err = syscall.EINTR; err == syscall.EINTR; {
-		_, err = syscall.Wait4(cmd.Process.Pid, &stopped, syscall.WUNTRACED, nil)
+		_, err = syscall.Wait4(server.Pid, &stopped, syscall.WUNTRACED, nil)
 	}
 	require.NoError(t, err)
 	require.True(t, stopped.Stopped())
-	goOn := sync.OnceFunc(func() { _ = cmd.Process.Signal(syscall.SIGCONT) })
+	goOn := sync.OnceFunc(func() { _ = server.Signal(syscall.SIGCONT) })
 	defer goOn()
 	start := time.Now()
 	for range 10 {
@@ -344,14 +331,7 @@ func serveUntilStdinEnds() {
 		<-release
 		return "", nil
 	})
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		fmt.Println(err)
-		return
-	}
-	go func() { _ = srv.Serve(ln) }()
-	fmt.Println(ln.Addr())
-	_, _ = io.Copy(io.Discard, os.Stdin)
+	child.Announce(srv.Serve)
 	close(release)
 	_ = srv.Close()
 }

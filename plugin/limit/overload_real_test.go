@@ -1,20 +1,14 @@
 package limit_test
 
 import (
-	"bufio"
 	"context"
-	"fmt"
-	"io"
-	"net"
-	"os"
-	"os/exec"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	tp "github.com/henrylee2cn/teleport"
+	"github.com/henrylee2cn/teleport/internal/child"
 	"github.com/henrylee2cn/teleport/plugin/limit"
 )
 
@@ -42,14 +36,7 @@ func serveReal(how string) {
 		sum.Add(compute(rounds))
 		return struct{}{}, nil
 	})
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		fmt.Println(err)
-		return
-	}
-	go func() { _ = srv.Serve(ln) }()
-	fmt.Println(ln.Addr())
-	_, _ = io.Copy(io.Discard, os.Stdin)
+	child.Announce(srv.Serve)
 }
 
 // compute takes a time of the processor.
@@ -76,26 +63,10 @@ var sink uint64
 
 // startReal starts a server, and returns a session with it.
 func startReal(b *testing.B, how string) *tp.Session {
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), realServer+"="+how, "GOMAXPROCS=1")
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		b.Fatal(err)
-	}
-	addr, err := bufio.NewReader(stdout).ReadString('\n')
-	if err != nil {
-		b.Fatal(err)
-	}
+	_, addr := child.Start(b, []string{realServer + "=" + how, "GOMAXPROCS=1"})
 	cli := tp.NewPeer(nil)
-	b.Cleanup(func() { cli.Close(); stdin.Close(); _ = cmd.Wait() })
-	sess, err := cli.Dial(strings.TrimSpace(addr))
+	b.Cleanup(func() { cli.Close() })
+	sess, err := cli.Dial(addr)
 	if err != nil {
 		b.Fatal(err)
 	}
