@@ -14,7 +14,6 @@ import (
 
 	"github.com/henrylee2cn/teleport/internal/calltable"
 	"github.com/henrylee2cn/teleport/internal/stream"
-	"github.com/henrylee2cn/teleport/internal/uri"
 	"github.com/henrylee2cn/teleport/internal/workers"
 	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/socket"
@@ -85,11 +84,14 @@ type transit struct {
 	held int64       // bytes taken from the connection's input budget, beside what raw has
 	// unmarshalled is how many more bytes Unmarshal has taken; the call's mu guards it.
 	unmarshalled int64
-	owed         uint64        // credit that a push has cost, until it begins
-	free         bool          // the call is too small to be counted in the budget
-	start        time.Time     // zero unless the call is measured
-	arrived      time.Duration // when a pull with a timeout was received, since processStart
-	received     time.Duration // when all of it was received, since processStart, for hooks
+	lane         *workers.Lane    // in which the call waits for its turn; nil for none
+	keyed        *workers.KeyLane // what lane belongs to, if it is that of a key
+	owed         uint64           // credit that a push has cost, until it begins
+	free         bool             // the call is too small to be counted in the budget
+	inLane       bool             // it is the call's turn already
+	start        time.Time        // zero unless the call is measured
+	arrived      time.Duration    // when a pull with a timeout was received, since processStart
+	received     time.Duration    // when all of it was received, since processStart, for hooks
 	// printed is the input's body as the log shows it, made before the handler can change it. The call's
 	// mu guards it.
 	printed string
@@ -149,32 +151,6 @@ func (c *call) charge(n int64) bool {
 // about as much for a goroutine with a small stack, as most have.
 const callCost = 5 << 9
 
-// job is a call as the pool of workers sees it. It is a type of its own so that programs do not find these
-// methods in their contexts.
-type job call
-
-func (j *job) call() *call { return (*call)(j) }
-
-func (j *job) Run() { j.call().handle() }
-
-func (j *job) Drop() { j.call().drop() }
-
-func (j *job) Waits() { j.waited = true }
-
-func (j *job) Cost() int64 { return j.held + j.raw.Cost() } // all that is taken for the call
-
-func (j *job) Queue() *workers.Queue { return &j.conn.queue }
-
-func (j *job) Kind() workers.Kind {
-	switch {
-	case j.refusal != nil:
-		return workers.Refusal
-	case j.typ == packet.TypePull:
-		return workers.Pull
-	}
-	return workers.Push
-}
-
 // drop gives up a call that was counted and will not run.
 func (c *call) drop() {
 	cn := c.conn
@@ -204,6 +180,7 @@ func (c *call) closeLocked() (charged int64) {
 
 // release ends a call: nothing of this package needs the packets any more.
 func (c *call) release() {
+	c.giveBackKey()
 	c.finished()
 	c.giveBack()
 	c.mu.Lock()
@@ -260,13 +237,6 @@ func (c *call) Input() *packet.Packet { return &c.keep().in }
 
 func (c *call) Output() *packet.Packet { return &c.keep().out }
 
-func (c *call) Uri() string { return c.uri }
-
-func (c *call) Path() string {
-	path, _ := uri.Split(c.uri)
-	return path
-}
-
 func (c *call) Public() goutil.Map {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -277,17 +247,6 @@ func (c *call) Public() goutil.Map {
 	return v.public
 }
 
-func (c *call) Query() url.Values {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	v := c.valuesLocked()
-	if v.query == nil {
-		_, rawQuery := uri.Split(c.uri)
-		v.query, _ = url.ParseQuery(rawQuery)
-	}
-	return v.query
-}
-
 func (c *call) valuesLocked() *values {
 	if c.values == nil {
 		c.values = new(values)
@@ -295,75 +254,20 @@ func (c *call) valuesLocked() *values {
 	return c.values
 }
 
-// Meta keeps what release would let go.
-func (c *call) Meta() map[string]string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.exchange != nil {
-		return c.inHdr.Meta
-	}
-	if c.values == nil {
-		return nil
-	}
-	return c.values.meta
-}
-
-func (c *call) SetMeta(key, value string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.sealed {
-		return
-	}
-	if c.outHdr.Meta == nil {
-		c.outHdr.Meta = make(map[string]string)
-	}
-	c.outHdr.Meta[key] = value
-}
-
-func (c *call) SetBodyCodec(name string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.sealed {
-		c.out.BodyCodec = name
-	}
-}
-
-func (c *call) SetGzip(level int32) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.sealed {
-		c.outHdr.Gzip = level
-	}
-}
-
-func (c *call) Unmarshal(b []byte, v interface{}, assignToInput ...bool) (string, error) {
-	name, cost, err := packet.DecodeCharged(b, c.inHdr.Gzip, v, c.conn.sock.Limits())
-	assign := err == nil && len(assignToInput) > 0 && assignToInput[0]
-	printed := ""
-	if assign && c.conn.peer.packetLog.prints(c.start) {
-		printed = printBody(v)
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.sealed { // the call's account is closed
-		c.conn.inBudget.Give(cost)
-		return name, err
-	}
-	c.unmarshalled += cost
-	if assign {
-		c.in.Body = v
-		if printed != "" {
-			c.printed = printed
-		}
-	}
-	return name, err
-}
-
 // handle does the rest of a pull or a push when its body was received: hooks, decoding, handler, reply. It
 // runs at the top of a worker's goroutine or, for a quick route, on the reading goroutine. There it returns
 // how many bytes of output wait.
 func (c *call) handle() (waiting int) {
-	defer c.conn.handlerDone()
+	var lane *workers.Lane // that it leaves; the pool does that for a call that it counts
+	if c.onReader && c.inLane {
+		lane = c.lane
+	}
+	defer func() {
+		if lane != nil {
+			c.conn.peer.workers.Leave(lane)
+		}
+		c.conn.handlerDone()
+	}()
 	if c.refusal != nil {
 		c.prepareReply()
 		c.reply(nil, c.refusal)
@@ -371,7 +275,8 @@ func (c *call) handle() (waiting int) {
 		c.release()
 		return 0
 	}
-	if c.waited && c.conn.peer.over.Load() {
+	if (c.waited || c.lane != nil) && c.conn.peer.over.Load() { // and none is skipped before one that is not
+		c.failed = newXerror(StatusConnClosed, "not handled, as the peer was closed", nil)
 		c.release()
 		return 0
 	}
@@ -547,6 +452,7 @@ func (c *call) Context() context.Context {
 // leave ends a call whose packets the program may have: its context ends, and a context that is asked for
 // later has ended.
 func (c *call) leave() {
+	c.giveBackKey()
 	c.finished()
 	c.giveBack()
 	c.mu.Lock()
@@ -556,6 +462,14 @@ func (c *call) leave() {
 	c.conn.inBudget.Give(charged)
 	if own != nil {
 		own.cancelWith(errHandlerReturned)
+	}
+}
+
+// giveBackKey says that the call does not need the line of its key any more.
+func (c *call) giveBackKey() {
+	if k := c.keyed; k != nil {
+		c.keyed = nil
+		k.Of().GiveBack(k)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/henrylee2cn/teleport/internal/calltable"
 	"github.com/henrylee2cn/teleport/internal/credit"
 	"github.com/henrylee2cn/teleport/internal/keepalive"
+	"github.com/henrylee2cn/teleport/internal/outbox"
 	"github.com/henrylee2cn/teleport/internal/role"
 	"github.com/henrylee2cn/teleport/internal/stream"
 	"github.com/henrylee2cn/teleport/internal/tlsconf"
@@ -65,15 +66,27 @@ type conn struct {
 	streams    stream.Set
 	// The connection's share of the peer's memory: for what is received, and for what waits to be written.
 	inBudget, outBudget packet.Budget
+	outbox              atomic.Pointer[outbox.Box] // for pushes of groups; nil until something waits
 	// resting is set while the reader rests, see restWhileFull; a value on wake ends the rest.
 	resting atomic.Bool
 	wake    chan struct{}
+	// quickLane and counted belong to quickCall: the line that the call has taken, and whether the pool of
+	// workers counts the call already.
+	quickLane *workers.Lane
+	counted   bool
+	// stuck is the line in which nothing moved when the reader let others run, and stuckAt what its Turns
+	// were. Until noYields, since processStart, the reader does not let others run. Only the reader uses
+	// them.
+	stuck    *workers.Lane
+	stuckAt  uint32
+	noYields time.Duration
 
-	// The session's mu guards the fields below.
-	told   bool          // the other side has been asked to begin nothing more
-	done   chan struct{} // closed by end; made by doneChan
-	hooked chan struct{} // closed when the PostDisconnect hooks have run; nil if there are none
-	ending *time.Timer   // of endWithin
+	// The session's mu guards the fields below. readAll is set when nothing is read any more.
+	readAll bool
+	told    bool          // the other side has been asked to begin nothing more
+	done    chan struct{} // closed by end; made by doneChan
+	hooked  chan struct{} // closed when the PostDisconnect hooks have run; nil if there are none
+	ending  *time.Timer   // of endWithin
 }
 
 // newConn makes another connection of the session.
@@ -273,7 +286,7 @@ func (cn *conn) end(cause error) error {
 	}
 	lingers := cn.lingerLocked(cause)
 	var parted chan struct{}
-	if cause == errClosedHere && cn.ready.Load() && cn.flow.Pushed() {
+	if cause == errClosedHere && cn.ready.Load() && cn.flow.Pushed() && !cn.readAll {
 		parted = make(chan struct{})
 		cn.parting.Store(&parted)
 	}
@@ -291,6 +304,9 @@ func (cn *conn) end(cause error) error {
 		cn.handlers.Add(1) // so that Shutdown waits for the hooks
 	}
 	cn.peer.sessions.detach(cn)
+	if box := cn.outbox.Load(); box != nil {
+		box.End()
+	}
 	cn.streams.End()
 	cn.endCalls()
 	cn.flow.End(errSocketClosed)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"log/slog"
+	"runtime"
 	"strings"
 	"time"
 
@@ -79,6 +80,13 @@ func (r *reader) call(c *call, table *routeTable) error {
 		}
 	}
 	c.handler = h
+	switch {
+	case h.stream:
+	case h.chain.order != nil:
+		c.lane, c.keyed = h.chain.order.line(c, h.pull)
+	case !h.pull:
+		c.lane = &cn.sess.lanes.Pushes
+	}
 	quick := !h.stream && h.pace.Quick() && r.length <= quickBody && !cn.sock.OutputFull()
 	c.free = quick && h.small && r.small()
 	if cost := callCost + headerCost(&r.view); !c.free && !c.charge(cost) && !r.awaitMemory(c, cost) {
@@ -107,9 +115,9 @@ func (r *reader) call(c *call, table *routeTable) error {
 		return nil
 	}
 	c.in.BodyCodec, _ = packet.RawBody(c.raw.B).Codec()
-	if quick && r.enter(h, c) {
+	if quick && c.takesTurn() && r.enter(h, c) {
 		c.timed = h.pace.Timed(true)
-		return r.runQuick(c)
+		return r.runOnReader(c)
 	}
 	if c.free { // the reader cannot be watched now: a worker runs the call, which counts then
 		c.free = false
@@ -119,16 +127,21 @@ func (r *reader) call(c *call, table *routeTable) error {
 	if h.stream {
 		return r.openStream(c)
 	}
-	c.timed = h.pace.Timed(false)
+	// All of a line are timed: as they go by one worker it counts that the reader runs them soon.
+	c.timed = c.lane != nil || h.pace.Timed(false)
 	c.enter()
 	if c.typ == packet.TypePull && cn.unread() {
+		if c.inLane {
+			cn.peer.workers.Leave(c.lane)
+		}
 		r.refuse(c, newXerror(StatusOverloaded, "the replies are not read, the pull was not run", nil))
 		cn.handlerDone()
 		return nil
 	}
-	if c.typ == packet.TypePush && c.raw.Oversized() && cn.peer.workers.Full(&cn.queue) {
+	if c.typ == packet.TypePush && c.raw.Oversized() && cn.peer.workers.WouldWait((*job)(c)) {
 		c.raw.Trim()
 	}
+	lane := c.lane
 	switch cn.peer.workers.Run((*job)(c)) {
 	case workers.Overloaded:
 		r.refuse(c, newXerror(StatusOverloaded, "too many handlers are running, the pull was not run", nil))
@@ -137,7 +150,98 @@ func (r *reader) call(c *call, table *routeTable) error {
 		c.drop()
 		return r.overflow(1)
 	}
+	switch {
+	case lane == nil:
+	case quick:
+		return r.takeOver(lane)
+	case lane.Waiting() >= manyInLine:
+		cn.yield(lane, false)
+	}
 	return nil
+}
+
+const (
+	// manyInLine is how many calls may wait in a line before the reader lets others run after each one:
+	// on one processor it would go on as long as there is something to read.
+	manyInLine = 64
+	// Where others compute it may take long until the reader runs again: after yieldTime it goes on, and does
+	// not let others run for a part of the time that it has waited.
+	yieldTime, yieldPart, longestYield = 50 * time.Microsecond, 8, 40 * time.Millisecond
+)
+
+// takesTurn reports whether the call may run at once, as far as it is about its line.
+func (c *call) takesTurn() bool {
+	if c.lane == nil {
+		return true
+	}
+	c.inLane = c.lane.TryEnter()
+	return c.inLane
+}
+
+// takeOver has the reader run the calls that wait in the line, if the worker that runs one of them is done
+// with it soon, until one comes that is not quick. Without that a line in which calls wait once would hardly
+// ever be empty again, and all of them would go by workers.
+func (r *reader) takeOver(lane *workers.Lane) error {
+	cn := r.conn
+	pool := &cn.peer.workers
+	if lane.Waiting() == 0 || !r.turn.Watched() || !lane.Ask() {
+		return nil
+	}
+	cn.yield(lane, true)
+	for c := pool.TakeOver(lane, &cn.queue); c != nil; c = pool.Next(lane, &cn.queue) {
+		if err := r.runWaited((*call)(c.(*job)), lane); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// runWaited runs a call that has waited in the line and that the pool counts, on the reading goroutine.
+func (r *reader) runWaited(c *call, lane *workers.Lane) error {
+	cn := r.conn
+	goesOn := false
+	defer func() {
+		if !goesOn { // the reader was replaced, or the handler has called runtime.Goexit
+			cn.peer.workers.Ended(&cn.queue, lane)
+		}
+	}()
+	cn.quickRoute, cn.quickCall, cn.quickLane, cn.counted = c.handler, nil, nil, true
+	r.counted = true
+	r.turn.Enter()
+	err := r.runOnReader(c)
+	r.counted = false
+	goesOn = err == nil
+	return err
+}
+
+// yield lets others run for a moment, or until the line is offered to the reader that has asked for it. It
+// does not if nothing has moved in the line the last time.
+func (cn *conn) yield(lane *workers.Lane, asked bool) {
+	before := lane.Turns()
+	if cn.stuck == lane && cn.stuckAt == before {
+		return
+	}
+	start := time.Since(processStart)
+	if start < cn.noYields {
+		return
+	}
+	for {
+		runtime.Gosched()
+		now := time.Since(processStart)
+		if now-start > yieldTime {
+			cn.noYields = now + min(now-start, longestYield)/yieldPart
+			break
+		}
+		if !asked {
+			break
+		}
+		if lane.Offered() {
+			return
+		}
+	}
+	if lane.Turns() == before {
+		cn.stuck, cn.stuckAt = lane, before
+	}
 }
 
 // lost ends a call whose body does not come, because the connection has ended.
@@ -167,6 +271,8 @@ func (r *reader) notFound(path string, table *routeTable) Xerror {
 		h = others.table.Load().handlers[path]
 	}
 	switch {
+	case h == nil && path == JoinedURI:
+		text += ": the other side has groups with a history, see plugin/follow"
 	case h == nil:
 	case h.stream:
 		text += ", it is a route for streams"
@@ -215,10 +321,6 @@ func (c *call) serveStream(st *stream.Stream) {
 	c.handle()
 }
 
-// quickBody is how long the body of a call may be that the reader runs itself: the reply may be as long, and
-// is encoded there.
-const quickBody = 32 << 10
-
 // small reports whether the packet that is being read takes too little memory to be counted. That holds on
 // the reading goroutine only, where there is one such packet per session.
 func (r *reader) small() bool {
@@ -232,25 +334,36 @@ func headerCost(v *packet.HeaderView) int64 {
 	return v.Length + pair*int64(len(v.Meta))
 }
 
-// awaitMemory waits until there is memory for a push of a side that keeps to its credit, for memoryPatience
-// at most: handlers that run will give some back. It does not wait while this side waits for replies of the
-// other, which handlers may need to come to an end.
+// awaitMemory waits until there is memory for a push of a side that keeps to its credit: handlers that run
+// will give some back. It waits as long as pushes of the connection are handled, and for memoryPatience
+// after the last of them. It does not wait while this side waits for replies of the other, which handlers
+// may need to come to an end.
 func (r *reader) awaitMemory(c *call, n int64) bool {
 	cn := r.conn
-	if c.typ != packet.TypePush || !cn.flow.Bound() || cn.flow.Pulls.Awaited() {
+	if c.typ != packet.TypePush || !cn.flow.Bound() {
 		return false
 	}
 	if r.dirty {
 		r.dirty = false
 		go cn.flush()
 	}
-	return waitUntil(memoryPatience, func() bool { return c.charge(n) })
+	for !cn.flow.Pulls.Awaited() && !cn.ended.Load() {
+		before := cn.flow.Taken()
+		if waitUntil(memoryPatience, func() bool { return c.charge(n) }) {
+			return true
+		}
+		if cn.flow.Taken() == before {
+			break
+		}
+	}
+	return false
 }
 
 // noMemory ends a packet for which the budget has no memory left. A pull is answered. A push must not be
 // lost silently, so the session ends.
 func (r *reader) noMemory(c *call) error {
 	if c.typ == packet.TypePush {
+		c.failed = newXerror(StatusOverloaded, "there is no memory for the push", packet.ErrBudget)
 		c.release()
 		return r.overflow(1)
 	}
@@ -265,8 +378,8 @@ func (r *reader) overflow(lost int) error {
 	return &overflow{taken: r.conn.pushesRead - dropped, dropped: dropped}
 }
 
-// runQuick runs a quick handler on the reading goroutine.
-func (r *reader) runQuick(c *call) error {
+// runOnReader runs a quick handler on the reading goroutine.
+func (r *reader) runOnReader(c *call) error {
 	c.onReader, r.dirty = true, true
 	if waiting := c.handle(); waiting >= flushAt {
 		r.conn.flush()
@@ -287,7 +400,11 @@ const flushAt = 64 << 10
 func (r *reader) reject(c *call, x Xerror) error {
 	r.conn.sock.SkipBody()
 	if c.typ == packet.TypePush {
-		r.conn.peer.log.rarely(LevelWarn, "push dropped", "push %s from %s dropped: %v",
+		level := LevelWarn
+		if errors.Is(x, ErrDuplicate) {
+			level = LevelDebug
+		}
+		r.conn.peer.log.rarely(level, "push dropped", "push %s from %s dropped: %v",
 			uriAttr(c.inHdr.Uri), slog.String("remote", c.Ip()), errAttr(x),
 			slog.String("session", r.conn.sess.Id()))
 		c.begins()
@@ -348,8 +465,10 @@ func (cn *conn) ReplaceReader() {
 	if h := cn.quickRoute; h != nil {
 		h.pace.HeldUp()
 	}
-	cn.inBudget.Force(callCost)
-	cn.peer.workers.Adopt(&cn.queue)
+	if !cn.counted {
+		cn.inBudget.Force(callCost)
+		cn.peer.workers.Adopt((*job)(cn.quickCall), &cn.queue, cn.quickLane)
+	}
 	if c := cn.quickCall; c != nil {
 		c.enter()
 	}
@@ -363,17 +482,79 @@ func (r *reader) enter(h *Handler, c *call) bool {
 	if !r.turn.Watched() {
 		return false
 	}
-	r.conn.quickRoute, r.conn.quickCall = h, c
+	cn := r.conn
+	cn.quickRoute, cn.quickCall, cn.quickLane, cn.counted = h, c, nil, false
+	if c != nil {
+		cn.quickLane = c.lane
+	}
 	r.turn.Enter()
 	return true
 }
 
 // leave ends what enter has begun. It reports false if the reader was replaced meanwhile.
 func (r *reader) leave() bool {
-	if !r.turn.Leave() {
-		r.conn.inBudget.Give(callCost)
-		r.conn.peer.workers.Ended(&r.conn.queue)
-		return false
+	if r.turn.Leave() {
+		return true
 	}
-	return true
+	if !r.counted {
+		r.conn.inBudget.Give(callCost)
+		r.conn.peer.workers.Ended(&r.conn.queue, nil)
+	}
+	return false
+}
+
+// job is a call as the pool of workers sees it. It is a type of its own so that programs do not find these
+// methods in their contexts.
+type job call
+
+func (j *job) call() *call { return (*call)(j) }
+
+func (j *job) Run() { j.call().handle() }
+
+func (j *job) Drop() { j.call().drop() }
+
+func (j *job) Waits() { j.waited = true }
+
+func (j *job) Cost() int64 { return j.held + j.raw.Cost() } // all that is taken for the call
+
+func (j *job) Queue() *workers.Queue { return &j.conn.queue }
+
+// Lane is for the pool of workers, see [workers.Job].
+func (j *job) Lane() (l *workers.Lane, entered bool) {
+	if j.refusal != nil {
+		return nil, false
+	}
+	return j.lane, j.inLane
+}
+
+// HoldsUp is called when so many calls have waited for long for this one to end. The call may end meanwhile,
+// or have ended: nothing of its exchange is looked at.
+func (j *job) HoldsUp(waiting int) {
+	c := j.call()
+	kind, advice := "pull", "if it waits for one of those it waits for ever"
+	if !c.handler.pull {
+		kind, advice = "push", advice+": see tp.Unordered"
+	}
+	c.conn.peer.log.rarely(LevelWarn, "call holds up others", "the handler of the %s %s, called by %s, "+
+		"has run for %v or longer, and calls of its line wait for it (tp.Ordered), %d of them: "+advice,
+		slog.String("kind", kind), uriAttr(c.handler.path), slog.String("remote", c.Ip()),
+		slog.Duration("for", workers.HeldUp), slog.Int("waiting", waiting),
+		slog.String("session", c.conn.sess.Id()))
+}
+
+// quickBody is how long the body of a call may be that the reader runs itself: the reply may be as long, and
+// is encoded there.
+const quickBody = 32 << 10
+
+// Quick is for the pool of workers, see [workers.Job].
+func (j *job) Quick() bool { return j.handler.pace.Quick() && len(j.raw.B) <= quickBody }
+
+func (j *job) Kind() workers.Kind {
+	switch {
+	case j.refusal != nil:
+		return workers.Refusal
+	case j.typ == packet.TypePull:
+		return workers.Pull
+	}
+	return workers.Push
 }

@@ -33,6 +33,9 @@ The server's handler reaches its client in the same way, by ctx.Session().
   - what a handler knows: [PullCtx] and [PushCtx]
   - calls: [Call], [Session.Pull], [Session.PullContext], [Session.GoPull], [Session.Push],
     [Session.TryPush]
+  - one push to many: [Peer.Group] and [Group.Push], [Peer.Broadcast], [Latest]; catching up: [History]
+    and plugin/follow
+  - order: [Ordered], [OrderedBy], [Unordered]; streams: [OpenStream] and [HandleStream]
   - errors: [Xerror] and [NewXerror], [Retryable], [NotRun], [Local], [WithDetails] and [Details]
   - settings of one packet: [WithMeta], [WithReplyMeta], [WithBodyCodec],
     [WithGzip], [WithHeaderCodec]
@@ -57,10 +60,12 @@ connections; [Reboot] replaces the process without closing its listeners.
 The methods of Peer, Session and the routers are safe for concurrent use. Each
 call gets a controller, a context and arguments of its own, which stay valid as
 long as anything holds them; SetBodyCodec and SetGzip have no effect once the
-handler has returned. Handlers of one session run concurrently, in no set order, those of
-pushes too: what they share needs a lock. Handlers that have proved to take only
-microseconds run one after the other, on the goroutine that reads the session, until one of
-them blocks.
+handler has returned. The pushes of a session are handled one after another, in the order in
+which they were sent, whatever their routes are: see [Unordered] and [OrderedBy] for other
+ways. Everything else runs concurrently, the pulls of a session, and pushes beside them or of
+other sessions: what these share needs a lock; [Ordered] has pulls wait for each other.
+Handlers that have proved to take only microseconds run on the goroutine that reads the
+session, until one of them blocks.
 
 # Plugins
 

@@ -66,6 +66,11 @@ var (
 	errClosedInHandshake = errors.New("closed during the handshake")
 )
 
+// ErrDuplicate is for hooks that recognise a push which has come before: a PostReadHeader hook whose
+// error wraps it has the push dropped, as any error does, and the log says so at the level of debugging
+// only.
+var ErrDuplicate = errors.New("tp: the push has come before")
+
 // ErrStreamOver is what errors.Is finds in the error of sending on a stream that has ended well. It is the
 // context.Cause of a stream's context when the stream is over.
 var ErrStreamOver = errors.New("tp: the stream is over")
@@ -73,3 +78,24 @@ var ErrStreamOver = errors.New("tp: the stream is over")
 // ErrStreamClosed is what errors.Is finds in the errors of a stream's methods after [Stream.Close], and of
 // Send after [Stream.CloseSend].
 var ErrStreamClosed = errors.New("tp: the stream was closed by this side")
+
+// cutOff is the end of a connection whose other side was too slow for the pushes of a group.
+type cutOff struct {
+	waiting int
+	bytes   int64
+	more    int64 // bytes of a push for which there was no room
+	atOnce  bool  // the push was not to wait
+}
+
+func (e *cutOff) Error() string {
+	switch {
+	case e.atOnce:
+		return fmt.Sprintf("cut off by tp.Disconnect: %d pushes of groups, %d bytes, wait, and the other "+
+			"side has taken none of them for that time", e.waiting, e.bytes)
+	case e.more == 0:
+		return fmt.Sprintf("the other side was too slow: %d pushes of groups, %d bytes, have waited without "+
+			"a move, and others needed the memory", e.waiting, e.bytes)
+	}
+	return fmt.Sprintf("the other side was too slow: %d pushes of groups, %d bytes, have waited, and there "+
+		"was no room for another one of %d bytes", e.waiting, e.bytes, e.more)
+}

@@ -122,6 +122,7 @@ func methodHandler(prefix string, ptr reflect.Type, proto reflect.Value, m refle
 		pull:    pull,
 		argType: t.In(1).Elem(),
 		chain:   chain,
+		code:    m.Func.Pointer(),
 	}
 	if pull {
 		if t.NumOut() != 2 || t.Out(1) != typeXerror {
@@ -199,16 +200,14 @@ func methodCaller(m reflect.Method, pull bool) func(ctrl, arg reflect.Value) (in
 // by value, one of package sync or sync/atomic or whatever go vet says must not be copied;
 // and if an embedded pointer leads to a context, which all calls would share.
 func (r *PullRouter) Reg(ctrl interface{}, plugins ...Plugin) {
-	r.add(controllerHandlers(r.prefix, ctrl, true, r.chain.with(place{caller: fmt.Sprintf("Reg(%T)", ctrl)},
-		plugins)))
+	r.add(controllerHandlers(r.prefix, ctrl, true, r.with(fmt.Sprintf("Reg(%T)", ctrl), plugins)))
 }
 
 // Reg registers every exported method of a controller, which is a pointer to a
 // struct that embeds [PushCtx]. Each method must be a func(*Args). For the rest
 // see [PullRouter.Reg].
 func (r *PushRouter) Reg(ctrl interface{}, plugins ...Plugin) {
-	r.add(controllerHandlers(r.prefix, ctrl, false,
-		r.chain.with(place{caller: fmt.Sprintf("Reg(%T)", ctrl)}, plugins)))
+	r.add(controllerHandlers(r.prefix, ctrl, false, r.with(fmt.Sprintf("Reg(%T)", ctrl), plugins)))
 }
 
 // HandlePull registers a function that answers pulls to the path, which stands
@@ -228,6 +227,7 @@ func HandlePull[A, R any](r *PullRouter, path string, fn func(ctx PullCtx, args 
 		pull:      true,
 		argType:   reflect.TypeFor[A](),
 		replyType: reflect.TypeFor[R](),
+		code:      codeOf(fn),
 		newArg:    newArg[A](),
 		target:    target[A](),
 		call: func(c *call, arg interface{}) (interface{}, Xerror) {
@@ -244,6 +244,7 @@ func HandlePush[A any](r *PushRouter, path string, fn func(ctx PushCtx, args *A)
 	}
 	r.handle("HandlePush", path, plugins, &Handler{
 		argType: reflect.TypeFor[A](),
+		code:    codeOf(fn),
 		newArg:  newArg[A](),
 		target:  target[A](),
 		call: func(c *call, arg interface{}) (interface{}, Xerror) {
@@ -279,7 +280,7 @@ func (g *group) handle(caller, p string, plugins []Plugin, h *Handler) {
 		panic(fmt.Sprintf("tp: %s(%q): the path has no name in it.", caller, p))
 	}
 	h.path = joinPath(caller, g.prefix, p)
-	h.chain = g.chain.with(place{caller: fmt.Sprintf("%s(%q)", caller, p)}, plugins)
+	h.chain = g.with(fmt.Sprintf("%s(%q)", caller, p), plugins)
 	g.add([]*Handler{h})
 }
 

@@ -32,7 +32,7 @@ func blockedPeer(t *testing.T, cfg PeerConfig) (p *Peer, release chan struct{}, 
 	HandlePush(p.PushRouter, "/wait", func(PushCtx, *string) {
 		ran.Add(1)
 		<-release
-	})
+	}, Unordered())
 	pullFn(p, echo)
 	return p, release, ran
 }

@@ -25,12 +25,14 @@ import (
 // them. One that is held may be joined by those behind it only.
 var lockRanks = []string{
 	"handover.syscall.ForkLock", "handover.state.mu", "grace.mu", "serving.mu", "earlySignals.mu", "Peer.mu",
-	"routes.mu", "places.Places.mu", "call.mu", "outgoing.mu", "Session.mu", "sessions.mu", "workers.Pool.mu",
+	"routes.mu", "places.Places.mu", "call.mu", "outgoing.mu", "Group.mu", "Session.mu", "sessions.mu",
+	"workers.Pool.mu",
+	"workers.Lanes.mu", "workers.KeyLanes.mu", "memoryLog.mu",
 	"calltable.Table[].mu", "keepalive.Keeper.mu", "keepalive.Pings.mu",
 	"role.Pace.mu", "stream.Set.mu", "stream.Stream.mu",
 	"stream.In.mu", "credit.outgoing.mu",
 	"credit.Places.mu", "credit.Sender.mu", "credit.line.mu", "credit.Receiver.mu", "socket.reader.setting",
-	"socket.writer.mu", "packet.Budget.mu", "packet.Pool.mu",
+	"socket.writer.mu", "outbox.Box.mu", "outbox.Set.mu", "packet.Budget.mu", "packet.Pool.mu",
 	"rarely.Limiter[].mu", "codec.registry.mu", "alias.Alias.mu",
 }
 
@@ -39,10 +41,18 @@ var lockRanks = []string{
 var takeLocks = map[string]string{
 	"ask":       "socket.writer.mu", // of credit.Flow.Begin
 	"calls.Add": "calltable.Table[].mu", "calls.Remove": "calltable.Table[].mu",
-	"sess.copyPublic": "Session.mu",
-	"pulls.Len":       "calltable.Table[].mu", "streams.Len": "stream.Set.mu",
+	"sess.copyPublic": "Session.mu", "sess.enter": "Session.mu",
+	"pulls.Len": "calltable.Table[].mu", "streams.Len": "stream.Set.mu",
 	"keeper.Expect": "keepalive.Keeper.mu",
 	"sock.Unsent":   "socket.writer.mu", "sock.Send": "socket.writer.mu",
+	"account.Waits": "packet.Budget.mu", "budget.Force": "packet.Budget.mu", "it.Release": "packet.Budget.mu",
+	"budget.Waits": "packet.Budget.mu", "set.add": "outbox.Set.mu", "set.remove": "outbox.Set.mu",
+	"it.Hold": "packet.Budget.mu", "shared.Hold": "packet.Budget.mu", "old.Release": "packet.Budget.mu",
+	"l.Of.Release": "packet.Budget.mu", "list[].Release": "packet.Budget.mu",
+	"release":     "packet.Budget.mu",
+	"box.Waits":   "outbox.Box.mu",
+	"bufpool.Put": "packet.Budget.mu", // of what is shared
+
 	"budget.Take": "packet.Budget.mu", "budget.Give": "packet.Budget.mu", "inBudget.Give": "packet.Budget.mu",
 	"inBudget.End": "packet.Budget.mu", "outBudget.End": "packet.Budget.mu", "pool.enter": "packet.Pool.mu",
 	"p.promised": "packet.Pool.mu", "pool.leave": "packet.Pool.mu",
@@ -61,7 +71,14 @@ var takeNone = strings.Fields(`
 	slices.Delete slices.DeleteFunc slices.Index slices.Insert slices.SortFunc sync.NewCond list.New
 	pending.PushBack pending.Front pending.Len pending.Remove same.Len same.Front same.Remove
 	byAddr[].PushBack addr.IsValid os.NewFile goutil.RwMap bufpool.GetSize bufpool.Put *ast.FuncLit
-	sinceStart c.Cost c.Kind c.Queue c.Waits j.Queue cfg.bound usable peer.draining p.draining frame.Drop
+	sinceStart c.Cost c.Kind c.Lane c.Queue c.Quick c.Waits job.Kind l.nowRuns l.Waiting next.Queue
+	strings.Clone j.Queue cfg.bound
+	p.delivery it.cost old.cost e.cost push.cost items[].cost stays.Reset l.age sharedFrame
+	ticks.Stop heldGroups.Delete w.give
+	entries.First entries.PushBack entries.Remove waiting.First waiting.PushBack waiting.Remove laned.First
+	laned.PushBack laned.Remove lanes.First lanes.PushBack lanes.Remove l.Next x.Next
+	sess.Id *ast.ArrayType
+	usable peer.draining p.draining frame.Drop
 	woken.Done woken.Wait queue[].hasRoom queue[].add cn.flow.Pushed cn.flow.Waits
 	o.stalled.IsZero queue.PushBack queue.Front queue.Remove try
 	OutputBusy within hurried uri.Split role.Init deadline deadlineOf earlier r.overdue w.reserveFor
@@ -350,7 +367,7 @@ func TestNoForeignCodeUnderALock(t *testing.T) {
 		"internal/calltable", "internal/credit", "internal/handover", "internal/workers",
 		"internal/keepalive",
 		"internal/places", "internal/rarely",
-		"internal/stream", "internal/role", "internal/bufpool", "internal/printable"} {
+		"internal/stream", "internal/role", "internal/bufpool", "internal/printable", "internal/outbox"} {
 		for _, c := range lockedCalls(t, dir) {
 			n++
 			if what := c.problem(); what != "" {
@@ -368,6 +385,7 @@ var usualTypes = map[string]map[string]string{
 	"tp":      {"s": "Session", "sess": "Session", "cn": "conn", "p": "Peer", "first": "conn"},
 	"places":  {"all": "Places"},
 	"workers": {"w": "Pool"},
+	"outbox":  {"x": "Box"},
 	"socket":  {"w": "writer", "r": "reader"},
 }
 

@@ -60,7 +60,7 @@ var testPrograms = map[string]func(){}
 func (p *Peer) memory() int64 {
 	p.sessions.mu.Lock()
 	defer p.sessions.mu.Unlock()
-	sum := p.inPool.Left() + p.outPool.Left()
+	sum := p.inPool.Left() + p.outPool.Left() + p.keptBudget.Used()
 	for cn := range p.sessions.conns {
 		sum += cn.inBudget.Used() + cn.outBudget.Used()
 	}

@@ -89,6 +89,11 @@ func (n Note[A]) Push(ctx context.Context, sess *Session, args A, setting ...Pac
 	return pushTo(ctx, sess, n.uri, args, joined(n.settings, setting))
 }
 
+// PushGroup pushes to the members of the group, as [Group.Push] does.
+func (n Note[A]) PushGroup(g *Group, args A, setting ...PacketSetting) Delivery {
+	return g.Push(n.uri, args, joined(n.settings, setting)...)
+}
+
 func pushTo(ctx context.Context, sess *Session, uri string, args interface{},
 	settings []PacketSetting) error {
 	if x := sess.PushContext(ctx, uri, args, settings...); x != nil {

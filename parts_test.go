@@ -51,7 +51,7 @@ func TestCallsPassLargeBodies(t *testing.T) {
 			case <-large.Done():
 				require.Nil(t, large.Xerror)
 				require.True(t, bytes.Equal(body, got))
-				require.Greater(t, calls, 20)
+				require.Greater(t, calls, 5) // without passing it would be one or two
 				return
 			default:
 			}

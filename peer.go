@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/henrylee2cn/teleport/internal/keepalive"
+	"github.com/henrylee2cn/teleport/internal/outbox"
 	"github.com/henrylee2cn/teleport/internal/places"
 	"github.com/henrylee2cn/teleport/internal/role"
 	"github.com/henrylee2cn/teleport/internal/tlsconf"
@@ -36,14 +37,23 @@ type Peer struct {
 	sessions        sessions
 	watch           role.Watch
 	workers         workers.Pool
-	keeper          keepalive.Keeper
-	handshakes      places.Places
-	acceptors       atomic.Int64 // goroutines that accept connections
-	log             lines
-	packetLog       packetLog
-	noCredit        bool // tests set this: the peer does not know credit, as peers of earlier versions
+	keyed           sync.Map // of *order: its *workers.KeyLanes
+	groups          sync.Map // by name: a weak pointer to the *Group
+	heldGroups      sync.Map // of those that must stay, by what holds them
+	// The pushes of groups that wait for slow sessions.
+	keptOnce   sync.Once
+	keptBudget packet.Budget
+	keptBoxes  outbox.Set
+	keeper     keepalive.Keeper
+	handshakes places.Places
+	acceptors  atomic.Int64 // goroutines that accept connections
+	log        lines
+	packetLog  packetLog
+	noCredit   bool // tests set this: the peer does not know credit, as peers of earlier versions
 	// dialConn is PeerConfig.DialContext, or that of a net.Dialer.
 	dialConn func(ctx context.Context, network, address string) (net.Conn, error)
+
+	made time.Time // by NewPeer; package tptest tells by it whether that was in a bubble
 
 	// loadTLS reads the files once; both results are nil without TLS.
 	loadTLS func() (*tlsPair, error)
@@ -85,6 +95,7 @@ func NewPeer(cfg *PeerConfig, plugins ...Plugin) *Peer {
 		cfg:      cfg.withDefaults(),
 		chain:    new(pluginChain).with(place{caller: "NewPeer", peer: true}, plugins),
 		dialConn: cfg.DialContext,
+		made:     time.Now(),
 		closing:  make(chan struct{}),
 		closed:   make(chan struct{}),
 		quiet:    make(chan struct{}, 1),
@@ -107,8 +118,8 @@ func NewPeer(cfg *PeerConfig, plugins ...Plugin) *Peer {
 		server, client, err := tlsconf.Both(p.cfg.TlsCertFile, p.cfg.TlsKeyFile, p.cfg.TLSConfig)
 		return &tlsPair{server, client}, err
 	})
-	p.PullRouter = &PullRouter{newGroup(p.chain)}
-	p.PushRouter = &PushRouter{newGroup(p.chain)}
+	p.PullRouter = &PullRouter{newGroup(p.chain, true)}
+	p.PushRouter = &PushRouter{newGroup(p.chain, false)}
 	return p
 }
 

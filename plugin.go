@@ -6,6 +6,8 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+
+	"github.com/henrylee2cn/teleport/internal/workers"
 )
 
 // A Plugin is a named set of hooks. Beside Name it implements at least one of the hook
@@ -190,6 +192,26 @@ type PostPullPlugin interface {
 	PostPull(PullCallCtx) error
 }
 
+// ordering is a plugin without hooks that says which calls wait for each other, see [Ordered].
+type ordering interface {
+	Plugin
+	// line returns the line in which a call waits for its turn; nil if there is none. If the line is
+	// that of a key, that is byKey, and is given back when the call is over.
+	line(ctx PushCtx, pull bool) (lane *workers.Lane, byKey *workers.KeyLane)
+	// isForPushes reports whether pulls have no use for it.
+	isForPushes() bool
+}
+
+// checkOrder panics if one of the plugins, of a group or a registration of pulls, is for pushes only.
+func checkOrder(caller string, plugins []Plugin) {
+	for _, p := range plugins {
+		if o, ok := p.(ordering); ok && o.isForPushes() {
+			panic(fmt.Sprintf("tp: %s: OrderedBy is for pushes, and these are pulls: expected Ordered.",
+				caller))
+		}
+	}
+}
+
 // hook is one plugin's method.
 type hook[C any] struct {
 	plugin Plugin
@@ -324,6 +346,8 @@ type pluginChain struct {
 	postReadValue  hooks[ReadCtx]
 	postCall       hooks[CallCtx]
 	postPull       hooks[PullCallCtx]
+
+	order ordering // of calls, by the last plugin that says so; nil for what is so without any
 }
 
 // seesPulls reports whether a hook looks at the packets of pulls that this side makes.
@@ -438,6 +462,9 @@ var hookPoints = []hookPoint{
 
 func (c *pluginChain) add(p Plugin) {
 	c.all = append(c.all, p)
+	if o, ok := p.(ordering); ok {
+		c.order = o
+	}
 	name := p.Name()
 	for _, h := range hookPoints {
 		h.add(c, p, name)
@@ -453,6 +480,9 @@ func (h *hookPoint) signature() string {
 // checkPlugin panics with a sentence that says what is wrong if a method of the plugin looks like a hook and
 // would never be called.
 func checkPlugin(at place, p Plugin) {
+	if _, ok := p.(ordering); ok {
+		return
+	}
 	t := reflect.TypeOf(p)
 	bad := func(format string, args ...interface{}) {
 		panic(fmt.Sprintf("tp: %s: plugin %q (%v) %s.", at.caller, p.Name(), t, fmt.Sprintf(format, args...)))

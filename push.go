@@ -46,34 +46,38 @@ func (cn *conn) push(ctx context.Context, uri string, args interface{}, settings
 	if ctx.Err() != nil {
 		return notSent(ctx)
 	}
-	chain := cn.peer.chain
+	return cn.peer.makePush(ctx, uri, args, settings, func() *conn { return cn },
+		func(p *packet.Packet, mem []byte) Xerror { return cn.sendPush(ctx, p, mem, waits) })
+}
+
+// makePush makes a push and has send take it, with memory to encode it in. Hooks and the log see the packet
+// as one of the connection that of returns.
+func (p *Peer) makePush(ctx context.Context, uri string, args interface{}, settings []PacketSetting,
+	of func() *conn, send func(p *packet.Packet, mem []byte) Xerror) Xerror {
 	d := newDraft()
 	defer d.put()
 	w := &d.ownPacket
 	var o *outgoing // nil unless hooks or the log see the packet
-	if start := cn.peer.packetLog.start(); len(chain.preWritePush)+len(chain.postWritePush) > 0 ||
+	if start := p.packetLog.start(); len(p.chain.preWritePush)+len(p.chain.postWritePush) > 0 ||
 		!start.IsZero() {
-		o = newOutgoing(cn, ctx, start)
+		o = newOutgoing(of(), ctx, start)
 		w = &o.out
 	}
-	w.fill(&cn.peer.cfg, packet.TypePush, uri, args, settings)
+	w.fill(&p.cfg, packet.TypePush, uri, args, settings)
 	if o != nil {
-		if err := chain.preWritePush.run(o); err != nil {
+		if err := p.chain.preWritePush.run(o); err != nil {
 			return notRun(err.xerror())
 		}
 		w.fix(w.header.Id, packet.TypePush)
 	}
-	if x := cn.sendPush(ctx, &w.packet, d.frame[:0], waits); x != nil {
+	if x := send(&w.packet, d.frame[:0]); x != nil || o == nil {
 		return x
 	}
-	if o == nil {
-		return nil
+	if err := p.chain.postWritePush.run(o); err != nil {
+		p.log.rarely(LevelWarn, "hook failed", "push %s: %v",
+			append([]slog.Attr{uriAttr(uri), errAttr(err)}, o.conn.logAttrs()...)...)
 	}
-	if err := chain.postWritePush.run(o); err != nil {
-		cn.peer.log.rarely(LevelWarn, "hook failed", "push %s: %v",
-			append([]slog.Attr{uriAttr(uri), errAttr(err)}, cn.logAttrs()...)...)
-	}
-	cn.logPacket(packetLine{start: o.start, message: "push sent", what: "push-launch", kind: "push",
+	o.conn.logPacket(packetLine{start: o.start, message: "push sent", what: "push-launch", kind: "push",
 		uri: w.header.Uri, out: &w.packet})
 	return nil
 }

@@ -17,10 +17,11 @@ import (
 // reader is the goroutine that reads a connection's packets and hands them on. A connection has one reader at
 // a time. A reader that a handler or a write holds up is replaced by another, see internal/role.
 type reader struct {
-	conn  *conn
-	turn  role.Turn
-	dirty bool // replies of quick handlers are queued, and not flushed
-	began bool // a packet has been read
+	conn    *conn
+	turn    role.Turn
+	dirty   bool // replies of quick handlers are queued, and not flushed
+	began   bool // a packet has been read
+	counted bool // the call that runs here is one that the pool of workers counts
 	// pending is set when the header of a packet has been read by the handshake, and its body has not.
 	pending bool
 	view    packet.HeaderView // of the packet that is being read
@@ -62,8 +63,7 @@ func (r *reader) read() {
 		if errors.Is(err, socket.ErrClosed) {
 			err = errClosedHere
 		}
-		if parted := cn.parting.Load(); parted != nil {
-			close(*parted)
+		if cn.part() {
 			return
 		}
 		// the other side waits for a TLS handshake, and sees what comes instead
@@ -83,6 +83,20 @@ func (r *reader) read() {
 			return
 		}
 	}
+}
+
+// part notes that nothing is read any more, and reports whether this side has closed the connection and waits
+// for that.
+func (cn *conn) part() bool {
+	cn.sess.mu.Lock()
+	defer cn.sess.mu.Unlock()
+	cn.readAll = true
+	parted := cn.parting.Load()
+	if parted == nil {
+		return false
+	}
+	close(*parted)
+	return true
 }
 
 var errReaderGone = errors.New("a hook has ended the reading goroutine")

@@ -3,9 +3,11 @@ package tp
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"maps"
 	"path"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -41,7 +43,7 @@ func (r *PullRouter) SetUnknown(fn func(ctx UnknownPullCtx, body *[]byte) (inter
 	if fn == nil {
 		panic("tp: PullRouter.SetUnknown: the handler is nil.")
 	}
-	h := &Handler{pull: true, call: func(c *call, arg interface{}) (interface{}, Xerror) {
+	h := &Handler{pull: true, code: codeOf(fn), call: func(c *call, arg interface{}) (interface{}, Xerror) {
 		return fn(c, arg.(*[]byte))
 	}}
 	r.setUnknown("SetUnknown", h, plugins)
@@ -62,7 +64,7 @@ func (r *PushRouter) SetUnknown(fn func(ctx UnknownPushCtx, body *[]byte), plugi
 	if fn == nil {
 		panic("tp: PushRouter.SetUnknown: the handler is nil.")
 	}
-	h := &Handler{call: func(c *call, arg interface{}) (interface{}, Xerror) {
+	h := &Handler{code: codeOf(fn), call: func(c *call, arg interface{}) (interface{}, Xerror) {
 		fn(c, arg.(*[]byte))
 		return nil, nil
 	}}
@@ -87,17 +89,40 @@ type group struct {
 	routes *routes
 	prefix string // canonical path; "/" at the root
 	chain  *pluginChain
+	pulls  bool // and not pushes
 }
 
-func newGroup(chain *pluginChain) group {
+func newGroup(chain *pluginChain, pulls bool) group {
 	r := &routes{peer: chain}
 	r.table.Store(&routeTable{postReadHeader: chain.postReadHeader})
-	return group{routes: r, prefix: "/", chain: chain}
+	return group{routes: r, prefix: "/", chain: chain, pulls: pulls}
 }
 
 func (g *group) sub(prefix string, plugins []Plugin) group {
-	return group{routes: g.routes, prefix: joinPath("Group", g.prefix, prefix),
-		chain: g.chain.with(place{caller: fmt.Sprintf("Group(%q)", prefix)}, plugins)}
+	return group{routes: g.routes, prefix: joinPath("Group", g.prefix, prefix), pulls: g.pulls,
+		chain: g.with(fmt.Sprintf("Group(%q)", prefix), plugins)}
+}
+
+// with returns the group's chain and these plugins, for what the caller makes.
+func (g *group) with(caller string, plugins []Plugin) *pluginChain {
+	if g.pulls {
+		checkOrder(caller, plugins)
+	}
+	return g.chain.with(place{caller: caller}, plugins)
+}
+
+// Handlers returns the routes and unknown handlers whose paths are under the router's, for a range loop, in
+// the order of their registration. The loop sees those that are there when it begins. It is safe for
+// concurrent use.
+func (g *group) Handlers() iter.Seq[*Handler] {
+	under := strings.TrimSuffix(g.prefix, "/") + "/"
+	return func(yield func(*Handler) bool) {
+		for _, h := range g.routes.table.Load().all {
+			if strings.HasPrefix(h.path, under) && !yield(h) {
+				return
+			}
+		}
+	}
 }
 
 func (g *group) add(handlers []*Handler) {
@@ -123,7 +148,7 @@ func (t *routeTable) refuseTaken(h *Handler) {
 
 func (g *group) setUnknown(caller string, h *Handler, plugins []Plugin) {
 	h.path, h.unknown = path.Join(g.prefix, "*"), true
-	h.chain = g.chain.with(place{caller: caller}, plugins)
+	h.chain = g.with(caller, plugins)
 	under := strings.TrimSuffix(g.prefix, "/") + "/"
 	h.postReg()
 	g.routes.update(func(t *routeTable) {
@@ -242,6 +267,7 @@ type Handler struct {
 	replyType reflect.Type
 	chain     *pluginChain
 	pace      role.Pace
+	code      uintptr // where the code of the user's function or method begins; see codeOf
 	// small is the result of decodesSmall.
 	small bool
 
@@ -287,3 +313,20 @@ func (h *Handler) ArgType() reflect.Type { return h.argType }
 // ReplyType returns the type of replies, of a stream that of the values that the handler sends; nil for a
 // push and an unknown handler.
 func (h *Handler) ReplyType() reflect.Type { return h.replyType }
+
+// Func returns the name of the Go function or method that handles the route, as package runtime spells it:
+// "example.com/shop.(*Cart).Add", "example.com/shop.add", or "example.com/shop.New.func1" for a function
+// without a name.
+func (h *Handler) Func() string {
+	if f := runtime.FuncForPC(h.code); f != nil {
+		return f.Name()
+	}
+	return ""
+}
+
+// Plugins returns the plugins of the route: the peer's, the groups' from outside in, and those of its
+// registration. The slice is the caller's.
+func (h *Handler) Plugins() []Plugin { return slices.Clone(h.chain.all) }
+
+// codeOf returns where the code of a function begins.
+func codeOf(fn interface{}) uintptr { return reflect.ValueOf(fn).Pointer() }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/henrylee2cn/goutil"
 
+	"github.com/henrylee2cn/teleport/internal/workers"
 	"github.com/henrylee2cn/teleport/packet"
 	"github.com/henrylee2cn/teleport/socket"
 )
@@ -32,11 +33,41 @@ type Session struct {
 	redial *redialer   // nil if the session ends with its connection
 	closed atomic.Bool // set with stateClosed, before done is closed
 
+	lanes workers.Lanes // for calls that are handled one after another
+
 	mu     sync.Mutex // guards the fields below, and some of every connection's
 	state  sessionState
 	cause  error // of the end
 	public goutil.Map
 	done   chan struct{} // made when asked for
+	rooms  []room        // that the session is in
+	left   bool          // the session has ended, and is in no room any more; done is closed then
+}
+
+// room is what a session is in until it ends: a [Group].
+type room interface{ sessionEnded(s *Session) }
+
+// enter notes that the session is in the room, and reports false if the session has ended.
+func (s *Session) enter(r room) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state == stateClosed {
+		return false
+	}
+	s.rooms = append(s.rooms, r)
+	return true
+}
+
+// leave notes that the session is not in the room any more, and reports false if it was not there.
+func (s *Session) leave(r room) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := slices.Index(s.rooms, r)
+	if i < 0 {
+		return false
+	}
+	s.rooms = slices.Delete(s.rooms, i, i+1)
+	return true
 }
 
 // sessionState only ever goes up.
@@ -148,13 +179,15 @@ func (s *Session) SetWriteTimeout(d time.Duration) {
 	s.onConns(func(cn *conn) { cn.sock.SetWriteTimeout(d) })
 }
 
-// Done returns a channel that is closed when the session has ended.
+// Done returns a channel that is closed when the session has ended, and has left its groups. The channel is
+// closed when Close returns, unless another Close has begun and the session is in groups that it has not left
+// yet.
 func (s *Session) Done() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.done == nil {
 		s.done = make(chan struct{})
-		if s.state == stateClosed {
+		if s.left {
 			close(s.done)
 		}
 	}
@@ -178,14 +211,23 @@ func (s *Session) shut(cause error) error {
 	was := s.state
 	s.state, s.cause = stateClosed, cause
 	s.closed.Store(true)
-	if s.done != nil {
-		close(s.done)
-	}
-	conns := s.connsLocked()
+	conns, rooms := s.connsLocked(), s.rooms
+	s.rooms = nil
 	if s.redial != nil {
 		s.redial.wakeLocked()
 	}
+	if len(rooms) == 0 {
+		s.endDoneLocked() // here, so that Done is closed when another Close returns
+	}
 	s.mu.Unlock()
+	for _, r := range rooms {
+		r.sessionEnded(s)
+	}
+	if len(rooms) > 0 {
+		s.mu.Lock()
+		s.endDoneLocked()
+		s.mu.Unlock()
+	}
 
 	if was == stateOpen {
 		level := endLevel(cause)
@@ -211,16 +253,26 @@ func (s *Session) shut(cause error) error {
 	return err
 }
 
+// endDoneLocked closes the channel of Done, if there is one.
+func (s *Session) endDoneLocked() {
+	s.left = true
+	if s.done != nil {
+		close(s.done)
+	}
+}
+
 // endLevel is the level of the line that says why a connection has ended.
 func endLevel(cause error) slog.Level {
 	var hook *hookError
 	var pushes *overflow
 	var memory *evicted
+	var cut *cutOff
 	switch {
 	case errors.Is(cause, packet.ErrHeader), errors.As(cause, &hook), lasting(cause):
 		return LevelWarn
 	// limits
-	case errors.As(cause, &pushes), errors.As(cause, &memory), errors.Is(cause, socket.ErrOutputFull):
+	case errors.As(cause, &cut), errors.As(cause, &pushes), errors.As(cause, &memory),
+		errors.Is(cause, socket.ErrOutputFull):
 		return LevelWarn
 	}
 	return LevelInfo

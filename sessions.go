@@ -167,6 +167,9 @@ func (t *sessions) busy() (handlers, pulls int) {
 	defer t.mu.RUnlock()
 	for cn := range t.conns {
 		handlers += int(cn.handlers.Load())
+		if box := cn.outbox.Load(); box != nil && box.Waits() {
+			handlers++ // in a manner of speaking
+		}
 		pulls += cn.pulls.Len()
 	}
 	return handlers, pulls

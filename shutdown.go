@@ -24,6 +24,7 @@ import (
 // for itself: start it with go.
 func (p *Peer) Shutdown(ctx context.Context) error {
 	err := p.stopAccepting()
+	p.sendHeldBack(ctx)
 	for _, cn := range p.sessions.live() {
 		cn.goAway(false)
 	}
@@ -63,6 +64,20 @@ func (p *Peer) Shutdown(ctx context.Context) error {
 		err = e
 	}
 	return err
+}
+
+// sendHeldBack has groups send what they hold back. It waits for that no longer than ctx lasts.
+func (p *Peer) sendHeldBack(ctx context.Context) {
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		p.sendAll()
+	}()
+	select {
+	case <-sent:
+	case <-ctx.Done():
+	case <-p.closed:
+	}
 }
 
 // awaitHandshakes waits until the connections that were accepted before the listeners were closed are

@@ -705,3 +705,21 @@ func TestShutdownUnderLoad(t *testing.T) {
 		})
 	}
 }
+
+// Both sides close at once a connection on which pushes went: neither waits for the other, as both are gone.
+func TestBothSidesClose(t *testing.T) {
+	for range 300 {
+		synctest.Test(t, func(t *testing.T) {
+			srv, cli := NewPeer(nil), NewPeer(nil)
+			HandlePush(srv.PushRouter, "/p", func(PushCtx, *int) {})
+			_, sess := connect(t, srv, cli, pipe.Options{})
+			require.Nil(t, sess.Push("/p", 1))
+			start := time.Now()
+			var both sync.WaitGroup
+			both.Go(func() { srv.Close() })
+			both.Go(func() { cli.Close() })
+			both.Wait()
+			require.Less(t, time.Since(start), lingerTime) // of the bubble
+		})
+	}
+}

@@ -59,6 +59,7 @@ func HandleStream[In, Out any](r *PullRouter, path string, fn func(ctx PullCtx, 
 		stream:    true,
 		argType:   reflect.TypeFor[In](),
 		replyType: reflect.TypeFor[Out](),
+		code:      codeOf(fn),
 		call: func(c *call, _ interface{}) (interface{}, Xerror) {
 			return nil, c.serve(isBytes[Out](), func(core *streamCore) Xerror {
 				return fn(c, newStream[Out, In](core))
@@ -75,7 +76,7 @@ func (r *PullRouter) SetUnknownStream(fn func(ctx UnknownPullCtx, s *Stream[RawV
 	if fn == nil {
 		panic("tp: PullRouter.SetUnknownStream: the handler is nil.")
 	}
-	h := &Handler{pull: true, stream: true}
+	h := &Handler{pull: true, stream: true, code: codeOf(fn)}
 	h.call = func(c *call, _ interface{}) (interface{}, Xerror) {
 		c.keep()
 		return nil, c.serve(false, func(core *streamCore) Xerror {

@@ -148,6 +148,17 @@ func GetByName(name string) (Codec, error) {
 	return nil, fmt.Errorf("%w: name %q", ErrUnknown, name)
 }
 
+// All returns the codecs that are registered, by id. It takes no lock; the slice is the caller's.
+func All() []Codec {
+	all := make([]Codec, 0, len(*registry.byName.Load()))
+	for i := range registry.byId {
+		if c := registry.byId[i].Load(); c != nil {
+			all = append(all, c.Codec)
+		}
+	}
+	return all
+}
+
 // maxPrinted bounds what an error says of a panic's value, in bytes.
 const maxPrinted = 256
 

@@ -42,6 +42,20 @@ func TestBuiltInCodecsAreRegistered(t *testing.T) {
 	require.Equal(t, "jps", string([]byte{codec.IdJSON, codec.IdProtobuf, codec.IdString}))
 }
 
+func TestAll(t *testing.T) {
+	all := codec.All()
+	var ids []byte
+	for _, c := range all {
+		ids = append(ids, c.Id())
+	}
+	require.IsIncreasing(t, ids)
+	for _, id := range []byte{codec.IdJSON, codec.IdProtobuf, codec.IdString} {
+		require.Contains(t, ids, id)
+	}
+	clear(all)
+	require.NotNil(t, codec.All()[0], "the slice is the caller's")
+}
+
 func TestUnknownCodec(t *testing.T) {
 	_, err := codec.GetById(0)
 	require.ErrorIs(t, err, codec.ErrUnknown)

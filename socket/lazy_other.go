@@ -18,3 +18,5 @@ type tryWriter struct{}
 func newTryWriter(net.Conn) *tryWriter { return nil }
 
 func (*tryWriter) write([]byte) int { return 0 }
+
+func (*tryWriter) late() bool { return false }

@@ -3,6 +3,7 @@
 package socket
 
 import (
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -60,8 +61,9 @@ func rawConn(conn net.Conn) syscall.RawConn {
 type tryWriter struct {
 	raw syscall.RawConn
 	try func(fd uintptr) bool
-	b   []byte // of the write under way, like n
+	b   []byte // of the write under way, like n and err
 	n   int
+	err error
 }
 
 // newTryWriter returns one that takes nothing where conn is another's.
@@ -80,10 +82,13 @@ func (w *tryWriter) write(b []byte) int {
 		return 0
 	}
 	w.b, w.n = b, 0
-	_ = w.raw.Write(w.try)
+	w.err = w.raw.Write(w.try)
 	w.b = nil
 	return max(w.n, 0)
 }
+
+// late reports whether the last write was not tried because a deadline had passed.
+func (w *tryWriter) late() bool { return errors.Is(w.err, os.ErrDeadlineExceeded) }
 
 // read waits until there is something to read, and reads it into a buffer that
 // it takes for r only then.

@@ -474,6 +474,9 @@ func (w *writer) clearPartsLocked() {
 		if l.of != nil {
 			l.of.queue = nil
 		}
+		for _, t := range l.queue {
+			release(t.frame.buf)
+		}
 	}
 	p.lanes, p.behind, p.queued = nil, nil, 0
 	if p.stall != nil {

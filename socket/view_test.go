@@ -50,5 +50,5 @@ func TestViewWithoutDescriptor(t *testing.T) {
 	a, _ := sockets(t, pipe.Options{}, socket.Options{})
 	err := a.View().Control(func(uintptr) { t.Error("called") })
 	require.ErrorIs(t, err, errors.ErrUnsupported)
-	require.ErrorContains(t, err, "*pipe.conn has no descriptor")
+	require.ErrorContains(t, err, "*pipe.End has no descriptor")
 }

@@ -209,7 +209,7 @@ func (w *writer) enqueueLocked(f Frame) {
 	}
 	last := len(w.queue) - 1
 	switch {
-	case last < 0 || len(w.queue[last].B)+len(f.b) > gather:
+	case last < 0 || w.queue[last].Shared != nil || len(w.queue[last].B)+len(f.b) > gather:
 		// A lone frame needs little room. A frame behind others is one of many, and more will come.
 		size := bufpool.Small
 		if last >= 0 || len(f.b) > size {
@@ -277,20 +277,42 @@ func (w *writer) tryFlush() {
 	w.mu.Unlock()
 
 	buf := queue[0]
+	n := w.tryWrite(buf.B)
+
+	w.mu.Lock()
+	if n == len(buf.B) {
+		bufpool.Put(buf)
+		buf, queue[0] = nil, nil
+		w.spare = queue[:0]
+	} else if buf.Shared != nil {
+		buf.B = buf.B[n:]
+	} else {
+		buf.B = buf.B[:copy(buf.B, buf.B[n:])]
+	}
+	w.endTryLocked(n, buf)
+}
+
+// tryWrite writes as much of b as the connection takes without waiting, and returns how much that was. The
+// caller is the flusher.
+func (w *writer) tryWrite(b []byte) int {
 	if w.try == nil {
 		w.try = newTryWriter(w.conn)
 	}
-	n := w.try.write(buf.B)
+	n := w.try.write(b)
+	if n == 0 && w.armed && w.try.late() { // by the deadline of an earlier write
+		w.armed = false
+		w.conn.SetWriteDeadline(deadline(0))
+		n = w.try.write(b)
+	}
+	return n
+}
 
-	w.mu.Lock()
+// endTryLocked is called when n bytes were written without waiting, and unlocks mu. The rest, nil if there is
+// none, is left to a new goroutine. The caller has been the flusher.
+func (w *writer) endTryLocked(n int, rest *bufpool.Buffer) {
 	again := w.wroteLocked(n)
-	if n == len(buf.B) {
-		bufpool.Put(buf)
-		queue[0] = nil
-		w.spare = queue[:0]
-	} else {
-		buf.B = buf.B[:copy(buf.B, buf.B[n:])]
-		w.queue = slices.Insert(w.queue, 0, buf)
+	if rest != nil {
+		w.queue = slices.Insert(w.queue, 0, rest)
 	}
 	if !w.somethingLocked() || w.err != nil {
 		w.endFlushLocked()
@@ -412,6 +434,9 @@ func (w *writer) put(b []byte) error {
 func (w *writer) endFlushLocked() {
 	w.flushing = false
 	if w.err != nil {
+		for _, buf := range w.queue {
+			release(buf)
+		}
 		w.queue, w.spare, w.queued = nil, nil, 0 // will never be written
 		w.clearPartsLocked()
 		w.watchLocked(0)

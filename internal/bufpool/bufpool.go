@@ -24,10 +24,13 @@ const MaxKept = Full << 7
 var sizes = [...]int{First, Small, Full, Full << 1, Full << 2, Full << 3, Full << 4, Full << 5, Full << 6,
 	MaxKept}
 
-// Buffer is a borrowed byte slice. The holder of the pointer owns B until Put; nobody else may read or write
-// it.
+// Buffer is a borrowed byte slice. The holder of the pointer owns B until Put; nobody else may read or
+// write it.
 type Buffer struct {
 	B []byte
+	// Shared is not nil if B is a part of bytes that are shared, which the Buffer holds: nobody writes
+	// them, and Put releases them.
+	Shared *Shared
 }
 
 var pools [len(sizes)]sync.Pool // for each of sizes: buffers with at least that capacity
@@ -72,10 +75,14 @@ func pooled(n int) (b *Buffer, size int) {
 	return nil, n
 }
 
-// Put takes a buffer back; nil is allowed. The caller must not use b, or any
-// slice of b.B, afterwards.
+// Put takes a buffer back; nil is allowed. The caller must
+// not use b, or any slice of b.B, afterwards.
 func Put(b *Buffer) {
 	if b == nil {
+		return
+	}
+	if b.Shared != nil {
+		b.Shared.Release()
 		return
 	}
 	size := cap(b.B)

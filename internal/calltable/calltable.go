@@ -146,6 +146,19 @@ func (t *Table[T]) Find(number uint64) (found []*T) {
 	return found
 }
 
+// All returns all calls, which stay in the table.
+func (t *Table[T]) All() []*T {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := make([]*T, 0, t.n)
+	for _, e := range t.buckets {
+		for ; e != nil; e = e.next {
+			all = append(all, e.of)
+		}
+	}
+	return all
+}
+
 // Close takes out all calls and returns them. From now on Add adds none.
 func (t *Table[T]) Close() []*T {
 	t.mu.Lock()

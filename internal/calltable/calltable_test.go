@@ -68,6 +68,7 @@ func TestTableIsAMapOfLists(t *testing.T) {
 			require.Equal(t, n, table.Len())
 			require.EqualValues(t, taken, table.Taken())
 		}
+		require.ElementsMatch(t, all, table.All())
 		require.ElementsMatch(t, all, table.Close())
 		require.Zero(t, table.Len())
 		require.EqualValues(t, taken+n, table.Taken())

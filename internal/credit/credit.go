@@ -70,26 +70,44 @@ func (s *Sender) TryTake(amount uint64) (cost uint64, ok bool) {
 	return s.take(amount)
 }
 
+// Plain is the largest amount that a packet costs as it is, whatever the window.
+const Plain = First - First/grantPart
+
+// TryTakeAll is TryTake for packets that are sent together, of which none is more than [Plain]. The
+// amount is that of all; it is what they cost, too, unless the receiver does not bound what is sent.
+func (s *Sender) TryTakeAll(amount uint64) (cost uint64, ok bool) {
+	if s.waiting.Load() != 0 {
+		return 0, false
+	}
+	return s.pay(amount)
+}
+
 // take takes the amount if there is so much credit.
 func (s *Sender) take(amount uint64) (cost uint64, ok bool) {
-	for {
-		sent, limit := s.sent.Load(), s.limit.Load()
-		if limit == Unbounded {
-			return 0, true
-		}
-		window := s.window.Load()
-		if window == 0 {
-			// The window is not less than first. Only a packet that costs its amount whatever the window is
-			// can be sent now.
-			if window = s.first; amount > window-window/grantPart {
-				return 0, false
-			}
-		}
-		cost = costOf(amount, window)
-		if cost > limit-min(sent, limit) {
+	if s.limit.Load() == Unbounded {
+		return 0, true
+	}
+	window := s.window.Load()
+	if window == 0 {
+		// The window is not less than first. Only a packet that costs its amount whatever the window is can
+		// be sent now.
+		if window = s.first; amount > window-window/grantPart {
 			return 0, false
 		}
-		if s.sent.CompareAndSwap(sent, sent+cost) {
+	}
+	return s.pay(costOf(amount, window))
+}
+
+// pay takes the cost if there is so much credit. To a side that does not bound what is sent it is nothing.
+func (s *Sender) pay(cost uint64) (paid uint64, ok bool) {
+	for {
+		sent, limit := s.sent.Load(), s.limit.Load()
+		switch {
+		case limit == Unbounded:
+			return 0, true
+		case cost > limit-min(sent, limit):
+			return 0, false
+		case s.sent.CompareAndSwap(sent, sent+cost):
 			return cost, true
 		}
 	}
@@ -250,6 +268,9 @@ func (r *Receiver) Handled(cost uint64) (grant uint64, due bool) {
 	}
 	return r.Grant()
 }
+
+// Taken returns how much was handled so far.
+func (r *Receiver) Taken() uint64 { return r.handled.Load() }
 
 // Grant returns the amount to grant now, and whether that is more than was granted before.
 func (r *Receiver) Grant() (grant uint64, more bool) {

@@ -119,13 +119,26 @@ func (f *Flow) sender() *outgoing {
 func (f *Flow) TryTake(amount uint64) (cost uint64, ok bool) {
 	o := f.sender()
 	cost, ok = o.TryTake(amount)
+	f.tried(o, ok)
+	return cost, ok
+}
+
+// TryTakeAll is [Sender.TryTakeAll].
+func (f *Flow) TryTakeAll(amount uint64) (cost uint64, ok bool) {
+	o := f.sender()
+	cost, ok = o.TryTakeAll(amount)
+	f.tried(o, ok)
+	return cost, ok
+}
+
+// tried is called when a take has been tried: it asks for credit in time, and notes since when there is none.
+func (f *Flow) tried(o *outgoing, ok bool) {
 	if !o.Known() && (!ok || o.Sent() > First/2) {
 		f.Ask()
 	}
 	if !ok {
 		f.Stalled()
 	}
-	return cost, ok
 }
 
 // Take is [Sender.Take].
@@ -374,6 +387,14 @@ func (f *Flow) Handled(cost uint64) {
 	if grant, due := in.Handled(cost); due && in.bound.Load() {
 		f.conn.SendCredit(in.says(grant))
 	}
+}
+
+// Taken returns how much of what has come was handled so far.
+func (f *Flow) Taken() uint64 {
+	if in := f.in.Load(); in != nil {
+		return in.Taken()
+	}
+	return 0
 }
 
 // Interrupt ends all waits for credit of now with the error.

@@ -6,6 +6,7 @@ package pipe
 import (
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"sync"
@@ -22,25 +23,29 @@ type Options struct {
 	Buffer int
 	// Chunk bounds what one Read returns; 0 means no bound.
 	Chunk int
-	// CutAfter kills the first end when it writes more than this many bytes: they
-	// still reach the other end, then both directions are over. 0 means never,
-	// and a negative number at the first byte.
+	// CutAfter is that of the first end's Faults.
 	CutAfter int
 }
 
 // New returns the two ends of a connection.
 func New(o Options) (net.Conn, net.Conn) {
+	a, b := Ends(o)
+	return a, b
+}
+
+// Ends is New for those who change the faults of the ends while they are in use.
+func Ends(o Options) (*End, *End) {
 	if o.Buffer == 0 {
 		o.Buffer = 64 << 10
 	}
 	ab, ba := newStream(o), newStream(o)
 	n := pairs.Add(1)
-	a := &conn{in: ba, out: ab, local: addr(fmt.Sprintf("pipe-%d-a", n)),
+	a := &End{in: ba, out: ab, local: addr(fmt.Sprintf("pipe-%d-a", n)),
 		remote: addr(fmt.Sprintf("pipe-%d-b", n))}
-	b := &conn{in: ab, out: ba, local: a.remote, remote: a.local}
-	if o.CutAfter != 0 {
-		ab.budget, ab.cut = max(o.CutAfter, 0), a.Close
-	}
+	b := &End{in: ab, out: ba, local: a.remote, remote: a.local}
+	ab.cut, ba.cut = a.Close, b.Close
+	ab.back, ba.back = ba, ab
+	ab.f.CutAfter = int64(o.CutAfter)
 	return a, b
 }
 
@@ -54,17 +59,29 @@ func (a addr) String() string  { return string(a) }
 // stream is one direction.
 type stream struct {
 	o    Options
+	cut  func() error // closes the end that writes
+	back *stream      // the other direction
+	// quiet says that the faults are Silent or Stalled.
+	quiet atomic.Bool
+
 	mu   sync.Mutex // guards the fields below
 	cond *sync.Cond
-	buf  []byte
-	// ended: no more bytes come; what is buffered can still be read.
-	ended bool
-	// dead: the reading end is closed; writes fail.
-	dead       bool
-	rd, wd     deadline
-	budget     int
-	cut        func() error
-	cutPending bool
+	// buf has what was written and not read. Of that, arrived bytes can be read; the others are under way,
+	// in flights.
+	buf     []byte
+	arrived int
+	flights []flight
+	timer   *time.Timer // fires when the first flight arrives; nil if there is none, or nothing arrives
+	// ended: no more bytes are written. finished: the other end knows that; what has arrived can be read.
+	ended, finished bool
+	// dead: the reading end is closed; writes fail. broken: so do reads and writes of both ends.
+	dead, broken bool
+	rd, wd       deadline
+
+	f        Faults
+	offset   int64      // how many bytes were written since the faults were set
+	random   *rand.Rand // of Faults.FlipRate
+	lineFree time.Time  // until when earlier bytes take all of Faults.Bandwidth
 }
 
 type deadline struct {
@@ -113,17 +130,20 @@ func (s *stream) read(p []byte) (int, error) {
 		switch {
 		case s.dead:
 			return 0, net.ErrClosed
+		case s.broken:
+			return 0, errno.Reset
 		case s.rd.past:
 			return 0, os.ErrDeadlineExceeded
-		case len(s.buf) > 0:
+		case s.arrived > 0:
+			p = p[:min(len(p), s.arrived)]
 			if s.o.Chunk > 0 && len(p) > s.o.Chunk {
 				p = p[:s.o.Chunk]
 			}
 			n := copy(p, s.buf)
-			s.buf = s.buf[n:]
+			s.buf, s.arrived = s.buf[n:], s.arrived-n
 			s.cond.Broadcast()
 			return n, nil
-		case s.ended:
+		case s.finished:
 			return 0, io.EOF
 		case len(p) == 0:
 			return 0, nil
@@ -132,52 +152,68 @@ func (s *stream) read(p []byte) (int, error) {
 	}
 }
 
-func (s *stream) write(p []byte) (n int, err error) {
+func (s *stream) write(p []byte) (int, error) {
+	n, cut, err := s.put(p)
+	if cut {
+		_ = s.cut()
+		err = io.ErrClosedPipe
+	}
+	return n, err
+}
+
+// put is write. It reports cut if the end that writes is to be closed now.
+func (s *stream) put(p []byte) (n int, cut bool, err error) {
 	s.mu.Lock()
-	defer func() {
-		cut := s.cutPending
-		s.cutPending = false
-		s.mu.Unlock()
-		if cut {
-			_ = s.cut()
-			err = io.ErrClosedPipe
-		}
-	}()
+	defer s.mu.Unlock()
 	for {
 		switch {
 		case s.ended:
-			return n, io.ErrClosedPipe
-		case s.dead:
-			return n, errno.Pipe
+			return n, false, io.ErrClosedPipe
+		case s.broken:
+			return n, false, errno.Pipe
+		case s.dead && !s.back.quiet.Load():
+			return n, false, errno.Pipe
 		case s.wd.past:
-			return n, os.ErrDeadlineExceeded
+			return n, false, os.ErrDeadlineExceeded
 		case len(p) == 0:
-			return n, nil
+			return n, false, nil
 		}
-		if free := s.o.Buffer - len(s.buf); free > 0 {
-			k := min(free, len(p))
-			if s.cut != nil {
-				if k > s.budget {
-					k, s.cutPending = s.budget, true
-				}
-				s.budget -= k
-			}
-			s.buf = append(s.buf, p[:k]...)
-			n, p = n+k, p[k:]
-			s.cond.Broadcast()
-			if s.cutPending {
-				return n, nil
-			}
+		k := min(s.o.Buffer-len(s.buf), len(p))
+		lost := s.dead || s.f.Silent // to nobody who could say so
+		if lost {
+			k = len(p)
+		}
+		if k <= 0 {
+			s.cond.Wait()
 			continue
 		}
-		s.cond.Wait()
+		if most := s.f.CutAfter; most != 0 {
+			if left := max(most, 0) - s.offset; int64(k) > left {
+				k, cut = int(left), true
+			}
+		}
+		if !lost {
+			s.buf = append(s.buf, p[:k]...)
+			s.flipLocked(s.buf[len(s.buf)-k:])
+			s.launchLocked(k, false)
+			s.arriveLocked()
+		}
+		n, p, s.offset = n+k, p[k:], s.offset+int64(k)
+		if cut {
+			return n, true, nil
+		}
 	}
 }
 
+// end ends the output.
 func (s *stream) end() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.ended = true
+	if !s.ended {
+		s.ended = true
+		s.launchLocked(0, true)
+		s.arriveLocked()
+	}
 	s.cond.Broadcast()
 }
 
@@ -185,31 +221,33 @@ func (s *stream) kill() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.dead = true
+	s.groundLocked()
 	s.cond.Broadcast()
 }
 
-type conn struct {
+// End is one end of a connection. All methods are safe for concurrent use.
+type End struct {
 	in, out       *stream
 	local, remote addr
 }
 
-func (c *conn) Read(p []byte) (int, error)  { return c.in.read(p) }
-func (c *conn) Write(p []byte) (int, error) { return c.out.write(p) }
+func (e *End) Read(p []byte) (int, error)  { return e.in.read(p) }
+func (e *End) Write(p []byte) (int, error) { return e.out.write(p) }
 
 // CloseWrite ends this end's direction; the other side reads EOF.
-func (c *conn) CloseWrite() error {
-	c.out.end()
+func (e *End) CloseWrite() error {
+	e.out.end()
 	return nil
 }
 
-func (c *conn) Close() error {
-	c.setDeadlines(time.Time{}, c.in, c.out) // stops the timers
-	c.out.end()
-	c.in.kill()
+func (e *End) Close() error {
+	e.setDeadlines(time.Time{}, e.in, e.out) // stops the timers
+	e.out.end()
+	e.in.kill()
 	return nil
 }
 
-func (c *conn) setDeadlines(t time.Time, in, out *stream) {
+func (e *End) setDeadlines(t time.Time, in, out *stream) {
 	if in != nil {
 		in.setDeadline(&in.rd, t)
 	}
@@ -218,20 +256,20 @@ func (c *conn) setDeadlines(t time.Time, in, out *stream) {
 	}
 }
 
-func (c *conn) LocalAddr() net.Addr  { return c.local }
-func (c *conn) RemoteAddr() net.Addr { return c.remote }
+func (e *End) LocalAddr() net.Addr  { return e.local }
+func (e *End) RemoteAddr() net.Addr { return e.remote }
 
-func (c *conn) SetDeadline(t time.Time) error {
-	c.setDeadlines(t, c.in, c.out)
+func (e *End) SetDeadline(t time.Time) error {
+	e.setDeadlines(t, e.in, e.out)
 	return nil
 }
 
-func (c *conn) SetReadDeadline(t time.Time) error {
-	c.setDeadlines(t, c.in, nil)
+func (e *End) SetReadDeadline(t time.Time) error {
+	e.setDeadlines(t, e.in, nil)
 	return nil
 }
 
-func (c *conn) SetWriteDeadline(t time.Time) error {
-	c.setDeadlines(t, nil, c.out)
+func (e *End) SetWriteDeadline(t time.Time) error {
+	e.setDeadlines(t, nil, e.out)
 	return nil
 }

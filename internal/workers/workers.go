@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/henrylee2cn/teleport/internal/chain"
 )
 
 // Job is a call that a goroutine is to run.
@@ -17,10 +19,20 @@ type Job interface {
 	Run()
 	// Drop gives the call up. It will not run.
 	Drop()
-	// Waits is called for a push that cannot run at once and will wait.
+	// Waits is called for a push that cannot run at once and will wait, and for any call that waits in
+	// a Lane.
 	Waits()
+	// Lane returns the line in which the call has to wait for its turn, and whether its turn has come;
+	// nil if it has not to wait for others. Until the call runs both stay the same.
+	Lane() (l *Lane, entered bool)
+	// HoldsUp is called when so many calls have waited for longer than HeldUp for this one to end. It is
+	// called once, on a goroutine of its own, and may be called when the call has just ended.
+	HoldsUp(waiting int)
 	// Kind says what kind of call it is.
 	Kind() Kind
+	// Quick reports whether the goroutine that reads may run the call. It is called under a lock and must
+	// not block.
+	Quick() bool
 	// Cost is how many bytes the call keeps alive. It does not change while the call waits.
 	Cost() int64
 	// Queue returns the queue of the call's connection.
@@ -38,8 +50,8 @@ const (
 
 // Owner is what a Queue belongs to: a connection.
 type Owner interface {
-	// OutputBusy reports whether there is no room for another reply. When there is room again the owner calls
-	// Pool.Resume. OutputBusy is called under a lock and must not block.
+	// OutputBusy reports whether there is no room for another reply. When there is room again the owner
+	// calls Pool.Resume. OutputBusy is called under a lock and must not block.
 	OutputBusy() bool
 	// QueueChanged is called, without a lock, when less runs or waits.
 	QueueChanged()
@@ -60,9 +72,13 @@ type Pool struct {
 	sweeping bool // a goroutine runs sweep
 	closed   bool
 	running  int // calls, and readers that were replaced while they ran one
-	// blocked has the connections whose calls wait only because too many calls run in all; they have turns.
-	// The calls of other connections wait until a call of their own connection ends.
+	// blocked has the connections whose calls wait only because too many calls run in all; they have
+	// turns. The calls of other connections wait until a call of their own connection ends.
 	blocked []*Queue
+	// lanes has those in which calls wait; spares are used again.
+	lanes    chain.List[*Lane]
+	watching bool // look is called after HeldUp
+	spares   []*laned
 }
 
 // Init makes the Pool ready: for so many calls at once, in all and of one connection, and for so many bytes
@@ -82,10 +98,13 @@ type Queue struct {
 	trusted   bool // the sender bounds the pushes that wait, and the pulls that are not answered
 	pushTurn  bool // the next call that begins is a push, if one waits
 	resuming  bool // Resume will begin more after a moment
-	// pulls wait for room in the output, without which their replies could not be sent, or for other handlers
-	// to end.
+	// pulls wait for room in the output, without which their replies could not be sent, or for other
+	// handlers to end.
 	pulls     []Job
 	pullBytes atomic.Int64 // written under Pool.mu
+	// Calls that wait for their turn in a Lane. The cost of pushes among them counts in pushBytes.
+	laned                   chain.List[*laned]
+	lanedPulls, lanedPushes int
 }
 
 // Init makes the Queue ready.
@@ -99,8 +118,12 @@ func (w *Pool) Trust(own *Queue) {
 	own.trusted = true
 }
 
-// Full reports whether a push of the connection would have to wait now.
-func (w *Pool) Full(own *Queue) bool {
+// WouldWait reports whether a push would have to wait now.
+func (w *Pool) WouldWait(c Job) bool {
+	if l, entered := c.Lane(); l != nil && !entered && l.state.Load() != laneFree {
+		return true
+	}
+	own := c.Queue()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return len(own.pushes) > 0 || !w.roomLocked(own)
@@ -109,14 +132,8 @@ func (w *Pool) Full(own *Queue) bool {
 // PullBytes returns how many bytes the pulls keep alive that wait.
 func (q *Queue) PullBytes() int64 { return q.pullBytes.Load() }
 
-type worker struct{ next chan Job } // with room for one; nil ends it
-
-const (
-	maxIdle    = 1 << 10
-	sweepEvery = time.Second
-	// blockedTries is how many connections are looked at for the next push.
-	blockedTries = 16
-)
+// blockedTries is how many connections are looked at for the next push.
+const blockedTries = 16
 
 // Verdict says what becomes of a call.
 type Verdict uint8
@@ -127,19 +144,32 @@ const (
 	Overflown                 // it is a push, and the connection has no room for it
 )
 
-// Run runs the call, now or when there is room for it, and returns at once.
+// Run runs the call, now or when it is its turn and there is room for it, and returns at once.
 func (w *Pool) Run(c Job) Verdict {
+	lane, entered := c.Lane()
+	if lane != nil && !entered {
+		w.mu.Lock()
+		taken, v := w.enterLocked(c, lane)
+		w.mu.Unlock()
+		if !taken {
+			return v
+		}
+	}
 	if w.hold(c) {
 		return Accepted
 	}
 	own := c.Queue()
 	w.mu.Lock()
-	if !w.roomLocked(own) || len(own.pushes) > 0 && c.Kind() != Pull {
-		defer w.mu.Unlock()
-		return w.waitLocked(c)
+	if w.roomLocked(own) && (len(own.pushes) == 0 || c.Kind() == Pull) {
+		w.startLocked(c)
+		return Accepted
 	}
-	w.startLocked(c)
-	return Accepted
+	v := w.waitLocked(c)
+	if v != Accepted && lane != nil {
+		w.beginLocked(w.leaveLocked(lane))
+	}
+	w.mu.Unlock()
+	return v
 }
 
 const (
@@ -176,7 +206,22 @@ func (w *Pool) hold(c Job) bool {
 		return false
 	}
 	w.keepPullLocked(c)
+	if !own.owner.OutputBusy() { // there was room before there was a pull that could be seen
+		w.takeBackLocked(c)
+		return false
+	}
 	return true
+}
+
+// takeBackLocked undoes keepPullLocked, of which it is the last.
+func (w *Pool) takeBackLocked(c Job) {
+	own := c.Queue()
+	last := len(own.pulls) - 1
+	own.pulls[last] = nil
+	if own.pulls = own.pulls[:last]; last == 0 {
+		own.pulls = nil
+	}
+	own.pullBytes.Add(-c.Cost())
 }
 
 func (w *Pool) keepPullLocked(c Job) {
@@ -238,22 +283,6 @@ func (w *Pool) takePullLocked(own *Queue) Job {
 	return c
 }
 
-// startLocked runs c and unlocks w.
-func (w *Pool) startLocked(c Job) {
-	w.countLocked(c.Queue(), 1)
-	last := len(w.idle) - 1
-	if last < 0 {
-		w.mu.Unlock()
-		go w.work(c)
-		return
-	}
-	k := w.idle[last]
-	w.idle = w.idle[:last]
-	w.spare = min(w.spare, last)
-	w.mu.Unlock()
-	k.next <- c
-}
-
 func (w *Pool) waitLocked(c Job) Verdict {
 	own := c.Queue()
 	switch c.Kind() {
@@ -267,7 +296,7 @@ func (w *Pool) waitLocked(c Job) Verdict {
 	case Refusal:
 		return Overloaded
 	}
-	if len(own.pushes) > 0 && !own.trusted && !within(own.pushBytes+c.Cost(), w.mostWaiting) {
+	if !w.mayPushWaitLocked(c) {
 		return Overflown
 	}
 	c.Waits()
@@ -286,11 +315,22 @@ func (w *Pool) blockLocked(own *Queue) {
 	}
 }
 
-// Adopt counts a call that runs elsewhere.
-func (w *Pool) Adopt(own *Queue) {
+// Adopt counts a call that runs elsewhere, and has taken the Lane unless that is nil.
+func (w *Pool) Adopt(c Job, own *Queue, l *Lane) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.countLocked(own, 1)
+	if l != nil {
+		l.nowRuns(c)
+	}
+}
+
+// runsLocked counts that the call runs.
+func (w *Pool) runsLocked(c Job) {
+	w.countLocked(c.Queue(), 1)
+	if l, _ := c.Lane(); l != nil {
+		l.nowRuns(c)
+	}
 }
 
 func (w *Pool) countLocked(own *Queue, n int) {
@@ -298,21 +338,57 @@ func (w *Pool) countLocked(own *Queue, n int) {
 	own.running += n
 }
 
-// Ended says that a call of the connection has ended, and starts one that has waited.
-func (w *Pool) Ended(own *Queue) {
+// Ended says that a call of the connection has ended, which had the Lane unless that is nil, and starts one
+// that has waited.
+func (w *Pool) Ended(own *Queue, l *Lane) {
 	defer own.owner.QueueChanged()
 	w.mu.Lock()
-	if c := w.nextLocked(own); c != nil {
+	if c := w.nextLocked(own, l); c != nil {
 		w.startLocked(c)
 		return
 	}
 	w.mu.Unlock()
 }
 
-// nextLocked counts that a call of the connection has ended, and returns a call that has waited and may run
-// now; nil if there is none.
-func (w *Pool) nextLocked(own *Queue) Job {
+// nextLocked counts that a call of the connection has ended, which had the Lane unless that is nil, and
+// returns a call that has waited and may run now; nil if there is none.
+func (w *Pool) nextLocked(own *Queue, l *Lane) Job {
 	w.countLocked(own, -1)
+	if l == nil {
+		return w.pickLocked(own)
+	}
+	c := w.leaveLocked(l)
+	switch {
+	case c == nil:
+		return w.pickLocked(own)
+	case c.Queue() == own && len(w.blocked) == 0 && w.mayLocked(c):
+		return c
+	case c.Queue() == own:
+		if !w.awaitRoomLocked(c) {
+			return c
+		}
+		return w.pickLocked(own)
+	}
+	// The place is the connection's, and the turn another's.
+	next := w.pickLocked(own)
+	if next == nil && w.mayLocked(c) {
+		return c
+	}
+	if next != nil {
+		w.countLocked(next.Queue(), 1)
+		w.beginLocked(c)
+		w.countLocked(next.Queue(), -1) // its worker counts it
+		return next
+	}
+	if !w.awaitRoomLocked(c) {
+		return c
+	}
+	return nil
+}
+
+// pickLocked returns a call that has waited for room and may run now, of the connection if it can be; nil
+// if there is none.
+func (w *Pool) pickLocked(own *Queue) Job {
 	if len(own.pulls) > 0 && len(own.pushes) == 0 && !own.owner.OutputBusy() && w.roomLocked(own) {
 		return w.takePullLocked(own)
 	}
@@ -362,108 +438,56 @@ func (w *Pool) takePushLocked(own *Queue) Job {
 // DropPushes gives up the connection's pushes that wait, and returns how many there were.
 func (w *Pool) DropPushes(own *Queue) int {
 	w.mu.Lock()
-	var dropped []Job
+	var inTurn []Job
 	for len(own.pushes) > 0 {
-		dropped = append(dropped, w.takePushLocked(own))
+		inTurn = append(inTurn, w.takePushLocked(own))
 	}
+	laned := w.dropLanedLocked(own, Push)
 	w.mu.Unlock()
-	for _, c := range dropped {
-		c.Drop()
-	}
-	return len(dropped)
+	w.dropAll(inTurn, laned)
+	return len(inTurn) + len(laned)
 }
 
-// DropPulls gives up the pulls that wait for room in an output that has ended.
-func (w *Pool) DropPulls(own *Queue) {
-	for {
-		w.mu.Lock()
-		c := w.takePullLocked(own)
-		w.mu.Unlock()
-		if c == nil {
-			return
+// dropAll gives up calls, of which some have their turn, and leaves the lanes of those. A hook may end the
+// goroutine in between.
+func (w *Pool) dropAll(inTurn, laned []Job) {
+	var lanes []*Lane
+	for _, c := range inTurn {
+		if l, _ := c.Lane(); l != nil {
+			lanes = append(lanes, l)
 		}
-		c.Drop()
 	}
-}
-
-// work is a worker's goroutine. It ends when it is not needed, or when a handler
-// ends it.
-func (w *Pool) work(c Job) {
-	var k *worker
-	own := c.Queue()
 	defer func() {
-		if c != nil { // a handler has called runtime.Goexit
-			w.Ended(own)
+		for _, l := range lanes {
+			w.Leave(l)
 		}
 	}()
-	for c != nil {
-		own = c.Queue()
-		if !w.hold(c) {
-			c.Run()
+	dropEach(append(inTurn, laned...))
+}
+
+func dropEach(calls []Job) {
+	done := 0
+	defer func() {
+		if done < len(calls) {
+			dropEach(calls[done:])
 		}
-		if k == nil {
-			k = &worker{make(chan Job, 1)}
-		}
-		var more bool
-		if c, more = w.rest(k, own); c == nil && more {
-			c = <-k.next
-		}
+	}()
+	for done < len(calls) {
+		done++
+		calls[done-1].Drop()
 	}
 }
 
-// rest counts that a call of the connection has ended. It returns the worker's next call, or whether the
-// worker may wait for one.
-func (w *Pool) rest(k *worker, own *Queue) (c Job, wait bool) {
-	defer own.owner.QueueChanged()
+// DropPulls gives up the pulls that wait: the output has ended, so that nobody gets their replies.
+func (w *Pool) DropPulls(own *Queue) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	if c := w.nextLocked(own); c != nil {
-		w.countLocked(c.Queue(), 1)
-		return c, true
+	laned := w.dropLanedLocked(own, Pull)
+	var inTurn []Job
+	for c := w.takePullLocked(own); c != nil; c = w.takePullLocked(own) {
+		inTurn = append(inTurn, c)
 	}
-	if w.closed || len(w.idle) >= maxIdle {
-		return nil, false
-	}
-	w.idle = append(w.idle, k)
-	if !w.sweeping {
-		w.sweeping = true
-		w.spare = 0
-		time.AfterFunc(sweepEvery, w.sweep)
-	}
-	return nil, true
-}
-
-// sweep ends the workers that were idle all the time since the last sweep.
-func (w *Pool) sweep() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.endLocked(w.spare)
-	if w.sweeping = w.spare > 0; w.sweeping {
-		time.AfterFunc(sweepEvery, w.sweep)
-	}
-}
-
-func (w *Pool) endLocked(n int) {
-	for _, k := range w.idle[:n] {
-		k.next <- nil
-	}
-	w.idle = append(w.idle[:0:0], w.idle[n:]...)
-	w.spare = len(w.idle)
-}
-
-// Close ends the workers that are idle, and the others when they are.
-func (w *Pool) Close() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.closed = true
-	w.endLocked(len(w.idle))
-}
-
-// Idle returns how many goroutines wait for a call.
-func (w *Pool) Idle() int {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return len(w.idle)
+	w.mu.Unlock()
+	w.dropAll(inTurn, laned)
 }
 
 // Running returns how many calls run.
@@ -478,7 +502,7 @@ func (w *Pool) Running() int {
 func (w *Pool) Count(own *Queue) (running, pushes int, pushBytes int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return own.running, len(own.pushes), own.pushBytes
+	return own.running, len(own.pushes) + own.lanedPushes, own.pushBytes
 }
 
 // within reports whether n is not over the bound, of which negative values are none.

@@ -3,6 +3,7 @@ package workers_test
 import (
 	"bytes"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -58,14 +59,23 @@ type job struct {
 	cost    int64
 	waits   atomic.Bool
 	dropped atomic.Bool
+	lane    *workers.Lane
+	entered bool
+	quick   bool
+	heldUp  atomic.Int32 // how many waited when it was told
 }
 
 func (j *job) Run()                  { j.run() }
 func (j *job) Drop()                 { j.dropped.Store(true) }
 func (j *job) Waits()                { j.waits.Store(true) }
 func (j *job) Kind() workers.Kind    { return j.kind }
+func (j *job) Quick() bool           { return j.quick }
 func (j *job) Cost() int64           { return j.cost }
 func (j *job) Queue() *workers.Queue { return &j.owner.queue }
+
+func (j *job) Lane() (*workers.Lane, bool) { return j.lane, j.entered }
+
+func (j *job) HoldsUp(waiting int) { j.heldUp.Store(int32(waiting)) }
 
 // testWorkers runs f in a bubble with a pool that nobody closes, and a function that makes calls to run on
 // it. In the end all goroutines have been swept, or else the bubble does not end.
@@ -387,12 +397,351 @@ func TestAdopt(t *testing.T) {
 		w.Init(-1, 1, -1)
 		defer w.Close()
 		o := newOwner()
-		w.Adopt(&o.queue)
+		w.Adopt(nil, &o.queue, nil)
 		ran := make(chan struct{}, 1)
 		j := &job{owner: o, run: func() { ran <- struct{}{} }}
 		require.Equal(t, workers.Accepted, w.Run(j))
 		require.True(t, j.waits.Load())
-		w.Ended(&o.queue)
+		w.Ended(&o.queue, nil)
 		<-ran
 	})
+}
+
+// Calls of one lane run one after another in their order, whoever runs them, and however they end.
+func TestLane(t *testing.T) {
+	testWorkers(t, func(t *testing.T, w *workers.Pool, call func(func()) *job) {
+		var lane, other workers.Lane
+		var order []int
+		in := func(l *workers.Lane, run func()) *job {
+			j := call(run)
+			j.lane = l
+			return j
+		}
+		release := make(chan struct{})
+		for i := range 100 {
+			require.Equal(t, workers.Accepted, w.Run(in(&lane, func() {
+				if i == 0 {
+					<-release
+				}
+				order = append(order, i)
+				switch i % 3 {
+				case 1:
+					runtime.Goexit()
+				case 2:
+					time.Sleep(time.Millisecond)
+				}
+			})))
+		}
+		ran := false
+		w.Run(in(&other, func() { ran = true }))
+		synctest.Wait()
+		require.True(t, ran, "another lane does not wait")
+		require.False(t, lane.TryEnter())
+		require.Equal(t, 99, lane.Waiting())
+		close(release)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		require.Len(t, order, 100)
+		require.True(t, slices.IsSorted(order))
+		require.Zero(t, lane.Waiting())
+
+		require.True(t, lane.TryEnter()) // as a reader
+		w.Run(in(&lane, func() { order = nil }))
+		synctest.Wait()
+		require.NotNil(t, order)
+		w.Leave(&lane)
+		synctest.Wait()
+		require.Nil(t, order)
+		require.True(t, lane.TryEnter())
+		w.Leave(&lane)
+	})
+}
+
+// A reader that asks for a lane gets it when the call that runs has ended, and runs what waits in order: its
+// own connection's quick calls. The others go by workers, and then the lane is not the reader's any more.
+func TestReaderTakesOverALane(t *testing.T) {
+	type setup struct {
+		w        *workers.Pool
+		lane     *workers.Lane
+		own      *owner
+		add      func(o *owner, quick bool, name string) *job
+		ran      func() []string
+		takeOver func() *job
+		next     func() *job
+	}
+	tests := map[string]func(t *testing.T, s setup){
+		"all of them": func(t *testing.T, s setup) {
+			for j := s.takeOver(); j != nil; j = s.next() {
+				require.False(t, s.lane.TryEnter())
+				j.run()
+			}
+			require.Equal(t, []string{"first", "a", "b"}, s.ran())
+		},
+		"one that is not quick": func(t *testing.T, s setup) {
+			s.add(s.own, false, "slow")
+			s.add(s.own, true, "c")
+			for j := s.takeOver(); j != nil; j = s.next() {
+				require.NotEqual(t, 4, len(s.ran()))
+				j.run()
+			}
+			require.Equal(t, []string{"first", "a", "b", "slow", "c"}, s.ran())
+		},
+		"another connection's": func(t *testing.T, s setup) {
+			s.add(newOwner(), true, "other")
+			s.takeOver().run()
+			s.next().run()
+			require.Nil(t, s.next())
+			require.Equal(t, []string{"first", "a", "b", "other"}, s.ran())
+		},
+		"the reader is held up": func(t *testing.T, s setup) {
+			j := s.takeOver()
+			require.True(t, s.lane.Ask(), "the reader that replaces it may ask again")
+			j.run()
+			s.w.Ended(&s.own.queue, s.lane)
+			synctest.Wait()
+			require.True(t, s.lane.Offered())
+			require.Equal(t, []string{"first", "a"}, s.ran())
+			s.takeOver().run()
+			require.Nil(t, s.next())
+		},
+		"a call ends its goroutine": func(t *testing.T, s setup) {
+			s.takeOver()
+			s.w.Ended(&s.own.queue, s.lane)
+			require.Equal(t, []string{"first", "b"}, s.ran())
+		},
+		"what waits is given up": func(t *testing.T, s setup) {
+			require.Equal(t, 2, s.w.DropPushes(&s.own.queue))
+			require.Nil(t, s.takeOver())
+			require.Equal(t, []string{"first"}, s.ran())
+		},
+		"another one comes meanwhile": func(t *testing.T, s setup) {
+			s.add(s.own, true, "c")
+			require.Equal(t, []string{"first"}, s.ran())
+			for j := s.takeOver(); j != nil; j = s.next() {
+				j.run()
+				if len(s.ran()) == 2 {
+					s.add(s.own, true, "d")
+				}
+			}
+			require.Equal(t, []string{"first", "a", "b", "c", "d"}, s.ran())
+		},
+		"others wait for a place": func(t *testing.T, s setup) {
+			release := make(chan struct{})
+			for range 3 {
+				s.w.Run(&job{owner: newOwner(), run: func() { <-release }})
+			}
+			synctest.Wait()
+			require.Nil(t, s.takeOver(), "workers take turns")
+			close(release)
+			require.Equal(t, []string{"first", "a", "b"}, s.ran())
+		},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := new(workers.Pool)
+				w.Init(2, -1, -1)
+				defer w.Close()
+				var lane workers.Lane
+				var mu sync.Mutex
+				var ran []string
+				own, release := newOwner(), make(chan struct{})
+				add := func(o *owner, quick bool, name string) *job {
+					j := &job{owner: o, quick: quick, lane: &lane}
+					j.run = func() {
+						if name == "first" {
+							<-release
+						}
+						mu.Lock()
+						defer mu.Unlock()
+						ran = append(ran, name)
+					}
+					w.Run(j)
+					return j
+				}
+				add(own, true, "first")
+				add(own, true, "a")
+				add(own, true, "b")
+				require.True(t, lane.Ask())
+				require.False(t, lane.Ask(), "one reader asks at a time")
+				require.False(t, lane.Offered())
+				close(release)
+				synctest.Wait()
+				require.True(t, lane.Offered())
+				require.False(t, lane.TryEnter())
+				jobOf := func(c workers.Job) *job {
+					if c == nil {
+						return nil
+					}
+					return c.(*job)
+				}
+				test(t, setup{w, &lane, own, add,
+					func() []string {
+						synctest.Wait()
+						mu.Lock()
+						defer mu.Unlock()
+						return slices.Clone(ran)
+					},
+					func() *job { return jobOf(w.TakeOver(&lane, &own.queue)) },
+					func() *job { return jobOf(w.Next(&lane, &own.queue)) },
+				})
+				synctest.Wait()
+				require.True(t, lane.TryEnter(), "the lane is free at the end")
+				require.Zero(t, w.Running())
+			})
+		})
+	}
+}
+
+// A reader that asks while the call runs on takes nothing, and a worker goes on.
+func TestReaderAsksInVain(t *testing.T) {
+	testWorkers(t, func(t *testing.T, w *workers.Pool, call func(func()) *job) {
+		var lane workers.Lane
+		release, ran := make(chan struct{}), 0
+		for range 3 {
+			j := call(func() { <-release; ran++ })
+			j.lane, j.quick = &lane, true
+			w.Run(j)
+		}
+		require.True(t, lane.Ask())
+		require.Nil(t, w.TakeOver(&lane, &call(nil).owner.queue))
+		close(release)
+		synctest.Wait()
+		require.Equal(t, 3, ran)
+		require.True(t, lane.TryEnter())
+	})
+}
+
+// What waits in a lane has the bounds of what waits, and can be given up; the lane goes on.
+func TestWhatWaitsInALane(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := new(workers.Pool)
+		w.Init(-1, 3, 100)
+		defer w.Close()
+		var lane workers.Lane
+		release := make(chan struct{})
+		one, two := newOwner(), newOwner()
+		var ran []string
+		add := func(o *owner, kind workers.Kind, name string, cost int64) (*job, workers.Verdict) {
+			j := &job{owner: o, kind: kind, cost: cost, lane: &lane}
+			j.run = func() { <-release; ran = append(ran, name) }
+			return j, w.Run(j)
+		}
+		add(one, workers.Push, "first", 1)
+		synctest.Wait()
+		var dropped []*job
+		for i := range 2 { // 50 each
+			j, v := add(one, workers.Push, "one", 50)
+			require.Equal(t, workers.Accepted, v, i)
+			dropped = append(dropped, j)
+		}
+		_, v := add(one, workers.Push, "too much", 1)
+		require.Equal(t, workers.Overflown, v)
+		w.Trust(&one.queue)
+		j, v := add(one, workers.Push, "trusted", 1)
+		require.Equal(t, workers.Accepted, v)
+		dropped = append(dropped, j)
+		for range 3 {
+			_, v = add(two, workers.Pull, "two", 1)
+			require.Equal(t, workers.Accepted, v)
+		}
+		_, v = add(two, workers.Pull, "too many", 1)
+		require.Equal(t, workers.Overloaded, v)
+		require.Equal(t, 6, lane.Waiting())
+		require.Equal(t, 3, w.DropPushes(&one.queue))
+		for _, j := range dropped {
+			require.True(t, j.dropped.Load())
+		}
+		running, waiting, cost := w.Count(&one.queue)
+		require.Equal(t, 1, running)
+		require.Zero(t, waiting)
+		require.Zero(t, cost)
+		close(release)
+		synctest.Wait()
+		require.Equal(t, []string{"first", "two", "two", "two"}, ran)
+		require.True(t, lane.TryEnter())
+	})
+}
+
+// A call that is in its turn and finds no room keeps the lane.
+func TestLaneAtTheLimitOfHandlers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := new(workers.Pool)
+		w.Init(2, -1, -1)
+		defer w.Close()
+		var lane workers.Lane
+		var ran []int
+		o, others := newOwner(), newOwner()
+		release := make(chan struct{})
+		for range 2 {
+			w.Run(&job{owner: others, run: func() { <-release }})
+		}
+		for i := range 10 {
+			w.Run(&job{owner: o, lane: &lane, run: func() { ran = append(ran, i) }})
+			w.Run(&job{owner: others, run: func() { <-release }})
+		}
+		synctest.Wait()
+		require.Empty(t, ran)
+		close(release)
+		synctest.Wait()
+		require.Equal(t, []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9}, ran)
+		require.Zero(t, w.Running())
+	})
+}
+
+// Who holds up a lane is told once, and not who has just begun.
+func TestHoldsUp(t *testing.T) {
+	testWorkers(t, func(t *testing.T, w *workers.Pool, call func(func()) *job) {
+		var lane workers.Lane
+		in := func(d time.Duration) *job {
+			j := call(func() { time.Sleep(d) })
+			j.lane = &lane
+			w.Run(j)
+			return j
+		}
+		quick := in(workers.HeldUp * 3 / 4)
+		slow := in(time.Minute)
+		in(0)
+		in(0)
+		time.Sleep(2 * time.Minute)
+		require.Zero(t, quick.heldUp.Load())
+		require.EqualValues(t, 2, slow.heldUp.Load())
+	})
+}
+
+// edgeOwner is a connection whose output gets room just behind the question whether it has some.
+type edgeOwner struct {
+	owner
+	pool *workers.Pool
+	left int
+}
+
+func (o *edgeOwner) OutputBusy() bool {
+	if o.left == 0 {
+		return false
+	}
+	if o.left--; o.left == 0 && o.queue.PullBytes() > 0 {
+		go o.pool.Resume(&o.queue)
+	}
+	return true
+}
+
+// A pull that is held at the moment when there is room runs, and so do those behind it.
+func TestRoomJustBehindTheQuestion(t *testing.T) {
+	for left := range 4 {
+		synctest.Test(t, func(t *testing.T) {
+			w := new(workers.Pool)
+			w.Init(10, 10, 100)
+			defer w.Close()
+			o := &edgeOwner{pool: w, left: left}
+			o.queue.Init(o)
+			var lane workers.Lane
+			ran := 0
+			for range 5 {
+				w.Run(&job{owner: &o.owner, kind: workers.Pull, cost: 1, lane: &lane, run: func() { ran++ }})
+				synctest.Wait()
+			}
+			require.Equal(t, 5, ran)
+		})
+	}
 }
