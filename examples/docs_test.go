@@ -97,7 +97,7 @@ func TestCookbook(t *testing.T) {
 // The tests of the document about testing pass.
 func TestTestingDocument(t *testing.T) {
 	tests := blocks(t, "../docs/testing.md")
-	require.Len(t, tests, 2)
+	require.Len(t, tests, 3)
 	for i, b := range tests {
 		t.Run(fmt.Sprint(i), func(t *testing.T) {
 			require.Contains(t, goCommand(t, module(t, "it_test.go", b.code), "test", "-count=5", "."), "ok")

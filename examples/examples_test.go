@@ -2,11 +2,13 @@ package examples
 
 import (
 	"bufio"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -75,4 +77,67 @@ func TestServerAndClient(t *testing.T) {
 		require.NoError(t, server.Process.Signal(os.Interrupt))
 		require.NoError(t, server.Wait())
 	}
+}
+
+// The game ends by itself, and when it is interrupted, and says what was measured in either case.
+func TestGame(t *testing.T) {
+	program, picture := build(t, "game"), filepath.Join(t.TempDir(), "room.svg")
+	begin := `the server listens on 127.0.0.1:\d+
+30 players are in their rooms
+`
+	report := `30 players in 3 rooms, 20 ticks a second, for \d+\.\d s
+server: .*
+delivered: [1-9]\d* positions and \d+ lines of chat, \d+ pushes a second
+chat:      0 lines lost or out of order
+positions: p50 \S+, p99 \S+ from the tick's push to the player's handler
+$`
+	cmd := exec.Command(program, "-n", "30", "-for", "1s", "-svg", picture)
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Regexp(t, "^"+begin+report, string(out))
+	svg, err := os.ReadFile(picture)
+	require.NoError(t, err)
+	require.Contains(t, string(svg), "as calm otter has seen it")
+
+	for name, args := range map[string][]string{
+		"-n 0":                       {"-n", "0"},
+		"only flags were expected":   {"now"},
+		"one of them was expected":   {"-server", "-players"},
+		"of 30 players have failed":  {"-players", "-n", "30", "-addr", "127.0.0.1:1"},
+		"no-such-directory/room.svg": {"-n", "10", "-for", "1ms", "-svg", "no-such-directory/room.svg"},
+	} {
+		out, err := exec.Command(program, args...).CombinedOutput()
+		require.Error(t, err, name)
+		require.Contains(t, string(out), name)
+	}
+
+	if runtime.GOOS == "windows" { // which knows no SIGINT between processes
+		return
+	}
+	cmd = exec.Command(program, "-n", "30", "-for", "1h")
+	stdout, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	lines := bufio.NewReader(stdout)
+	for range 2 {
+		_, err := lines.ReadString('\n')
+		require.NoError(t, err)
+	}
+	require.NoError(t, cmd.Process.Signal(os.Interrupt))
+	rest, err := io.ReadAll(lines)
+	require.NoError(t, err)
+	require.Regexp(t, `^30 players in 3 rooms(.|\n)*handler\n$`, string(rest))
+	require.NoError(t, cmd.Wait())
+
+	cmd = exec.Command(program, "-n", "30", "-for", "1h", "-room", "50")
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	stdout, err = cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	_, err = bufio.NewReader(stdout).ReadString('\n')
+	require.NoError(t, err)
+	require.NoError(t, cmd.Process.Signal(os.Interrupt)) // while they wait in the lobby, at the latest
+	require.Error(t, cmd.Wait())
+	require.Contains(t, stderr.String(), "game: interrupted before all players were in their rooms")
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"flag"
+	"fmt"
 	"time"
 
 	tp "github.com/henrylee2cn/teleport"
@@ -13,32 +14,49 @@ var addr = flag.String("addr", "127.0.0.1:9090", "address of the server")
 
 func main() {
 	flag.Parse()
+	pushed := make(chan struct{})
+	peer := newPeer(pushed)
+	defer peer.Close()
+	sess, err := peer.Dial(*addr, "example server")
+	if err != nil {
+		tp.Fatalf("%v", err)
+	}
+	if err := talk(sess, pushed); err != nil {
+		tp.Fatalf("%v", err)
+	}
+}
+
+// newPeer makes the client, which closes pushed when the server's push has come.
+func newPeer(pushed chan struct{}) *tp.Peer {
 	peer := tp.NewPeer(&tp.PeerConfig{
 		DefaultReadTimeout:   3 * time.Minute,
 		DefaultWriteTimeout:  3 * time.Minute,
 		DefaultBodyGzipLevel: 5,
 	})
-	defer peer.Close()
-	pushed := make(chan struct{})
 	peer.PushRouter.Reg(&Push{Done: pushed})
+	return peer
+}
 
-	sess, err := peer.Dial(*addr, "example server")
-	if err != nil {
-		tp.Fatalf("%v", err)
-	}
+// talk pulls twice, and waits for the push.
+func talk(sess *tp.Session, pushed <-chan struct{}) error {
 	var reply map[string]interface{}
 	cmd := sess.Pull("/group/home/test?peer_id=example-client", map[string]interface{}{"n": 1}, &reply)
 	if cmd.Xerror != nil {
-		tp.Fatalf("pull: %v", cmd.Xerror)
+		return fmt.Errorf("pull: %w", cmd.Xerror)
 	}
 	tp.Infof("reply: %v", reply)
-	<-pushed
+	select {
+	case <-pushed:
+	case <-sess.Done():
+		return fmt.Errorf("the push has not come: %w", sess.Err())
+	}
 
 	var unknown []string
 	if cmd := sess.Pull("/some/where", "who is there?", &unknown); cmd.Xerror != nil {
-		tp.Fatalf("pull: %v", cmd.Xerror)
+		return fmt.Errorf("pull: %w", cmd.Xerror)
 	}
 	tp.Infof("reply of the unknown handler: %q", unknown)
+	return nil
 }
 
 // Push serves /push/...

@@ -34,18 +34,14 @@ type Order struct {
 func (o *Order) New(item *string) { o.Seen <- *item }
 
 func main() {
-	service := tp.NewPeer(nil)
 	order := &Order{Seen: make(chan string)}
-	service.PullRouter.Reg(new(Stock))
-	service.PushRouter.Reg(order)
+	service := newService(order)
 
 	gateway := tp.NewPeer(nil)
 	defer gateway.Close()
 	upstream, err := gateway.Dial(serve(service))
 	check(err)
-	forward := proxy.To(upstream)
-	gateway.PullRouter.SetUnknown(forward.Pull)
-	gateway.PushRouter.SetUnknown(forward.Push)
+	forward(gateway, upstream)
 
 	client := tp.NewPeer(nil)
 	defer client.Close()
@@ -71,6 +67,21 @@ func main() {
 	check(service.Close())
 	<-upstream.Done()
 	fmt.Println("afterwards:", sess.Pull("/stock/count", "apples", &n).Xerror)
+}
+
+// newService makes the service.
+func newService(order *Order) *tp.Peer {
+	service := tp.NewPeer(nil)
+	service.PullRouter.Reg(new(Stock))
+	service.PushRouter.Reg(order)
+	return service
+}
+
+// forward has the gateway forward what it does not know.
+func forward(gateway *tp.Peer, upstream *tp.Session) {
+	to := proxy.To(upstream)
+	gateway.PullRouter.SetUnknown(to.Pull)
+	gateway.PushRouter.SetUnknown(to.Push)
 }
 
 // serve lets p listen on a free port and returns the address.

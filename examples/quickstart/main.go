@@ -69,11 +69,25 @@ func (Timer) PostReadBody(ctx tp.ReadCtx) error {
 	return nil
 }
 
+// newServer makes the server.
+func newServer(plugins ...tp.Plugin) *tp.Peer {
+	server := tp.NewPeer(&tp.PeerConfig{}, plugins...)
+	server.PullRouter.Reg(new(Math))
+	return server
+}
+
+// newClient makes the client.
+func newClient(news *News) *tp.Peer {
+	client := tp.NewPeer(&tp.PeerConfig{}, Timer{})
+	client.PullRouter.Reg(new(Who))
+	client.PushRouter.Reg(news)
+	return client
+}
+
 func main() {
 	// A server on a free port.
-	server := tp.NewPeer(&tp.PeerConfig{})
+	server := newServer()
 	defer server.Close()
-	server.PullRouter.Reg(new(Math))
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		log.Fatal(err)
@@ -81,11 +95,9 @@ func main() {
 	go server.Serve(ln)
 
 	// A client, with handlers of its own.
-	client := tp.NewPeer(&tp.PeerConfig{}, Timer{})
-	defer client.Close()
 	news := &News{Seen: make(chan string)}
-	client.PullRouter.Reg(new(Who))
-	client.PushRouter.Reg(news)
+	client := newClient(news)
+	defer client.Close()
 	sess, err := client.Dial(ln.Addr().String())
 	if err != nil {
 		log.Fatal(err)

@@ -15,6 +15,13 @@ func main() {
 	flag.Parse()
 	go tp.GraceSignal()
 	tp.SetShutdown(20*time.Second, nil, nil)
+	if err := newPeer().Listen(); err != nil {
+		tp.Fatalf("%v", err)
+	}
+}
+
+// newPeer makes the server. Plugins are for tests.
+func newPeer(plugins ...tp.Plugin) *tp.Peer {
 	peer := tp.NewPeer(&tp.PeerConfig{
 		DefaultReadTimeout:   3 * time.Minute,
 		DefaultWriteTimeout:  3 * time.Minute,
@@ -22,12 +29,10 @@ func main() {
 		DefaultBodyGzipLevel: 5,
 		PrintBody:            true,
 		ListenAddrs:          []string{*addr},
-	})
+	}, plugins...)
 	peer.PullRouter.Group("group").Reg(new(Home))
 	peer.PullRouter.SetUnknown(unknownPull)
-	if err := peer.Listen(); err != nil {
-		tp.Fatalf("%v", err)
-	}
+	return peer
 }
 
 // Home serves /group/home/...
