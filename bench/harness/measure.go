@@ -61,13 +61,13 @@ func (c cell) run(ctx context.Context) (map[string]float64, error) {
 	if err != nil {
 		return nil, fmt.Errorf("server: %w", err)
 	}
-	defer server.end()
+	defer server.End()
 	client, err := startProcess(ctx, role{System: c.system.Name, Addr: server.hello.Addr,
 		Workload: c.workload, Profile: c.profile("client")})
 	if err != nil {
 		return nil, fmt.Errorf("client: %w", err)
 	}
-	defer client.end()
+	defer client.End()
 	if c.workload.Mode == plan.Idle {
 		return c.runIdle(ctx, client, server)
 	}
@@ -111,10 +111,10 @@ func (c cell) run(ctx context.Context) (map[string]float64, error) {
 
 // marks asks both sides at once how much they have done.
 func marks(client, server *process) (c, s snapshot, err error) {
-	if err := server.send(cmdMark); err != nil {
+	if err := server.Send(cmdMark); err != nil {
 		return c, s, fmt.Errorf("server: %w", err)
 	}
-	if err := client.send(cmdMark); err != nil {
+	if err := client.Send(cmdMark); err != nil {
 		return c, s, fmt.Errorf("client: %w", err)
 	}
 	if c, err = client.wait(answerTimeout); err != nil {

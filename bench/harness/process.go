@@ -1,28 +1,17 @@
 package harness
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
-	"io"
-	"os"
-	"os/exec"
 	"time"
+
+	"github.com/henrylee2cn/teleport/bench/child"
 )
 
-// process is a child process, seen from its parent.
+// process is a server or a client, seen from the process that runs the plan.
 type process struct {
-	cmd     *exec.Cmd
-	in      io.WriteCloser
-	answers chan answer // closed when the child's output ends
-	hello   snapshot
-}
-
-type answer struct {
-	snapshot
-	err error
+	*child.Process
+	hello snapshot
 }
 
 // startTimeout bounds how long a child takes until it is ready, with all of its
@@ -32,89 +21,32 @@ const startTimeout = time.Minute
 // startProcess starts this program again in the role, and returns when the child
 // is ready. It is killed when ctx ends.
 func startProcess(ctx context.Context, r role) (*process, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
 	arg, err := json.Marshal(r)
 	if err != nil {
 		return nil, err
 	}
-	p := &process{cmd: exec.CommandContext(ctx, self, childArg, string(arg)), answers: make(chan answer, 1)}
-	p.cmd.Stderr = os.Stderr
-	if p.in, err = p.cmd.StdinPipe(); err != nil {
-		return nil, err
-	}
-	out, err := p.cmd.StdoutPipe()
+	c, err := child.Start(ctx, childArg, string(arg))
 	if err != nil {
 		return nil, err
 	}
-	if err := p.cmd.Start(); err != nil {
-		return nil, err
-	}
-	go p.read(out)
+	p := &process{Process: c}
 	if p.hello, err = p.wait(startTimeout); err != nil {
-		p.end()
+		p.End()
 		return nil, err
 	}
 	return p, nil
 }
 
-// read passes the child's lines on, until its output ends.
-func (p *process) read(out io.Reader) {
-	defer close(p.answers)
-	lines := bufio.NewReader(out)
-	for {
-		line, err := lines.ReadBytes('\n')
-		if err != nil {
-			return
-		}
-		var a answer
-		a.err = json.Unmarshal(line, &a.snapshot)
-		p.answers <- a
-	}
-}
-
-func (p *process) send(cmd string) error {
-	_, err := io.WriteString(p.in, cmd+"\n")
-	return err
-}
-
 // wait returns the child's next answer.
-func (p *process) wait(timeout time.Duration) (snapshot, error) {
-	timer := time.NewTimer(timeout)
-	defer timer.Stop()
-	select {
-	case a, ok := <-p.answers:
-		switch {
-		case !ok:
-			return snapshot{}, errors.New("the process has ended")
-		case a.err != nil:
-			return snapshot{}, a.err
-		case a.Err != "":
-			return snapshot{}, errors.New(a.Err)
-		}
-		return a.snapshot, nil
-	case <-timer.C:
-		return snapshot{}, fmt.Errorf("no answer from the process in %v", timeout)
-	}
+func (p *process) wait(timeout time.Duration) (s snapshot, err error) {
+	err = p.Wait(timeout, &s)
+	return s, err
 }
 
 // ask sends a command and returns its answer.
 func (p *process) ask(cmd string, timeout time.Duration) (snapshot, error) {
-	if err := p.send(cmd); err != nil {
+	if err := p.Send(cmd); err != nil {
 		return snapshot{}, err
 	}
 	return p.wait(timeout)
-}
-
-// end ends the child's input, so that it exits, and waits until it has; a child
-// that takes long is killed.
-func (p *process) end() {
-	p.in.Close()
-	kill := time.AfterFunc(5*time.Second, func() { p.cmd.Process.Kill() })
-	defer kill.Stop()
-	for range p.answers { // whatever else it had to say
-	}
-	p.cmd.Wait()
 }

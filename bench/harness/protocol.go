@@ -17,6 +17,7 @@ import (
 	tp "github.com/henrylee2cn/teleport"
 	"github.com/henrylee2cn/teleport/bench/plan"
 	"github.com/henrylee2cn/teleport/bench/stats"
+	"github.com/henrylee2cn/teleport/bench/usage"
 )
 
 // A role is what a child process is to be. It is its only argument behind
@@ -72,14 +73,14 @@ func take() snapshot {
 	runtime.ReadMemStats(&mem)
 	return snapshot{
 		Uptime:  int64(time.Since(began)),
-		CPU:     int64(cpuTime()),
+		CPU:     int64(usage.CPU()),
 		Mallocs: mem.Mallocs,
-		RSS:     residentBytes(),
+		RSS:     usage.Resident(),
 	}
 }
 
-// child is a server or a client in a process of its own.
-type child interface {
+// side is a server or a client in a process of its own.
+type side interface {
 	// snapshot answers cmdMark, and for the sake of the others.
 	snapshot() snapshot
 	fill() error
@@ -119,7 +120,7 @@ func serveRole(r role, in io.Reader, out io.Writer) error {
 		defer pprof.StopCPUProfile()
 	}
 	answer := json.NewEncoder(out)
-	var c child
+	var c side
 	var addr string
 	var err error
 	if r.Addr == "" {

@@ -116,17 +116,18 @@ func (w Workload) Fits(s systems.System) bool { return w.Mode != Push || s.Push 
 // Workloads returns the workloads that the list selects: names, or regular
 // expressions for whole names, separated by commas; all if it is empty.
 func Workloads(list string) ([]Workload, error) {
-	return selection("workload", list, All(), func(w Workload) string { return w.Name })
+	return Select("workload", list, All(), func(w Workload) string { return w.Name })
 }
 
 // Systems returns the systems that the list selects, as Workloads does.
 func Systems(list string) ([]systems.System, error) {
-	return selection("system", list, systems.All(), func(s systems.System) string { return s.Name })
+	return Select("system", list, systems.All(), func(s systems.System) string { return s.Name })
 }
 
-// selection returns those of all that the list selects. Each of its items must
+// Select returns those of all that the list selects: names or regular expressions for
+// whole names, separated by commas; empty for all. Each of its items must
 // select something.
-func selection[T any](what, list string, all []T, name func(T) string) ([]T, error) {
+func Select[T any](what, list string, all []T, name func(T) string) ([]T, error) {
 	if list == "" {
 		return all, nil
 	}

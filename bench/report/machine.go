@@ -24,6 +24,7 @@ type Machine struct {
 // compared are the modules whose versions matter to the results.
 var compared = []string{
 	"connectrpc.com/connect",
+	"github.com/centrifugal/centrifuge",
 	"github.com/containerd/ttrpc",
 	"github.com/nats-io/nats-server/v2",
 	"github.com/nats-io/nats.go",

@@ -1,4 +1,4 @@
-package harness
+package usage
 
 import (
 	"bytes"
@@ -6,8 +6,8 @@ import (
 	"strconv"
 )
 
-// residentBytes returns how much memory this process has in RAM.
-func residentBytes() int64 {
+// Resident returns how much memory this process has in RAM, in bytes.
+func Resident() int64 {
 	b, err := os.ReadFile("/proc/self/statm")
 	if err != nil {
 		return 0

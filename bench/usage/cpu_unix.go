@@ -1,14 +1,14 @@
 //go:build unix
 
-package harness
+package usage
 
 import (
 	"syscall"
 	"time"
 )
 
-// cpuTime returns the user and system time that this process has used.
-func cpuTime() time.Duration {
+// CPU returns the user and system time that this process has used.
+func CPU() time.Duration {
 	var r syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
 		return 0
