@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -133,27 +134,29 @@ func TestLines(t *testing.T) {
 
 // A part of the calls is written, and those that fail or are slow in any case.
 func TestSample(t *testing.T) {
-	out := new(lines)
-	srv, sess := join(t, out, accesslog.Sample(0), accesslog.Slow(10*time.Millisecond))
-	release := make(chan struct{})
-	tp.HandlePull(srv.PullRouter, "/slow", func(tp.PullCtx, *string) (string, tp.Xerror) {
-		<-release
-		return "", nil
+	synctest.Test(t, func(t *testing.T) { // in which nothing is slow by chance
+		out := new(lines)
+		srv, sess := join(t, out, accesslog.Sample(0), accesslog.Slow(10*time.Millisecond))
+		release := make(chan struct{})
+		tp.HandlePull(srv.PullRouter, "/slow", func(tp.PullCtx, *string) (string, tp.Xerror) {
+			<-release
+			return "", nil
+		})
+		for range 100 {
+			require.Nil(t, sess.Pull("/ok", "", nil).Xerror)
+			require.Nil(t, sess.Push("/push", ""))
+		}
+		require.NotNil(t, sess.Pull("/no", "", nil).Xerror)
+		require.EqualValues(t, 777, out.take(t, 1)[0]["status"])
+		time.AfterFunc(20*time.Millisecond, func() { close(release) })
+		require.Nil(t, sess.Pull("/slow", "", nil).Xerror)
+		line := out.take(t, 1)[0]
+		require.Equal(t, "WARN", line["level"])
+		require.GreaterOrEqual(t, line["took"], float64(10*time.Millisecond))
 	})
-	for range 100 {
-		require.Nil(t, sess.Pull("/ok", "", nil).Xerror)
-		require.Nil(t, sess.Push("/push", ""))
-	}
-	require.NotNil(t, sess.Pull("/no", "", nil).Xerror)
-	require.EqualValues(t, 777, out.take(t, 1)[0]["status"])
-	time.AfterFunc(20*time.Millisecond, func() { close(release) })
-	require.Nil(t, sess.Pull("/slow", "", nil).Xerror)
-	line := out.take(t, 1)[0]
-	require.Equal(t, "WARN", line["level"])
-	require.GreaterOrEqual(t, line["took"], float64(10*time.Millisecond))
 
-	out = new(lines)
-	_, sess = join(t, out, accesslog.Sample(0.5))
+	out := new(lines)
+	_, sess := join(t, out, accesslog.Sample(0.5))
 	for range 1000 {
 		require.Nil(t, sess.Pull("/ok", "", nil).Xerror)
 	}
