@@ -91,7 +91,7 @@ type transit struct {
 	inLane       bool             // it is the call's turn already
 	start        time.Time        // zero unless the call is measured
 	arrived      time.Duration    // when a pull with a timeout was received, since processStart
-	received     time.Duration    // when all of it was received, since processStart, for hooks
+	received     time.Duration    // when all of it was received, since processStart, if somebody asks for it
 	// printed is the input's body as the log shows it, made before the handler can change it. The call's
 	// mu guards it.
 	printed string
@@ -284,6 +284,9 @@ func (c *call) handle() (waiting int) {
 	pull := c.handler.pull
 	if pull {
 		c.prepareReply()
+		if c.inHdr.Load != 0 {
+			c.conn.peer.load.began(c.received, c.onReader)
+		}
 	}
 	processed, released := false, false
 	defer func() {
@@ -559,7 +562,7 @@ func kindOf(typ int32) string {
 func (c *call) setInput(v *packet.HeaderView, bodyLength int64, uri string) {
 	c.inHdr = packet.Header{
 		Id: c.id, Type: v.Type, Uri: uri, Gzip: v.Gzip, StatusCode: v.StatusCode, Status: string(v.Status),
-		Timeout: v.Timeout, Meta: v.Meta, NotRun: v.NotRun,
+		Timeout: v.Timeout, Meta: v.Meta, NotRun: v.NotRun, Load: v.Load, QueueDelay: v.QueueDelay,
 	}
 	c.in = packet.Packet{
 		Header: &c.inHdr, HeaderCodec: v.Codec,

@@ -251,6 +251,7 @@ func (cn *conn) heardGoAway(answered bool) {
 	if r := cn.sess.redial; r != nil {
 		r.start()
 	}
+	cn.sess.goesAway()
 }
 
 // fail ends the connection for the cause, and the session too unless the session redials.
@@ -374,6 +375,7 @@ func (cn *conn) lose(cause error) {
 	if r := cn.sess.redial; r != nil {
 		r.start()
 	}
+	cn.sess.goesAway()
 }
 
 // endWithin ends the connection after the time d, unless it ends earlier.

@@ -2,6 +2,7 @@ package tp
 
 import (
 	"context"
+	"net"
 	"net/url"
 	"time"
 
@@ -32,6 +33,25 @@ type Ctx interface {
 	// of the map are Load, Store, LoadOrStore, Delete, Range, Random, Clear and Len, and
 	// safe for concurrent use.
 	Public() goutil.Map
+}
+
+// ListenCtx is what PostListen hooks know.
+type ListenCtx interface {
+	// Peer is the peer that is about to serve. Its Addrs has this listener already.
+	Peer() *Peer
+	// Addr is the listener's actual address, with the port that the system has chosen. Where it listens on
+	// all addresses of the machine, the IP is 0.0.0.0 or ::.
+	Addr() net.Addr
+	// Context ends when the hook's time is over, and when the peer begins to close.
+	Context() context.Context
+}
+
+// ShutdownCtx is what PreShutdown hooks know.
+type ShutdownCtx interface {
+	// Peer is the peer that ends.
+	Peer() *Peer
+	// Context ends when nobody waits for the hook any longer.
+	Context() context.Context
 }
 
 // ReadCtx is what hooks see of a packet that is read.

@@ -74,12 +74,9 @@ func (p *Peer) dialledFrom(id []string, asked bool) origin {
 }
 
 func (p *Peer) dial(ctx context.Context, addr string, id []string) (*Session, error) {
-	addrs := strings.Split(addr, ",")
-	for i := range addrs {
-		if addrs[i] = strings.TrimSpace(addrs[i]); addrs[i] == "" {
-			return nil, errors.New("an address is empty; expected host:port or unix:/path, or several of " +
-				"them with commas between")
-		}
+	addrs, err := splitAddrs(addr)
+	if err != nil {
+		return nil, err
 	}
 	if _, err := p.loadTLS(); err != nil {
 		return nil, err
@@ -87,8 +84,32 @@ func (p *Peer) dial(ctx context.Context, addr string, id []string) (*Session, er
 	if r := p.cfg.Redial; r != nil && r.First {
 		return p.dialFirst(ctx, addrs, id)
 	}
-	sess, err, _ := p.dialAny(ctx, addrs, id)
+	sess, err, _ := p.dialAny(ctx, addrs, id, p.cfg.Redial)
 	return sess, err
+}
+
+// dialOnce is DialContext for a session that ends with its connection, whatever PeerConfig.Redial is.
+func (p *Peer) dialOnce(ctx context.Context, addr string) (*Session, error) {
+	addrs, err := splitAddrs(addr)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := bounded(ctx, p.cfg.DefaultDialTimeout)
+	defer cancel()
+	sess, err, _ := p.dialAny(ctx, addrs, nil, nil)
+	return sess, err
+}
+
+// splitAddrs returns the addresses that stand in addr with commas between.
+func splitAddrs(addr string) ([]string, error) {
+	addrs := strings.Split(addr, ",")
+	for i := range addrs {
+		if addrs[i] = strings.TrimSpace(addrs[i]); addrs[i] == "" {
+			return nil, errors.New("an address is empty; expected host:port or unix:/path, or several of " +
+				"them with commas between")
+		}
+	}
+	return addrs, nil
 }
 
 // dialFirst dials again until there is a session, see Redial.First.
@@ -96,7 +117,7 @@ func (p *Peer) dialFirst(ctx context.Context, addrs, id []string) (*Session, err
 	r, began := p.cfg.Redial, time.Now()
 	for tries := 1; ; tries++ {
 		attempt, cancel := bounded(ctx, p.cfg.DefaultDialTimeout)
-		sess, err, final := p.dialAny(attempt, addrs, id)
+		sess, err, final := p.dialAny(attempt, addrs, id, r)
 		cancel()
 		switch {
 		case err == nil:
@@ -121,15 +142,17 @@ func (p *Peer) dialFirst(ctx context.Context, addrs, id []string) (*Session, err
 	}
 }
 
-// dialAny tries the addresses in turn. It reports final if another attempt would fail too.
-func (p *Peer) dialAny(ctx context.Context, addrs, id []string) (_ *Session, all error, final bool) {
+// dialAny tries the addresses in turn, for a session that redials unless redial is nil. It reports final if
+// another attempt would fail too.
+func (p *Peer) dialAny(ctx context.Context, addrs, id []string, redial *Redial) (_ *Session, all error,
+	final bool) {
 	final = true
 	for i, addr := range addrs {
 		conn, asked, err := p.connect(ctx, addr)
 		if err == nil {
 			from := p.dialledFrom(id, asked)
-			if p.cfg.Redial != nil {
-				from.redial = newRedialer(p.cfg.Redial, addrs, i)
+			if redial != nil {
+				from.redial = newRedialer(redial, addrs, i)
 			}
 			var sess *Session
 			if sess, err = p.newSession(ctx, conn, from); err == nil {

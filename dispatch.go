@@ -35,7 +35,7 @@ func (r *reader) input(c *call, uri string) *call {
 	c.keepId(v.Id)
 	c.typ, c.uri = v.Type, uri
 	c.owed, r.owed = r.owed, 0
-	c.setInput(v, r.length, uri)
+	c.setInput(v, int64(r.length), uri)
 	if v.Timeout > 0 {
 		c.arrived = time.Since(processStart)
 	}
@@ -92,7 +92,7 @@ func (r *reader) call(c *call, table *routeTable) error {
 	if cost := callCost + headerCost(&r.view); !c.free && !c.charge(cost) && !r.awaitMemory(c, cost) {
 		return r.noMemory(c)
 	}
-	if err := c.readBody(cn.sock, r.length, h.unknown); err != nil {
+	if err := c.readBody(cn.sock, int64(r.length), h.unknown); err != nil {
 		if socket.Fatal(err) {
 			c.lost(err)
 			return err
@@ -102,7 +102,7 @@ func (r *reader) call(c *call, table *routeTable) error {
 		}
 		return r.reject(c, bodyXerror(err))
 	}
-	if len(h.chain.preReadBody)+len(h.chain.postReadBody) > 0 {
+	if len(h.chain.preReadBody)+len(h.chain.postReadBody) > 0 || c.inHdr.Load != 0 {
 		c.received = time.Since(processStart)
 	}
 	// The call is counted before the state is looked at, while Shutdown sets the state before it looks at

@@ -35,6 +35,7 @@ The server's handler reaches its client in the same way, by ctx.Session().
     [Session.TryPush]
   - one push to many: [Peer.Group] and [Group.Push], [Peer.Broadcast], [Latest]; catching up: [History]
     and plugin/follow
+  - many servers: [NewCluster] with a [Resolver]; [Caller] is a session or a cluster
   - order: [Ordered], [OrderedBy], [Unordered]; streams: [OpenStream] and [HandleStream]
   - errors: [Xerror] and [NewXerror], [Retryable], [NotRun], [Local], [WithDetails] and [Details]
   - settings of one packet: [WithMeta], [WithReplyMeta], [WithBodyCodec],
@@ -69,9 +70,10 @@ session, until one of them blocks.
 
 # Plugins
 
-A [Plugin] has some of twenty hooks, each an interface with one method:
+A [Plugin] has some of twenty-two hooks, each an interface with one method:
 
   - when a route is registered: [PostRegPlugin]
+  - the life of the peer: [PostListenPlugin], [PreShutdownPlugin]
   - the life of a connection: [PostDialPlugin], [PostAcceptPlugin], [PostConnectPlugin],
     [PostReconnectPlugin], [PostDisconnectPlugin]
   - what this side sends first: [PreWritePullPlugin], [PostWritePullPlugin],

@@ -56,7 +56,7 @@ func (g *Group) Push(uri string, args interface{}, setting ...PacketSetting) Del
 // Except leaves one session out of a push to a group: the one that the push has come from, for example.
 // Several leave out several. Except is for [Group.Push] and [Peer.Broadcast] only, and has no effect on
 // other packets.
-func Except(sess *Session) PacketSetting { return PacketSetting{kind: settingExcept, except: sess} }
+func Except(sess *Session) PacketSetting { return PacketSetting{kind: settingExcept, other: sess} }
 
 // Broadcast pushes args to the URI of all sessions of the peer for which the filter, called once for
 // each, returns true; a nil filter stands for all. Broadcasts of a peer go out one after another; between
@@ -137,7 +137,7 @@ func (p *groupPush) settings(g *Group, uri string, settings []PacketSetting) (ev
 		case settingDisconnect:
 			p.policy.Cut, p.policy.After = true, s.every
 		case settingExcept:
-			if sess, _ := s.except.(*Session); sess != nil {
+			if sess, _ := s.other.(*Session); sess != nil {
 				p.except = append(p.except, sess)
 			}
 		}

@@ -314,7 +314,7 @@ func (cn *conn) confirm() (*reader, error) {
 	cn.sendControl(&packet.Header{Id: outcomeId, Type: packet.TypePing})
 	r := newReader(cn, false)
 	var err error
-	if r.length, err = cn.sock.ReadHeaderView(&r.view); err != nil {
+	if err = r.readHeader(); err != nil {
 		return nil, err
 	}
 	if r.view.Type == packet.TypeReply {
@@ -336,7 +336,7 @@ func (cn *conn) lastWord() error {
 	r := newReader(cn, false)
 	for range maxStrays {
 		var err error
-		if r.length, err = cn.sock.ReadHeaderView(&r.view); err != nil {
+		if err = r.readHeader(); err != nil {
 			return nil
 		}
 		if r.view.Type == packet.TypeReply && string(r.view.Id) == refusedId {

@@ -117,9 +117,9 @@ type HistoryStore interface {
 
 // HistoryLog has the last pushes of one group.
 type HistoryLog interface {
-	// Append keeps the push, whose At is not set, and returns its position: the number after that of the
-	// last one, and the epoch that all pushes of the log have. An error fails the push, which nobody
-	// gets.
+	// Append keeps the push, whose At is not set, and returns its position: a number greater than that of
+	// the last one, and the epoch that all pushes of the log have. It may take out of Meta what was put in
+	// for it alone; members do not get that. An error fails the push, which nobody gets.
 	Append(push StoredPush) (Position, error)
 	// Since returns the pushes after the position, the oldest first, with their positions. It reports
 	// false if they are not all there any more, or the position is of another epoch, or is none that

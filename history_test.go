@@ -159,6 +159,63 @@ func TestHistoryStoreThatFails(t *testing.T) {
 	})
 }
 
+// farStore numbers pushes as a stream of a broker does that has others between: it is told their numbers
+// beside the pushes.
+type farStore struct {
+	list []StoredPush
+}
+
+func (s *farStore) Open(string, int, time.Duration) HistoryLog { return s }
+
+func (s *farStore) Append(p StoredPush) (Position, error) {
+	if _, err := fmt.Sscan(p.Meta["number"], &p.At.Seq); err != nil {
+		return Position{}, err
+	}
+	delete(p.Meta, "number")
+	p.At.Epoch = "far"
+	s.list = append(s.list, p)
+	return p.At, nil
+}
+
+func (s *farStore) Since(at Position) (list []StoredPush, ok bool, err error) {
+	for _, p := range s.list {
+		if p.At.Seq > at.Seq {
+			list = append(list, p)
+		}
+	}
+	return list, true, nil
+}
+
+func (s *farStore) Last() (Position, error) {
+	at := Position{Epoch: "far"}
+	for _, p := range s.list {
+		at = p.At
+	}
+	return at, nil
+}
+
+// Numbers of a history may have gaps, and what is put into a push for its store alone does not go to members.
+func TestHistoryWithGaps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv, cli := newTestPeer(t, nil), newTestPeer(t, nil)
+		var got texts
+		cli.PushRouter.SetUnknown(func(ctx UnknownPushCtx, body *[]byte) {
+			got.add(string(*body), ctx.Meta()[MetaAt], fmt.Sprint(len(ctx.Meta())))
+		})
+		sess, _ := connect(t, srv, cli, pipe.Options{})
+		g := srv.Group("room", HistoryIn(new(farStore), 10, time.Minute))
+		require.NoError(t, g.Join(sess))
+		for i, number := range []string{"5", "70", "71"} {
+			require.Nil(t, g.Push("/x", i, WithMeta("number", number)).Err)
+		}
+		rec, err := g.JoinAt(sess, Position{"far", 5})
+		require.NoError(t, err)
+		require.Equal(t, Recovery{Position: Position{"far", 71}, Pushes: 2}, rec)
+		require.Equal(t, []string{"j0 5.far 2", "j1 70.far 2", "j2 71.far 2", "j1 70.far 2", "j2 71.far 2"},
+			got.list())
+	})
+}
+
 // A store that panics, or ends the goroutine, fails what needs it, and the group goes on.
 func TestHistoryStoreThatPanics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

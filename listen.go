@@ -45,11 +45,15 @@ func (p *Peer) Listen() error {
 		}
 		lns = append(lns, ln)
 	}
+	if err := p.listening(lns...); err != nil {
+		closeAll()
+		return err
+	}
 	errs := make(chan error, len(lns))
 	for _, ln := range lns {
 		logf(LevelInfo, "listening", "listening on %s", slog.Any("address", ln.Addr()))
 		go func() {
-			err := p.Serve(ln)
+			err := p.serve(ln)
 			if err != nil {
 				closeAll()
 			}
@@ -68,20 +72,84 @@ func (p *Peer) Listen() error {
 // Serve accepts connections from ln, over TLS if the peer is configured for it,
 // until Close or Shutdown is through, and then returns nil. It closes ln.
 func (p *Peer) Serve(ln net.Listener) error {
-	defer func() { _ = ln.Close() }()
-	cfg, err := p.serverTLS()
-	if err != nil {
+	if _, err := p.serverTLS(); err != nil {
+		_ = ln.Close()
 		return err
 	}
-	p.acceptors.Add(1)
-	err = ErrPeerClosed
-	if p.addListener(ln) {
-		p.register()
-		err = p.acceptFrom(ln, cfg)
-		p.removeListener(ln)
+	if err := p.listening(ln); err != nil {
+		_ = ln.Close()
+		return err
 	}
+	return p.serve(ln)
+}
+
+// listening makes the listeners the peer's, and runs the PostListen hooks. After an error they are not the
+// peer's.
+func (p *Peer) listening(lns ...net.Listener) error {
+	p.acceptors.Add(int64(len(lns)))
+	err := ErrPeerClosed
+	if p.addListeners(lns) {
+		p.register()
+		err = p.postListen(lns)
+	}
+	if err != nil {
+		for _, ln := range lns {
+			p.noListener(ln)
+		}
+	}
+	return err
+}
+
+// postListen runs the PostListen hooks, for HookTimeout at most. It leaves off when the peer closes.
+func (p *Peer) postListen(lns []net.Listener) error {
+	hs := p.chain.postListen
+	if len(hs) == 0 {
+		return nil
+	}
+	for _, ln := range lns {
+		ctx, cancel := bounded(context.Background(), p.cfg.HookTimeout)
+		var err error
+		select {
+		case err = <-hs.start(&listenCtx{ctx, p, ln.Addr()}):
+		case <-ctx.Done():
+			err = fmt.Errorf("tp: listen: PostListen took longer than %v", p.cfg.HookTimeout)
+		case <-p.closing:
+		}
+		cancel()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// listenCtx is a ListenCtx.
+type listenCtx struct {
+	ctx  context.Context
+	peer *Peer
+	addr net.Addr
+}
+
+func (l *listenCtx) Peer() *Peer              { return l.peer }
+func (l *listenCtx) Addr() net.Addr           { return l.addr }
+func (l *listenCtx) Context() context.Context { return l.ctx }
+func (l *listenCtx) lines() *lines            { return &l.peer.log }
+
+// noListener is the end of a listener.
+func (p *Peer) noListener(ln net.Listener) {
+	p.removeListener(ln)
 	p.acceptors.Add(-1)
 	p.activity()
+}
+
+// serve is Serve for a listener that is the peer's.
+func (p *Peer) serve(ln net.Listener) error {
+	defer func() { _ = ln.Close() }()
+	cfg, err := p.serverTLS()
+	if err == nil {
+		err = p.acceptFrom(ln, cfg)
+	}
+	p.noListener(ln)
 	if err == errNoMore {
 		<-p.closed
 		waitForExit()

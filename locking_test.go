@@ -25,22 +25,24 @@ import (
 // them. One that is held may be joined by those behind it only.
 var lockRanks = []string{
 	"handover.syscall.ForkLock", "handover.state.mu", "grace.mu", "serving.mu", "earlySignals.mu", "Peer.mu",
-	"routes.mu", "places.Places.mu", "call.mu", "outgoing.mu", "Group.mu", "Session.mu", "sessions.mu",
-	"workers.Pool.mu",
+	"routes.mu", "places.Places.mu", "call.mu", "outgoing.mu", "Group.mu", "fleet.mu", "Session.mu",
+	"sessions.mu", "workers.Pool.mu", "load.Delay.mu",
 	"workers.Lanes.mu", "workers.KeyLanes.mu", "memoryLog.mu",
 	"calltable.Table[].mu", "keepalive.Keeper.mu", "keepalive.Pings.mu",
 	"role.Pace.mu", "stream.Set.mu", "stream.Stream.mu",
 	"stream.In.mu", "credit.outgoing.mu",
 	"credit.Places.mu", "credit.Sender.mu", "credit.line.mu", "credit.Receiver.mu", "socket.reader.setting",
 	"socket.writer.mu", "outbox.Box.mu", "outbox.Set.mu", "packet.Budget.mu", "packet.Pool.mu",
-	"rarely.Limiter[].mu", "codec.registry.mu", "alias.Alias.mu",
+	"balance.Ejector.mu", "balance.Member.mu", "balance.Budget.mu", "routeTimes.mu",
+	"rarely.Limiter[].mu", "codec.registry.mu", "alias.Alias.mu", "resolver.List.mu",
 }
 
 // takeLocks are the functions that may be called under a lock and take another, by the end of
 // what stands in the sources.
 var takeLocks = map[string]string{
-	"ask":       "socket.writer.mu", // of credit.Flow.Begin
-	"calls.Add": "calltable.Table[].mu", "calls.Remove": "calltable.Table[].mu",
+	"ask":          "socket.writer.mu", // of credit.Flow.Begin
+	"ejector.Join": "balance.Ejector.mu",
+	"calls.Add":    "calltable.Table[].mu", "calls.Remove": "calltable.Table[].mu",
 	"sess.copyPublic": "Session.mu", "sess.enter": "Session.mu",
 	"pulls.Len": "calltable.Table[].mu", "streams.Len": "stream.Set.mu",
 	"keeper.Expect": "keepalive.Keeper.mu",
@@ -49,6 +51,7 @@ var takeLocks = map[string]string{
 	"budget.Waits": "packet.Budget.mu", "set.add": "outbox.Set.mu", "set.remove": "outbox.Set.mu",
 	"it.Hold": "packet.Budget.mu", "shared.Hold": "packet.Budget.mu", "old.Release": "packet.Budget.mu",
 	"l.Of.Release": "packet.Budget.mu", "list[].Release": "packet.Budget.mu",
+	"m.counts": "balance.Member.mu", "other.counts": "balance.Member.mu", "m.eject": "balance.Member.mu",
 	"release":     "packet.Budget.mu",
 	"box.Waits":   "outbox.Box.mu",
 	"bufpool.Put": "packet.Budget.mu", // of what is shared
@@ -83,6 +86,9 @@ var takeNone = strings.Fields(`
 	o.stalled.IsZero queue.PushBack queue.Front queue.Remove try
 	OutputBusy within hurried uri.Split role.Init deadline deadlineOf earlier r.overdue w.reserveFor
 	bodyOf appendPart stall.Stop stall.Reset frame.Behind frame.In
+	option.choose f.newUpstream f.config fleet.config end.With balance.NewEndpoint balance.Hash
+	end.Outstanding member.Ejected slices.Equal context.WithCancel f.ctx.Err sinceStart
+	config.suspects own.share others.share m.Ejected other.Ejected
 	w.tryPermit p.lend budget.Waits newOwnCtx own.cancelWith postReadHeader.merge change
 `)
 
@@ -365,9 +371,10 @@ func TestNoForeignCodeUnderALock(t *testing.T) {
 	n := 0
 	for _, dir := range []string{".", "codec", "packet", "socket", "plugin/alias", "plugin/proxy",
 		"internal/calltable", "internal/credit", "internal/handover", "internal/workers",
-		"internal/keepalive",
+		"internal/keepalive", "internal/load", "resolver",
 		"internal/places", "internal/rarely",
-		"internal/stream", "internal/role", "internal/bufpool", "internal/printable", "internal/outbox"} {
+		"internal/stream", "internal/role", "internal/bufpool", "internal/printable", "internal/outbox",
+		"internal/balance"} {
 		for _, c := range lockedCalls(t, dir) {
 			n++
 			if what := c.problem(); what != "" {
@@ -382,7 +389,8 @@ func TestNoForeignCodeUnderALock(t *testing.T) {
 }
 
 var usualTypes = map[string]map[string]string{
-	"tp":      {"s": "Session", "sess": "Session", "cn": "conn", "p": "Peer", "first": "conn"},
+	"tp": {"s": "Session", "sess": "Session", "cn": "conn", "p": "Peer", "first": "conn",
+		"f": "fleet"},
 	"places":  {"all": "Places"},
 	"workers": {"w": "Pool"},
 	"outbox":  {"x": "Box"},
@@ -390,7 +398,7 @@ var usualTypes = map[string]map[string]string{
 }
 
 func heldBy(pkg, receiver string) string {
-	name := map[string]string{"conn": "Session.mu", "redialer": "Session.mu",
+	name := map[string]string{"conn": "Session.mu", "redialer": "Session.mu", "upstream": "fleet.mu",
 		"reader": "reader.setting"}[receiver]
 	if name == "" {
 		name = receiver + ".mu"

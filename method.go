@@ -10,14 +10,14 @@ import (
 // Call pulls from the URI and returns the reply, of a type that the compiler knows: a
 // value, or a pointer, to a protobuf message of either API for example. It is
 // [Session.PullContext] otherwise; the error is nil or an [Xerror].
-func Call[R any](ctx context.Context, sess *Session, uri string, args interface{},
+func Call[R any](ctx context.Context, by Caller, uri string, args interface{},
 	setting ...PacketSetting) (R, error) {
 	var reply R
 	into := interface{}(&reply)
 	if m := newMessage[R](); m != nil { // the codec decodes into the message itself
 		reply, into = m.(R), m
 	}
-	if x := sess.PullContext(ctx, uri, args, into, setting...).Xerror; x != nil {
+	if x := pullBy(ctx, by, uri, args, into, setting).Xerror; x != nil {
 		var none R
 		return none, x
 	}
@@ -53,13 +53,13 @@ func (m Method[A, R]) Handle(r *PullRouter, fn func(ctx PullCtx, args *A) (R, Xe
 }
 
 // Call pulls, as the function [Call] does, with further settings for this call alone.
-func (m Method[A, R]) Call(ctx context.Context, sess *Session, args A, setting ...PacketSetting) (R, error) {
-	return Call[R](ctx, sess, m.uri, args, joined(m.settings, setting)...)
+func (m Method[A, R]) Call(ctx context.Context, by Caller, args A, setting ...PacketSetting) (R, error) {
+	return Call[R](ctx, by, m.uri, args, joined(m.settings, setting)...)
 }
 
 // Push pushes to the method's URI, where a route for pushes must be; see [Note].
-func (m Method[A, R]) Push(ctx context.Context, sess *Session, args A, setting ...PacketSetting) error {
-	return pushTo(ctx, sess, m.uri, args, joined(m.settings, setting))
+func (m Method[A, R]) Push(ctx context.Context, by Caller, args A, setting ...PacketSetting) error {
+	return pushTo(ctx, by, m.uri, args, joined(m.settings, setting))
 }
 
 // Note is a route for pushes with the type of its argument, one definition for both sides:
@@ -85,8 +85,8 @@ func (n Note[A]) Handle(r *PushRouter, fn func(ctx PushCtx, args *A), plugins ..
 
 // Push pushes, as [Session.PushContext] does, with further settings for this push alone. The
 // error is nil or an [Xerror].
-func (n Note[A]) Push(ctx context.Context, sess *Session, args A, setting ...PacketSetting) error {
-	return pushTo(ctx, sess, n.uri, args, joined(n.settings, setting))
+func (n Note[A]) Push(ctx context.Context, by Caller, args A, setting ...PacketSetting) error {
+	return pushTo(ctx, by, n.uri, args, joined(n.settings, setting))
 }
 
 // PushGroup pushes to the members of the group, as [Group.Push] does.
@@ -94,9 +94,9 @@ func (n Note[A]) PushGroup(g *Group, args A, setting ...PacketSetting) Delivery 
 	return g.Push(n.uri, args, joined(n.settings, setting)...)
 }
 
-func pushTo(ctx context.Context, sess *Session, uri string, args interface{},
+func pushTo(ctx context.Context, by Caller, uri string, args interface{},
 	settings []PacketSetting) error {
-	if x := sess.PushContext(ctx, uri, args, settings...); x != nil {
+	if x := pushBy(ctx, by, uri, args, settings); x != nil {
 		return x
 	}
 	return nil

@@ -37,6 +37,7 @@ type Peer struct {
 	sessions        sessions
 	watch           role.Watch
 	workers         workers.Pool
+	load            loadMeter
 	keyed           sync.Map // of *order: its *workers.KeyLanes
 	groups          sync.Map // by name: a weak pointer to the *Group
 	heldGroups      sync.Map // of those that must stay, by what holds them
@@ -66,6 +67,10 @@ type Peer struct {
 	// closing is closed when no new connections are wanted any more, closed when
 	// Close or Shutdown is through.
 	closing, closed chan struct{}
+	// ending is set when the PreShutdown hooks begin; told is closed when they have ended, or have had
+	// their time.
+	ending bool
+	told   chan struct{}
 	// abandoned is why a Shutdown was cut short.
 	abandoned error
 	// quiet is signalled, while the peer drains, when something may have ended.
@@ -98,6 +103,7 @@ func NewPeer(cfg *PeerConfig, plugins ...Plugin) *Peer {
 		made:     time.Now(),
 		closing:  make(chan struct{}),
 		closed:   make(chan struct{}),
+		told:     make(chan struct{}),
 		quiet:    make(chan struct{}, 1),
 	}
 	if p.dialConn == nil {
@@ -161,16 +167,19 @@ func (p *Peer) allListeners() []net.Listener {
 	return slices.Collect(maps.Keys(p.listeners))
 }
 
-func (p *Peer) addListener(ln net.Listener) bool {
+// addListeners reports whether the peer takes any more.
+func (p *Peer) addListeners(lns []net.Listener) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.state != peerServing {
+	if p.state != peerServing || p.ending {
 		return false
 	}
 	if p.listeners == nil {
 		p.listeners = make(map[net.Listener]struct{})
 	}
-	p.listeners[ln] = struct{}{}
+	for _, ln := range lns {
+		p.listeners[ln] = struct{}{}
+	}
 	return true
 }
 

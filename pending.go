@@ -49,7 +49,7 @@ func (w *ownPacket) fix(id string, typ int32) {
 func (w *ownPacket) receive(v *packet.HeaderView, bodyLength int64, id, uri string) {
 	w.header = packet.Header{
 		Id: id, Type: v.Type, Uri: uri, Gzip: v.Gzip, StatusCode: v.StatusCode, Status: string(v.Status),
-		Timeout: v.Timeout, Meta: v.Meta, NotRun: v.NotRun,
+		Timeout: v.Timeout, Meta: v.Meta, NotRun: v.NotRun, Load: v.Load, QueueDelay: v.QueueDelay,
 	}
 	w.packet = packet.Packet{
 		Header: &w.header, HeaderCodec: v.Codec,
@@ -136,8 +136,7 @@ func (o *outgoing) Public() goutil.Map {
 // once. From then on the goroutine that waits for the pull owns it: that decodes the reply and gives the
 // pending pull back to be used again.
 type pending struct {
-	entry  calltable.Entry[pending]
-	number uint64
+	entry calltable.Entry[pending]
 
 	// What became of the pull: why there is no reply, or what of the reply was read.
 	failure Xerror
@@ -154,10 +153,13 @@ type pending struct {
 	ended     chan struct{}
 	command   interface{ deliver(pd *pending) }
 
-	began time.Duration      // when the pull began to wait for a place, since processStart; 0 if it did not
+	// began is when the pull began to wait for a place, or a cluster made its first attempt, since
+	// processStart; 0 if the pull's time has begun only now.
+	began time.Duration
 	timer *time.Timer        // of the time that the pull may take; nil if there is none
 	stop  func() bool        // ends the watch of the pull's context; nil if that never ends
 	meta  *map[string]string // of WithReplyMeta
+	load  *loadTaker         // what the other side's load is for; nil if the pull does not ask
 }
 
 var pendings = sync.Pool{New: func() any {
@@ -168,8 +170,8 @@ var pendings = sync.Pool{New: func() any {
 
 // put gives the pending pull back to be used again. Nobody else may have it.
 func (pd *pending) put() {
-	pd.failure, pd.wire, pd.reply, pd.seen, pd.ended, pd.command, pd.meta, pd.began = nil, wire{}, nil, nil,
-		nil, nil, nil, 0
+	pd.failure, pd.wire, pd.reply, pd.seen, pd.ended, pd.command, pd.meta, pd.load, pd.began = nil, wire{},
+		nil, nil, nil, nil, nil, nil, 0
 	pendings.Put(pd)
 }
 
@@ -188,21 +190,24 @@ func (pd *pending) complete(x Xerror) {
 }
 
 // sent keeps the packet that was sent, or was to be sent, for PullCmd.Output.
-func (pd *pending) sent(cn *conn, w *ownPacket) {
+func (pd *pending) sent(cn *conn, w *ownPacket, number uint64) {
 	if pd.seen == nil && !pd.wire.sent(&w.packet) {
 		o := newOutgoing(cn, context.Background(), time.Time{})
 		o.out.packet, o.out.header = w.packet, w.header
 		o.out.packet.Header = &o.out.header
-		o.out.number(pd.number)
+		o.out.number(number)
 		pd.seen = o
 	}
 }
 
 // received keeps the header of the reply, for PullCmd.Input.
 func (pd *pending) received(v *packet.HeaderView, bodyLength int64) {
+	if pd.load != nil {
+		(*pd.load).set(v.Load, v.QueueDelay)
+	}
 	if o := pd.seen; o != nil {
 		o.in.receive(v, bodyLength, "", string(v.Uri))
-		o.in.number(pd.number) // as a hook may be changing that of o.out
+		o.in.number(pd.entry.Number()) // as a hook may be changing that of o.out
 	} else if !pd.wire.received(v, bodyLength) {
 		pd.reply = new(ownPacket)
 		pd.reply.receive(v, bodyLength, "", string(v.Uri))
@@ -229,7 +234,8 @@ func (pd *pending) replied() *ownPacket {
 }
 
 // wire is what is kept of a pull's two packets: with the command's own fields it is enough to make them again
-// for a program that asks. Most packets fit into it: metadata, an error, and unusual lengths do not.
+// for a program that asks. Most packets fit into it: metadata, an error, and unusual lengths do not. The load
+// that a reply tells is left out.
 type wire struct {
 	outBody, inBody          uint32 // lengths
 	timeout                  uint32 // in milliseconds
@@ -238,6 +244,7 @@ type wire struct {
 	inHeaderCodec, inCodec   byte
 	outGzip, inGzip          int8
 	open                     bool // the packet that was sent opens a stream
+	asks                     bool // and asks for the other side's load
 }
 
 // typ returns the type of the packet that was sent.
@@ -262,7 +269,7 @@ func (w *wire) sent(p *packet.Packet) bool {
 	}
 	w.outHeaderCodec, w.outCodec = headerCodec.Id(), bodyCodec.Id()
 	w.outHeader, w.outBody = uint16(p.HeaderLength), uint32(p.BodyLength)
-	w.outGzip, w.timeout = int8(h.Gzip), uint32(h.Timeout)
+	w.outGzip, w.timeout, w.asks = int8(h.Gzip), uint32(h.Timeout), h.Load != 0
 	return true
 }
 
@@ -288,6 +295,9 @@ func (w *wire) received(v *packet.HeaderView, body int64) bool {
 func (w *wire) packets(o *outgoing, number uint64, uri string, args interface{}) {
 	o.out.header = packet.Header{Type: w.typ(), Uri: uri, Gzip: int32(w.outGzip),
 		Timeout: int64(w.timeout)}
+	if w.asks {
+		o.out.header.Load = 1
+	}
 	o.out.number(number)
 	o.out.packet = packet.Packet{
 		HeaderCodec: codecName(w.outHeaderCodec), BodyCodec: codecName(w.outCodec), Header: &o.out.header,

@@ -37,6 +37,33 @@ type PostRegPlugin interface {
 	PostReg(*Handler) error
 }
 
+// PostListenPlugin is called when a listener of the peer's is bound, before connections are
+// accepted from it: for each address of [Peer.Listen], when all of them are bound, and for each
+// [Peer.Serve]. A connection that comes meanwhile waits in the kernel. It is the place to tell
+// others where the server is. The hook has HookTimeout. An error ends Listen or Serve, which
+// return it.
+//
+// It is not called for [Peer.ServeConn]. In a process that [Reboot] has started it is called while
+// the predecessor still serves the same address, and before that begins to shut down.
+type PostListenPlugin interface {
+	Plugin
+	PostListen(ListenCtx) error
+}
+
+// PreShutdownPlugin is called once, when the peer begins to end, whether it has listened or not.
+// [Peer.Shutdown] calls it before anything else: connections and calls are still accepted, so that
+// who is told now that this server goes away has no call fail. Shutdown waits for the hook until
+// its own context ends, or for HookTimeout, or until the peer is closed. No listener is added, and
+// no PostListen begins, after the hook has begun, but one that has begun before may not have
+// returned.
+//
+// [Peer.Close] without Shutdown calls the hook beside closing everything, and waits for it for a
+// second at most. The hook must not wait for Shutdown, which waits for it. An error is logged.
+type PreShutdownPlugin interface {
+	Plugin
+	PreShutdown(ShutdownCtx) error
+}
+
 // PostDialPlugin is called on a connection that this peer has dialled, before
 // anything else is read from it. It has 10 s. An error closes the connection
 // and is returned by Dial.
@@ -327,6 +354,8 @@ type pluginChain struct {
 	all []Plugin
 
 	postReg        hooks[*Handler]
+	postListen     hooks[ListenCtx]
+	preShutdown    hooks[ShutdownCtx]
 	postDial       hooks[ForeSession]
 	postAccept     hooks[ForeSession]
 	postConnect    hooks[*Session] // of the first connection
@@ -417,6 +446,10 @@ const ofPeer, ofRoute = true, false
 var hookPoints = []hookPoint{
 	hookAt("PostReg", ofRoute, PostRegPlugin.PostReg,
 		func(c *pluginChain) *hooks[*Handler] { return &c.postReg }),
+	hookAt("PostListen", ofPeer, PostListenPlugin.PostListen,
+		func(c *pluginChain) *hooks[ListenCtx] { return &c.postListen }),
+	hookAt("PreShutdown", ofPeer, PreShutdownPlugin.PreShutdown,
+		func(c *pluginChain) *hooks[ShutdownCtx] { return &c.preShutdown }),
 	hookAt("PostDial", ofPeer, PostDialPlugin.PostDial,
 		func(c *pluginChain) *hooks[ForeSession] { return &c.postDial }),
 	hookAt("PostAccept", ofPeer, PostAcceptPlugin.PostAccept,

@@ -110,14 +110,16 @@ func (cmd *PullCmd) launch(ctx context.Context, pd *pending, settings []PacketSe
 	}
 	if !ok {
 		var x Xerror
-		pd.began = time.Since(processStart)
+		if pd.began == 0 {
+			pd.began = time.Since(processStart)
+		}
 		if number, x = cn.awaitPlace(ctx, cmd.timeLeft(pd), settings); x != nil {
 			cmd.unsent(pd, d, settings, x)
 			d.put()
 			return false
 		}
 	}
-	cmd.number, pd.number = number, number
+	cmd.number = number
 	cn.wakeReader()
 	entered := false
 	defer func() {
@@ -136,8 +138,12 @@ func (cmd *PullCmd) makeAndSend(ctx context.Context, pd *pending, d *draft,
 	settings []PacketSetting) (entered, sent bool) {
 	cn, o := cmd.conn, pd.seen
 	for i := range settings {
-		if settings[i].kind == settingReplyMeta {
+		switch settings[i].kind {
+		case settingReplyMeta:
 			pd.meta = settings[i].meta
+		case settingLoad:
+			taker := loadTaker(settings[i].other.(*serverLoad))
+			pd.load = &taker
 		}
 	}
 	w := &d.ownPacket
@@ -147,8 +153,11 @@ func (cmd *PullCmd) makeAndSend(ctx context.Context, pd *pending, d *draft,
 	typ := pd.wire.typ()
 	w.fill(&cn.peer.cfg, typ, cmd.uri, cmd.args, settings)
 	w.number(cmd.number)
+	if pd.load != nil {
+		w.header.Load = 1
+	}
 	if x := replyArgument(cmd.reply); x != nil {
-		pd.sent(cn, w)
+		pd.sent(cn, w, cmd.number)
 		pd.complete(x)
 		return false, false
 	}
@@ -162,7 +171,7 @@ func (cmd *PullCmd) makeAndSend(ctx context.Context, pd *pending, d *draft,
 		w.fix(w.header.Id, typ)
 	}
 	frame, err := cmd.encode(ctx, pd, w, d.frame[:0])
-	pd.sent(cn, w)
+	pd.sent(cn, w, cmd.number)
 	if err != nil {
 		pd.complete(cn.sendXerror(ctx, cn.waited(ctx, err)))
 		return false, false
@@ -544,7 +553,7 @@ func (cmd *PullCmd) persist() {
 			cmd.launch(again.ctx, pd, again.settings)
 			cmd.await(again.ctx, pd)
 		} else {
-			cmd.missed(pd, x)
+			cmd.missed(pd, again.settings, x)
 		}
 		again.last = nil
 		cmd.finish(pd)
@@ -555,11 +564,11 @@ func (cmd *PullCmd) persist() {
 }
 
 // missed completes a pull for which there was no connection, with the packet that would have been sent.
-func (cmd *PullCmd) missed(pd *pending, x Xerror) {
+func (cmd *PullCmd) missed(pd *pending, settings []PacketSetting, x Xerror) {
 	d := newDraft()
 	defer d.put()
 	pd.ended = nil // so that Wait below is told
-	cmd.unsent(pd, d, cmd.again.settings, x)
+	cmd.unsent(pd, d, settings, x)
 	pd.completed.Wait()
 }
 
@@ -570,7 +579,7 @@ func (cmd *PullCmd) unsent(pd *pending, d *draft, settings []PacketSetting, x Xe
 		w = &pd.seen.out
 	}
 	w.fill(&cmd.conn.peer.cfg, packet.TypePull, cmd.uri, cmd.args, settings)
-	pd.sent(cmd.conn, w)
+	pd.sent(cmd.conn, w, cmd.number)
 	pd.complete(x)
 }
 

@@ -24,8 +24,8 @@ type reader struct {
 	counted bool // the call that runs here is one that the pool of workers counts
 	// pending is set when the header of a packet has been read by the handshake, and its body has not.
 	pending bool
-	view    packet.HeaderView // of the packet that is being read
-	length  int64             // of the packet's body
+	length  uint32            // of the body of the packet that is being read
+	view    packet.HeaderView // of that packet
 	owed    uint64            // credit for a push
 }
 
@@ -137,13 +137,20 @@ func (r *reader) await() (c *call, err error) {
 	return nil, err
 }
 
+// readHeader reads the header of the next packet.
+func (r *reader) readHeader() error {
+	length, err := r.conn.sock.ReadHeaderView(&r.view)
+	r.length = uint32(length) // as it is on the wire
+	return err
+}
+
 // next reads one packet and hands it on; c is what await has returned. An error ends the reader.
 func (r *reader) next(c *call) error {
 	cn := r.conn
 	var err error
 	if r.pending {
 		r.pending = false
-	} else if r.length, err = cn.sock.ReadHeaderView(&r.view); err != nil {
+	} else if err = r.readHeader(); err != nil {
 		return err
 	}
 	r.began = true
@@ -165,7 +172,7 @@ func (r *reader) next(c *call) error {
 		return r.value()
 	case packet.TypePush:
 		cn.pushesRead++
-		if r.owed, err = cn.flow.Received(uint64(r.view.Length + r.length + pushCost)); err != nil {
+		if r.owed, err = cn.flow.Received(uint64(r.view.Length + int64(r.length) + pushCost)); err != nil {
 			return fmt.Errorf("the other side has pushed beyond its credit: %w", err)
 		}
 		return r.call(c, cn.peer.PushRouter.routes.table.Load())
@@ -213,7 +220,7 @@ func (r *reader) value() error {
 		r.conn.sock.SkipBody()
 		return nil
 	}
-	return st.Receive(r.conn.sock, &r.view, r.length)
+	return st.Receive(r.conn.sock, &r.view, int64(r.length))
 }
 
 // rest is called before the reader may have to wait: it flushes the replies of quick handlers.
@@ -260,7 +267,7 @@ func (r *reader) reply(c *call) error {
 		late.Release()
 		return r.strayReply()
 	}
-	pd.received(v, r.length)
+	pd.received(v, int64(r.length))
 	if o := pd.seen; o != nil {
 		if c != nil {
 			o.addPublic(c)
@@ -272,7 +279,7 @@ func (r *reader) reply(c *call) error {
 			return nil
 		}
 		o.in.fix("", packet.TypeReply)
-		o.in.number(pd.number)
+		o.in.number(pd.entry.Number())
 	}
 	if pd.body = late; !read {
 		pd.body, err = cn.sock.ReadBody(pd.bodyMem[:0])

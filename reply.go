@@ -82,8 +82,10 @@ func (c *call) writeReply() error {
 				x = newXerror(StatusTooLarge, "the reply was not sent: "+err.Error(), err)
 			}
 			c.setReply(nil, x)
-		case c.outHdr.Status != "" || c.outHdr.Uri != "" || c.outHdr.NotRun || c.outHdr.Meta != nil:
+		case c.outHdr.Status != "" || c.outHdr.Uri != "" || c.outHdr.NotRun || c.outHdr.Meta != nil ||
+			c.outHdr.Load != 0:
 			c.outHdr.Status, c.outHdr.Uri, c.outHdr.NotRun, c.outHdr.Meta = "", "", false, nil
+			c.outHdr.Load, c.outHdr.QueueDelay = 0, 0
 		default:
 			_ = c.conn.fail(fmt.Errorf("a pull cannot be answered: %w", err))
 			return err
@@ -170,8 +172,8 @@ func (c *call) Route() string {
 	return c.handler.path
 }
 
-// setReply sets the reply's status and body. The body of an error is its details, and
-// a code that stands for something local to this side is translated.
+// setReply sets the reply's status and body, and this side's load if the pull asks for it. The body of an
+// error is its details, and a code that stands for something local to this side is translated.
 func (c *call) setReply(body interface{}, x Xerror) {
 	c.out.Body = body
 	c.outHdr.StatusCode, c.outHdr.Status, c.outHdr.NotRun = StatusOK, "", false
@@ -180,6 +182,9 @@ func (c *call) setReply(body interface{}, x Xerror) {
 		c.outHdr.NotRun = !c.ran || isForwarded(x)
 		c.outHdr.Meta = addRetryAfter(c.outHdr.Meta, x)
 		c.outHdr.StatusCode, c.outHdr.Status = sentStatus(x)
+	}
+	if c.inHdr.Load != 0 && (c.typ == packet.TypePull || c.typ == packet.TypeOpen) {
+		c.outHdr.Load, c.outHdr.QueueDelay = c.conn.peer.load.tell(&c.conn.peer.workers)
 	}
 }
 

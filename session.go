@@ -44,7 +44,7 @@ type Session struct {
 	left   bool          // the session has ended, and is in no room any more; done is closed then
 }
 
-// room is what a session is in until it ends: a [Group].
+// room is what a session is in until it ends: a [Group], or the server of a [Cluster].
 type room interface{ sessionEnded(s *Session) }
 
 // enter notes that the session is in the room, and reports false if the session has ended.
@@ -68,6 +68,18 @@ func (s *Session) leave(r room) bool {
 	}
 	s.rooms = slices.Delete(s.rooms, i, i+1)
 	return true
+}
+
+// goesAway tells the rooms that want to know that nothing more can be sent by a connection of the session.
+func (s *Session) goesAway() {
+	s.mu.Lock()
+	rooms := slices.Clone(s.rooms)
+	s.mu.Unlock()
+	for _, r := range rooms {
+		if r, ok := r.(interface{ sessionGoesAway(s *Session) }); ok {
+			r.sessionGoesAway(s)
+		}
+	}
 }
 
 // sessionState only ever goes up.

@@ -11,13 +11,13 @@ import (
 // A PacketSetting changes one thing about one packet that is sent, against the
 // peer's defaults. The zero value changes nothing.
 type PacketSetting struct {
-	kind   settingKind
-	name   string
-	value  string // of settingMeta
-	level  int32
-	meta   *map[string]string // of settingReplyMeta
-	every  time.Duration      // of settingEvery
-	except interface{}        // of settingExcept: a *Session
+	kind  settingKind
+	name  string
+	value string // of settingMeta
+	level int32
+	meta  *map[string]string // of settingReplyMeta
+	every time.Duration      // of settingEvery
+	other interface{}        // of settingExcept: a *Session; of settingLoad: a *serverLoad
 }
 
 type settingKind uint8
@@ -35,6 +35,9 @@ const (
 	settingDropOldest
 	settingDisconnect
 	settingExcept
+	settingKey
+	settingIdempotent
+	settingLoad
 )
 
 // WithHeaderCodec encodes the packet's header, and its reply's, with the named
@@ -142,6 +145,8 @@ func applySettings(p *packet.Packet, settings []PacketSetting) {
 				p.Header.Meta = make(map[string]string)
 			}
 			p.Header.Meta[s.name] = s.value
+		case settingLoad:
+			p.Header.Load = 1
 		}
 	}
 }

@@ -12,10 +12,11 @@ import (
 	"time"
 )
 
-// Shutdown ends the peer in good order. It closes the listeners, asks the other sides to begin
-// nothing more, answers their new pulls with StatusServiceUnavailable, see [NotRun], waits for
-// running handlers and for this side's own pulls, and closes the sessions when their replies are
-// sent. Handlers that still run may go on pulling; what else this side wants to pull is refused.
+// Shutdown ends the peer in good order. It runs the PreShutdown hooks, closes the listeners, asks
+// the other sides to begin nothing more, answers their new pulls with StatusServiceUnavailable, see
+// [NotRun], waits for running handlers and for this side's own pulls, and closes the sessions when
+// their replies are sent. Handlers that still run may go on pulling; what else this side wants to
+// pull is refused.
 //
 // The other sides have up to five seconds to read what was sent and to close.
 //
@@ -23,6 +24,7 @@ import (
 // wraps ctx's, says how much was abandoned. A handler that calls Shutdown waits
 // for itself: start it with go.
 func (p *Peer) Shutdown(ctx context.Context) error {
+	p.preShutdown(ctx)
 	err := p.stopAccepting()
 	p.sendHeldBack(ctx)
 	for _, cn := range p.sessions.live() {
@@ -64,6 +66,66 @@ func (p *Peer) Shutdown(ctx context.Context) error {
 		err = e
 	}
 	return err
+}
+
+// preShutdown runs the PreShutdown hooks, if nobody has, and waits for them: until ctx or their time ends, or
+// the peer is closed.
+func (p *Peer) preShutdown(ctx context.Context) {
+	if !p.beginsToEnd() {
+		select {
+		case <-p.told:
+		case <-ctx.Done():
+		case <-p.closed:
+		}
+		return
+	}
+	defer close(p.told)
+	if len(p.chain.preShutdown) == 0 {
+		return
+	}
+	ctx, cancel := bounded(ctx, p.cfg.HookTimeout)
+	defer cancel()
+	p.runPreShutdown(ctx, p.closed)
+}
+
+// runPreShutdown runs the PreShutdown hooks, and waits for them until ctx ends or given is closed.
+func (p *Peer) runPreShutdown(ctx context.Context, given <-chan struct{}) {
+	done := onItsOwn(func() error {
+		p.chain.preShutdown.runEach(&shutdownCtx{ctx, p}, func(err *hookError) {
+			logf(LevelError, "plugin failed", "%v", errAttr(err))
+		})
+		return nil
+	})
+	select {
+	case <-done:
+	case <-ctx.Done():
+		select {
+		case <-done: // at the same time
+		default:
+			logf(LevelWarn, "hooks are not waited for", "PreShutdown hooks have not ended in their time; "+
+				"the peer ends without them")
+		}
+	case <-given:
+	}
+}
+
+// shutdownCtx is a ShutdownCtx.
+type shutdownCtx struct {
+	ctx  context.Context
+	peer *Peer
+}
+
+func (s *shutdownCtx) Peer() *Peer              { return s.peer }
+func (s *shutdownCtx) Context() context.Context { return s.ctx }
+func (s *shutdownCtx) lines() *lines            { return &s.peer.log }
+
+// beginsToEnd reports whether the PreShutdown hooks are to be run now, by the caller.
+func (p *Peer) beginsToEnd() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	first := !p.ending
+	p.ending = true
+	return first
 }
 
 // sendHeldBack has groups send what they hold back. It waits for that no longer than ctx lasts.
@@ -158,8 +220,10 @@ func shutdownAll(peers []*Peer, timeout time.Duration) error {
 
 // Close ends the peer at once: listeners and sessions are closed, pulls in
 // flight complete with StatusConnClosed, no handler is waited for, and pushes that
-// wait for one are dropped. It may be called more than once and from anywhere.
+// wait for one are dropped. PreShutdown hooks run meanwhile, unless Shutdown has run them, and have
+// a second. Close may be called more than once and from anywhere.
 func (p *Peer) Close() error {
+	defer p.tellOfClose()()
 	err := p.stopAccepting()
 	p.setState(peerClosed)
 	p.handshakes.Close()
@@ -187,6 +251,25 @@ func (p *Peer) Close() error {
 	p.keeper.Stop()
 	p.unregister()
 	return err
+}
+
+// closeHooksTime is how long PreShutdown hooks have when the peer is closed, as long as closing a session may
+// take.
+const closeHooksTime = time.Second
+
+// tellOfClose runs the PreShutdown hooks on a goroutine, if nobody has. The function that it returns waits
+// until they have returned or have had their time.
+func (p *Peer) tellOfClose() (wait func()) {
+	if len(p.chain.preShutdown) == 0 || !p.beginsToEnd() {
+		return func() {}
+	}
+	go func() {
+		defer close(p.told)
+		ctx, cancel := context.WithTimeout(context.Background(), closeHooksTime)
+		defer cancel()
+		p.runPreShutdown(ctx, nil)
+	}()
+	return func() { <-p.told }
 }
 
 // stopAccepting closes the listeners.

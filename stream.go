@@ -98,9 +98,9 @@ func (r *PullRouter) SetUnknownStream(fn func(ctx UnknownPullCtx, s *Stream[RawV
 //
 // The error is an [Xerror]: StatusUnsupportedType if the other side does not know streams, and otherwise as
 // for [Session.PullContext].
-func OpenStream[Out, In any](ctx context.Context, sess *Session, uri string,
+func OpenStream[Out, In any](ctx context.Context, by Caller, uri string,
 	setting ...PacketSetting) (*Stream[Out, In], error) {
-	core, x := sess.openStream(ctx, uri, setting, isBytes[Out]())
+	core, x := by.openStream(ctx, uri, setting, isBytes[Out]())
 	if x != nil {
 		return nil, x
 	}

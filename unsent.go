@@ -49,11 +49,8 @@ func (cn *conn) sendXerror(ctx context.Context, err error) Xerror {
 		return cn.sess.closedXerror("connection closed, the packet was not sent", err)
 	}
 	var we *socket.WriteError
-	if !errors.As(err, &we) { // it did not encode
-		if errors.Is(err, packet.ErrTooLarge) {
-			return unrun(StatusTooLarge, "nothing was sent: "+err.Error(), err)
-		}
-		return unrun(StatusWriteFailed, "nothing was sent: "+err.Error(), err)
+	if !errors.As(err, &we) {
+		return doesNotEncode(err)
 	}
 	x := newXerror(StatusWriteFailed, fmt.Sprintf("write failed: %v", err), err)
 	if socket.Gone(err) {
@@ -61,4 +58,13 @@ func (cn *conn) sendXerror(ctx context.Context, err error) Xerror {
 	}
 	x.notRun = we.Unsent
 	return x
+}
+
+// doesNotEncode is the error of a packet that does not encode.
+func doesNotEncode(err error) *xerror {
+	code := StatusWriteFailed
+	if errors.Is(err, packet.ErrTooLarge) {
+		code = StatusTooLarge
+	}
+	return unrun(code, "nothing was sent: "+err.Error(), err)
 }

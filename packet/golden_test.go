@@ -146,6 +146,31 @@ var goldens = []golden{
 		into: into[string](),
 	},
 	{
+		name: "pull-asks-load",
+		packet: packet.Packet{HeaderCodec: "protobuf", BodyCodec: "json", Body: "x",
+			Header: header(packet.Header{Id: "1", Type: packet.TypePull, Uri: "/a", Load: 1})},
+		into: into[string](),
+	},
+	{
+		name: "reply-load",
+		packet: packet.Packet{HeaderCodec: "protobuf", BodyCodec: "json", Body: 3,
+			Header: header(packet.Header{Id: "1", Type: packet.TypeReply, StatusCode: 200, Load: 3,
+				QueueDelay: 250})},
+		into: into[int](),
+	},
+	{
+		name: "reply-load-json",
+		packet: packet.Packet{HeaderCodec: "json",
+			Header: header(packet.Header{Id: "1", Type: packet.TypeReply, StatusCode: 429, NotRun: true,
+				Load: math.MaxInt32, QueueDelay: 1})},
+	},
+	{
+		name: "reply-load-negative",
+		packet: packet.Packet{HeaderCodec: "protobuf",
+			Header: header(packet.Header{Id: "1", Type: packet.TypeReply, StatusCode: 200, Load: -1,
+				QueueDelay: math.MinInt32})},
+	},
+	{
 		name: "header-unknown-fields", parseOnly: true,
 		packet: packet.Packet{HeaderCodec: "protobuf", BodyCodec: "json", Body: "x",
 			Header: header(packet.Header{Id: "1", Type: packet.TypePush, Uri: "/a"})},

@@ -29,6 +29,9 @@ type wireJSON struct {
 
 	Meta   map[string]string `json:"meta,omitempty"`
 	NotRun bool              `json:"not_run,omitempty"`
+
+	Load       int32 `json:"load,omitempty"`
+	QueueDelay int32 `json:"queue_delay,omitempty"`
 }
 
 var headerJSON = jsoniter.Config{CaseSensitive: true}.Froze()
@@ -44,6 +47,8 @@ const (
 	fieldTimeout    protowire.Number = 7
 	fieldMeta       protowire.Number = 8
 	fieldNotRun     protowire.Number = 9
+	fieldLoad       protowire.Number = 10
+	fieldQueueDelay protowire.Number = 11
 
 	// Those of an entry of meta.
 	fieldKey   protowire.Number = 1
@@ -132,6 +137,7 @@ type HeaderView struct {
 	// These are the fields of [Header].
 	Id, Uri, Status        []byte
 	Type, Gzip, StatusCode int32
+	Load, QueueDelay       int32
 	NotRun                 bool
 	Timeout                int64
 	// Meta is a map of its own, nil if there is nothing in it.
@@ -162,6 +168,7 @@ func (v *HeaderView) Decode(b []byte) error {
 	v.Id, v.Uri, v.Status = []byte(h.Id), []byte(h.Uri), []byte(h.Status)
 	v.Type, v.Gzip, v.StatusCode, v.Timeout, v.NotRun, v.Meta = h.Type, h.Gzip, h.StatusCode, h.Timeout,
 		h.NotRun, h.Meta
+	v.Load, v.QueueDelay = h.Load, h.QueueDelay
 	return err
 }
 
@@ -169,7 +176,7 @@ func (v *HeaderView) Decode(b []byte) error {
 // allocation.
 func (v *HeaderView) CopyTo(h *Header) {
 	*h = Header{Type: v.Type, Gzip: v.Gzip, StatusCode: v.StatusCode, Timeout: v.Timeout, NotRun: v.NotRun,
-		Meta: v.Meta}
+		Meta: v.Meta, Load: v.Load, QueueDelay: v.QueueDelay}
 	n := len(v.Id) + len(v.Uri) + len(v.Status)
 	if n == 0 {
 		return
@@ -191,7 +198,7 @@ func CheckHeaderCodec(name string) error {
 		return err
 	}
 	want := Header{Id: "1", Type: TypePull, Uri: "/a", Gzip: 5, StatusCode: 200, Status: "OK",
-		Timeout: 1500, NotRun: true, Meta: map[string]string{"k": "v"}}
+		Timeout: 1500, NotRun: true, Meta: map[string]string{"k": "v"}, Load: 3, QueueDelay: 250}
 	b, err := AppendHeader(nil, c, &want)
 	if err != nil {
 		return err
@@ -238,6 +245,7 @@ func decodeJSONHeader(b []byte, h *Header) error {
 		"id": &h.Id, "type": &h.Type, "uri": &h.Uri, "gzip": &h.Gzip, "status_code": &h.StatusCode,
 		"status":  &h.Status,
 		"timeout": &h.Timeout, "meta": &h.Meta, "not_run": &h.NotRun,
+		"load": &h.Load, "queue_delay": &h.QueueDelay,
 	} {
 		if v, ok := fields[name]; ok && json.Unmarshal(v, to) != nil {
 			return fmt.Errorf("the value of %q is not a %T", name, reflect.ValueOf(to).Elem().Interface())
@@ -266,7 +274,8 @@ func appendProtoHeader(dst []byte, h *Header) []byte {
 	if h.NotRun {
 		dst = append(dst, byte(fieldNotRun)<<3|byte(protowire.VarintType), 1)
 	}
-	return dst
+	dst = appendInt32(dst, fieldLoad, h.Load)
+	return appendInt32(dst, fieldQueueDelay, h.QueueDelay)
 }
 
 // appendMeta writes the entries in the order of their keys.
@@ -376,6 +385,10 @@ func (v *HeaderView) decodeProto(b []byte) error {
 			number = &v.StatusCode
 		case fieldStatus:
 			text = &v.Status
+		case fieldLoad:
+			number = &v.Load
+		case fieldQueueDelay:
+			number = &v.QueueDelay
 		}
 		switch {
 		case text != nil && typ == protowire.BytesType:

@@ -31,7 +31,8 @@ func byName(t testing.TB, name string) codec.Codec {
 
 func generated(h packet.Header) *headerpb.Header {
 	return &headerpb.Header{Id: h.Id, Type: h.Type, Uri: h.Uri, Gzip: h.Gzip, StatusCode: h.StatusCode,
-		Status: h.Status, Timeout: h.Timeout, Meta: h.Meta, NotRun: h.NotRun}
+		Status: h.Status, Timeout: h.Timeout, Meta: h.Meta, NotRun: h.NotRun, Load: h.Load,
+		QueueDelay: h.QueueDelay}
 }
 
 func fromGenerated(h *headerpb.Header) packet.Header {
@@ -39,7 +40,8 @@ func fromGenerated(h *headerpb.Header) packet.Header {
 		h.Meta = nil
 	}
 	return packet.Header{Id: h.Id, Type: h.Type, Uri: h.Uri, Gzip: h.Gzip, StatusCode: h.StatusCode,
-		Status: h.Status, Timeout: h.Timeout, Meta: h.Meta, NotRun: h.NotRun}
+		Status: h.Status, Timeout: h.Timeout, Meta: h.Meta, NotRun: h.NotRun, Load: h.Load,
+		QueueDelay: h.QueueDelay}
 }
 
 // requireEncodesLikeGenerated: the bytes of generated code, or an error like it.
@@ -63,7 +65,7 @@ func requireDecodesLikeGenerated(t *testing.T, b []byte) {
 	wantErr := proto.Unmarshal(b, &want)
 	in := bytes.Clone(b)
 	got := packet.Header{Id: "of", Type: 9, Uri: "the", Gzip: 9, StatusCode: 9, Status: "last", Timeout: 9,
-		Meta: map[string]string{"a": "b"}, NotRun: true}
+		Meta: map[string]string{"a": "b"}, NotRun: true, Load: 9, QueueDelay: 9}
 	err := packet.DecodeHeader(codec.IdProtobuf, in, &got)
 	clear(in) // what was decoded must not be a part of it
 	if wantErr != nil {
@@ -81,6 +83,10 @@ var someHeaders = []packet.Header{
 	{Id: "18446744073709551615", Type: packet.TypeReply, StatusCode: 200, Status: "OK"},
 	{Type: packet.TypePush, Uri: "/a"},
 	{Id: "1", Type: packet.TypeReply, StatusCode: 503, Status: "later", NotRun: true},
+	{Id: "1", Type: packet.TypePull, Uri: "/a", Load: 1},
+	{Id: "1", Type: packet.TypeReply, StatusCode: 200, Load: 300, QueueDelay: 1},
+	{Type: packet.TypeReply, StatusCode: 429, NotRun: true, Load: math.MaxInt32, QueueDelay: math.MaxInt32},
+	{Type: packet.TypeReply, Load: math.MinInt32, QueueDelay: -1},
 	{Id: "2", Type: packet.TypePull, Timeout: 1500, Meta: map[string]string{"b": "2", "a": "1", "": "",
 		"long": strings.Repeat("m", 300)}},
 	{Type: packet.TypeReply, Timeout: math.MinInt64, Meta: map[string]string{}},
@@ -106,7 +112,9 @@ func TestHeaderIsEncodedLikeGeneratedCode(t *testing.T) {
 // Bytes that generated code and this package must see alike, one thing each.
 var someHeaderBytes = map[string]string{
 	"empty":                      "",
-	"all fields":                 "0a0131 1001 1a022f61 2005 28c801 32024f4b 4801",
+	"all fields":                 "0a0131 1001 1a022f61 2005 28c801 32024f4b 4801 5003 58fa01",
+	"a load that is too large":   "50ffffffffff7f 588080808010",
+	"a load of another type":     "5200 5d01020304",
 	"a flag of two":              "4802",
 	"a time of ten bytes":        "38ffffffffffffffffff01",
 	"an entry":                   "42060a016b120176",
@@ -246,13 +254,13 @@ func TestRandomHeadersLikeGeneratedCode(t *testing.T) {
 		requireEncodesLikeGenerated(t, packet.Header{
 			Id: text(), Type: number(), Uri: text(), Gzip: number(), StatusCode: number(), Status: text(),
 			Timeout: int64(random.Uint64()) >> random.IntN(64), Meta: map[string]string{text(): text(),
-				text(): text()}, NotRun: random.IntN(2) == 0,
+				text(): text()}, NotRun: random.IntN(2) == 0, Load: number(), QueueDelay: number(),
 		})
 	}
 	for range 3000 {
 		var b []byte
 		for range random.IntN(8) {
-			num := protowire.Number(random.IntN(11))
+			num := protowire.Number(random.IntN(13))
 			switch random.IntN(6) {
 			case 0, 1:
 				b = protowire.AppendTag(b, num, protowire.VarintType)
@@ -281,6 +289,8 @@ func TestJSONHeaderOnTheWire(t *testing.T) {
 			`{"id":"1","type":1,"uri":"/a?b=c&d","gzip":5,"status_code":200,"status":"OK"}`},
 		{packet.Header{Type: -1, Gzip: -2, StatusCode: math.MinInt32},
 			`{"type":-1,"gzip":-2,"status_code":-2147483648}`},
+		{packet.Header{Type: 2, StatusCode: 200, Load: 3, QueueDelay: 250},
+			`{"type":2,"status_code":200,"load":3,"queue_delay":250}`},
 		{packet.Header{Uri: "\"\\\n世", Status: "<b>"}, `{"uri":"\"\\\n世","status":"<b>"}`},
 	} {
 		got, err := packet.AppendHeader([]byte("front"), c, &tc.header)
@@ -325,7 +335,8 @@ func TestJSONHeaderDecodes(t *testing.T) {
 // Another implementation's json decoder reads the header of this one.
 func TestJSONHeaderIsReadByTheStandardLibrary(t *testing.T) {
 	want := packet.Header{Id: "é", Type: 2, Uri: "/\"\\\u2028<>&", Gzip: -2, StatusCode: -404,
-		Status: "\x00\x1f", Timeout: 7, Meta: map[string]string{"é": "\x01"}, NotRun: true}
+		Status: "\x00\x1f", Timeout: 7, Meta: map[string]string{"é": "\x01"}, NotRun: true, Load: 2,
+		QueueDelay: -1}
 	b, err := packet.AppendHeader(nil, byName(t, "json"), &want)
 	require.NoError(t, err)
 	var got struct {
@@ -339,6 +350,9 @@ func TestJSONHeaderIsReadByTheStandardLibrary(t *testing.T) {
 
 		Meta   map[string]string `json:"meta"`
 		NotRun bool              `json:"not_run"`
+
+		Load       int32 `json:"load"`
+		QueueDelay int32 `json:"queue_delay"`
 	}
 	require.NoError(t, json.Unmarshal(b, &got))
 	require.Equal(t, want, packet.Header(got))
@@ -540,6 +554,7 @@ func decodeStandard(b []byte) (h packet.Header, ok bool) {
 	for name, to := range map[string]interface{}{
 		"id": &h.Id, "type": &h.Type, "uri": &h.Uri, "gzip": &h.Gzip, "status_code": &h.StatusCode,
 		"status": &h.Status, "timeout": &h.Timeout, "meta": &h.Meta, "not_run": &h.NotRun,
+		"load": &h.Load, "queue_delay": &h.QueueDelay,
 	} {
 		if v, there := fields[name]; there && json.Unmarshal(v, to) != nil {
 			return h, false

@@ -96,6 +96,13 @@ type Header struct {
 	// NotRun, in a reply that is an error, says that no handler has run: the pull
 	// can be made again without being made twice.
 	NotRun bool `json:",omitempty"`
+	// Load, in a pull, asks for the load of the other side if it is not 0. In the reply to such a pull it is
+	// how many calls run or wait there, 1 at least, and 0 if the other side does not tell. It is a hint: the
+	// other side may say what it likes, negative numbers too.
+	Load int32 `json:",omitempty"`
+	// QueueDelay, in the reply to a pull that asks for the load, is for how many microseconds calls have
+	// lately waited there before their handlers began. It is as much a hint as Load.
+	QueueDelay int32 `json:",omitempty"`
 }
 
 // RawBody is a body exactly as it stands on the wire: its codec id first, then

@@ -43,6 +43,8 @@ func TestFieldsOfPacketAndHeader(t *testing.T) {
 		{"Timeout", "int64", `json:",omitempty"`},
 		{"Meta", "map[string]string", `json:",omitempty"`},
 		{"NotRun", "bool", `json:",omitempty"`},
+		{"Load", "int32", `json:",omitempty"`},
+		{"QueueDelay", "int32", `json:",omitempty"`},
 	}, fieldsOf(packet.Header{}))
 	require.Equal(t, []int32{1, 2, 3, 4, 5}, []int32{packet.TypePull, packet.TypeReply, packet.TypePush,
 		packet.TypeCancel, packet.TypeGoAway})

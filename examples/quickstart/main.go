@@ -48,7 +48,7 @@ func (n *News) Flash(text *string) {
 	n.Seen <- fmt.Sprintf("%s (about %s)", *text, n.Query().Get("about"))
 }
 
-// Timer is a plugin with two of the twenty hooks: it measures each pull that
+// Timer is a plugin with two of the twenty-two hooks: it measures each pull that
 // its peer makes.
 type Timer struct{}
 

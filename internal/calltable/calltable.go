@@ -25,6 +25,9 @@ type Entry[T any] struct {
 	next   *Entry[T]
 }
 
+// Number returns the number with which the call was added last, 0 if it never was.
+func (e *Entry[T]) Number() uint64 { return e.number }
+
 // Table holds calls. The zero value is ready. All methods are safe for concurrent use.
 type Table[T any] struct {
 	mu sync.Mutex // guards the fields below

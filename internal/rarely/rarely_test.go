@@ -61,3 +61,21 @@ func TestMore(t *testing.T) {
 	require.Empty(t, rarely.More(0))
 	require.Equal(t, " (and 412 more like it)", rarely.More(412))
 }
+
+// Kinds that come once and never again are forgotten.
+func TestOldKindsAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var l rarely.Limiter[int]
+		l.Allow(-1)
+		for i := range 100000 {
+			if i%100 == 0 {
+				time.Sleep(time.Second)
+				_, ok := l.Allow(-1)
+				require.True(t, ok)
+			}
+			_, ok := l.Allow(i)
+			require.True(t, ok)
+		}
+		require.Less(t, l.Kinds(), 20000)
+	})
+}

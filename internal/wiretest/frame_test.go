@@ -51,6 +51,8 @@ type header struct {
 	Gzip       int32  `json:"gzip,omitempty"`
 	StatusCode int32  `json:"status_code,omitempty"`
 	Status     string `json:"status,omitempty"`
+	Load       int32  `json:"load,omitempty"`
+	QueueDelay int32  `json:"queue_delay,omitempty"`
 }
 
 // frame is one packet.
@@ -105,13 +107,16 @@ func protobufHeader(h header) []byte {
 	num(4, h.Gzip)
 	num(5, h.StatusCode)
 	str(6, h.Status)
+	num(10, h.Load)
+	num(11, h.QueueDelay)
 	return b
 }
 
 func parseProtobufHeader(b []byte) (header, error) {
 	var h header
 	strs := map[protowire.Number]*string{1: &h.ID, 3: &h.URI, 6: &h.Status}
-	nums := map[protowire.Number]*int32{2: &h.Type, 4: &h.Gzip, 5: &h.StatusCode}
+	nums := map[protowire.Number]*int32{2: &h.Type, 4: &h.Gzip, 5: &h.StatusCode, 10: &h.Load,
+		11: &h.QueueDelay}
 	for len(b) > 0 {
 		num, typ, n := protowire.ConsumeTag(b)
 		if n < 0 {

@@ -103,7 +103,7 @@ func TestPing(t *testing.T) {
 	}
 }
 
-// TestUnknownFields: what a header has beside its nine fields is passed over.
+// TestUnknownFields: what a header has beside its eleven fields is passed over.
 func TestUnknownFields(t *testing.T) {
 	var unknown []byte
 	for _, n := range []protowire.Number{12, 15, 16, 1000, protowire.MaxValidNumber} {

@@ -137,11 +137,8 @@ func (w *Pool) mayLocked(c Job) bool {
 // awaitRoomLocked has a call wait for room that has waited for its turn. It reports false if there is room
 // by now: whoever has made it in the output may not have seen the pull.
 func (w *Pool) awaitRoomLocked(c Job) bool {
-	own := c.Queue()
 	if c.Kind() != Pull {
-		own.pushBytes += c.Cost()
-		own.pushes = append(own.pushes, c)
-		w.blockLocked(own)
+		w.keepPushLocked(c)
 		return true
 	}
 	w.keepPullLocked(c)
@@ -149,7 +146,7 @@ func (w *Pool) awaitRoomLocked(c Job) bool {
 		w.takeBackLocked(c)
 		return false
 	}
-	w.blockLocked(own)
+	w.blockLocked(c.Queue())
 	return true
 }
 
@@ -211,6 +208,7 @@ func (w *Pool) enqueueLocked(c Job, l *Lane) {
 	e.job, e.lane, e.inLane.Of, e.ofConn.Of = c, l, e, e
 	l.waiting.PushBack(&e.inLane)
 	own.laned.PushBack(&e.ofConn)
+	w.waiting++
 	if l.count.Add(1) == 1 {
 		w.watchLocked(l)
 	}
@@ -228,6 +226,7 @@ func (w *Pool) forgetLocked(e *laned) Job {
 	}
 	l.waiting.Remove(&e.inLane)
 	own.laned.Remove(&e.ofConn)
+	w.waiting--
 	*e = laned{}
 	if len(w.spares) < maxSpares {
 		w.spares = append(w.spares, e)

@@ -72,6 +72,7 @@ type Pool struct {
 	sweeping bool // a goroutine runs sweep
 	closed   bool
 	running  int // calls, and readers that were replaced while they ran one
+	waiting  int // calls, for room or for their turn
 	// blocked has the connections whose calls wait only because too many calls run in all; they have
 	// turns. The calls of other connections wait until a call of their own connection ends.
 	blocked []*Queue
@@ -221,6 +222,7 @@ func (w *Pool) takeBackLocked(c Job) {
 	if own.pulls = own.pulls[:last]; last == 0 {
 		own.pulls = nil
 	}
+	w.waiting--
 	own.pullBytes.Add(-c.Cost())
 }
 
@@ -228,6 +230,7 @@ func (w *Pool) keepPullLocked(c Job) {
 	own := c.Queue()
 	own.pulls = append(own.pulls, c)
 	own.pullBytes.Add(c.Cost())
+	w.waiting++
 }
 
 // resumeEvery is how long those that Resume has begun are given to end, or to fill the output, before it
@@ -279,6 +282,7 @@ func (w *Pool) takePullLocked(own *Queue) Job {
 	if own.pulls = own.pulls[1:]; len(own.pulls) == 0 {
 		own.pulls = nil
 	}
+	w.waiting--
 	own.pullBytes.Add(-c.Cost())
 	return c
 }
@@ -300,10 +304,16 @@ func (w *Pool) waitLocked(c Job) Verdict {
 		return Overflown
 	}
 	c.Waits()
-	own.pushBytes += c.Cost()
-	own.pushes = append(own.pushes, c)
-	w.blockLocked(own)
+	w.keepPushLocked(c)
 	return Accepted
+}
+
+func (w *Pool) keepPushLocked(c Job) {
+	own := c.Queue()
+	own.pushes = append(own.pushes, c)
+	own.pushBytes += c.Cost()
+	w.waiting++
+	w.blockLocked(own)
 }
 
 // blockLocked puts the connection into blocked if it belongs there.
@@ -431,6 +441,7 @@ func (w *Pool) takePushLocked(own *Queue) Job {
 	if own.pushes = own.pushes[1:]; len(own.pushes) == 0 {
 		own.pushes = nil
 	}
+	w.waiting--
 	own.pushBytes -= c.Cost()
 	return c
 }
@@ -495,6 +506,13 @@ func (w *Pool) Running() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.running
+}
+
+// Load returns how many calls run or wait.
+func (w *Pool) Load() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.running + w.waiting
 }
 
 // Count returns how many calls of the connection run, how many of its pushes wait, and what those keep

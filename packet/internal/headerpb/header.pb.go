@@ -27,7 +27,7 @@ const (
 type Header struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                                                                               // opaque to the receiver; a reply carries its pull's id
-	Type          int32                  `protobuf:"varint,2,opt,name=type,proto3" json:"type,omitempty"`                                                                          // 1 pull, 2 reply, 3 push, 4 cancel, 5 going away
+	Type          int32                  `protobuf:"varint,2,opt,name=type,proto3" json:"type,omitempty"`                                                                          // 1 pull, 2 reply, 3 push, 4 cancel, 5 going away, 6 ping, 7 credit, 8 open, 10 value, 11 answer
 	Uri           string                 `protobuf:"bytes,3,opt,name=uri,proto3" json:"uri,omitempty"`                                                                             // path, and optionally ?query
 	Gzip          int32                  `protobuf:"varint,4,opt,name=gzip,proto3" json:"gzip,omitempty"`                                                                          // level of the body's compression, 0 none
 	StatusCode    int32                  `protobuf:"varint,5,opt,name=status_code,json=statusCode,proto3" json:"status_code,omitempty"`                                            // replies: 200 is OK, every other value (0 too) an error
@@ -35,6 +35,8 @@ type Header struct {
 	Timeout       int64                  `protobuf:"varint,7,opt,name=timeout,proto3" json:"timeout,omitempty"`                                                                    // pulls: milliseconds until the caller gives up, 0 never
 	Meta          map[string]string      `protobuf:"bytes,8,rep,name=meta,proto3" json:"meta,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // whatever the two sides agree on
 	NotRun        bool                   `protobuf:"varint,9,opt,name=not_run,json=notRun,proto3" json:"not_run,omitempty"`                                                        // replies that are errors: no handler has run
+	Load          int32                  `protobuf:"varint,10,opt,name=load,proto3" json:"load,omitempty"`                                                                         // pulls: not 0 asks for the load; replies to such pulls: calls that run or wait, 1 at least
+	QueueDelay    int32                  `protobuf:"varint,11,opt,name=queue_delay,json=queueDelay,proto3" json:"queue_delay,omitempty"`                                           // replies to such pulls: microseconds that calls lately waited for their handlers
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -132,11 +134,25 @@ func (x *Header) GetNotRun() bool {
 	return false
 }
 
+func (x *Header) GetLoad() int32 {
+	if x != nil {
+		return x.Load
+	}
+	return 0
+}
+
+func (x *Header) GetQueueDelay() int32 {
+	if x != nil {
+		return x.QueueDelay
+	}
+	return 0
+}
+
 var File_header_proto protoreflect.FileDescriptor
 
 const file_header_proto_rawDesc = "" +
 	"\n" +
-	"\fheader.proto\x12\bteleport\"\xa7\x02\n" +
+	"\fheader.proto\x12\bteleport\"\xdc\x02\n" +
 	"\x06Header\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\x05R\x04type\x12\x10\n" +
@@ -147,7 +163,11 @@ const file_header_proto_rawDesc = "" +
 	"\x06status\x18\x06 \x01(\tR\x06status\x12\x18\n" +
 	"\atimeout\x18\a \x01(\x03R\atimeout\x12.\n" +
 	"\x04meta\x18\b \x03(\v2\x1a.teleport.Header.MetaEntryR\x04meta\x12\x17\n" +
-	"\anot_run\x18\t \x01(\bR\x06notRun\x1a7\n" +
+	"\anot_run\x18\t \x01(\bR\x06notRun\x12\x12\n" +
+	"\x04load\x18\n" +
+	" \x01(\x05R\x04load\x12\x1f\n" +
+	"\vqueue_delay\x18\v \x01(\x05R\n" +
+	"queueDelay\x1a7\n" +
 	"\tMetaEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B:Z8github.com/henrylee2cn/teleport/packet/internal/headerpbb\x06proto3"
