@@ -1,0 +1,22 @@
+package nats
+
+import "time"
+
+// Beat has a hub say more often that it is there, and find out sooner that others are not.
+func Beat(d time.Duration) Option { return option(func(o *options) { o.beat = d }) }
+
+// SpreadSettings is what is made of another hub's words on the delivery of a push.
+var SpreadSettings = spreadSettings
+
+// MaxName is how many bytes a name may have.
+const MaxName = maxName
+
+// Known is how many sessions are in the hub's own group.
+func (h *Hub) Known() int { return h.all.Len() }
+
+// Hold has the members of a group on this server get nothing until release is called.
+func (h *Hub) Hold(group string) (release func()) {
+	r := h.room(group)
+	r.turn <- struct{}{}
+	return r.giveBack
+}

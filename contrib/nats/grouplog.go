@@ -1,0 +1,194 @@
+package nats
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"sync"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	tp "github.com/henrylee2cn/teleport"
+	"github.com/henrylee2cn/teleport/packet"
+)
+
+// maxLogBytes bounds what a server remembers of the history of one group.
+const maxLogBytes = 4 << 20
+
+// groupLog is what one server knows of the history of one group with members here: the tp.HistoryLog of the
+// group of the peer. It remembers the pushes that have come, so that members who come back in numbers do not
+// all ask the broker, and asks it for older ones.
+type groupLog struct {
+	hs    *histories
+	group string
+	class class
+
+	mu    sync.Mutex // guards the fields below
+	epoch string     // empty until the room is open
+	// All pushes after start up to last are in list. Last is the last one that members here have got.
+	start, last uint64
+	list        []tp.StoredPush
+	bytes       int
+}
+
+// begin forgets what was known: the members here have missed nothing up to last.
+func (l *groupLog) begin(epoch string, last uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.epoch == epoch && l.last == last {
+		return
+	}
+	l.epoch, l.start, l.last, l.list, l.bytes = epoch, last, last, nil, 0
+}
+
+// skip says that what has the number is no push.
+func (l *groupLog) skip(seq uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.last = max(l.last, seq)
+}
+
+func (l *groupLog) now() (epoch string, last uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.epoch, l.last
+}
+
+// Append takes a push to which the broker has given its position.
+func (l *groupLog) Append(push tp.StoredPush) (tp.Position, error) {
+	at, err := tp.ParsePosition(push.Meta[metaAt])
+	if err != nil || at == (tp.Position{}) {
+		return tp.Position{}, fmt.Errorf("nats: group %q has its history on the broker: push to it by "+
+			"Hub.Group, and not by the group of this server", l.group)
+	}
+	delete(push.Meta, metaAt)
+	push.At = at
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if at.Epoch != l.epoch || at.Seq <= l.last {
+		return tp.Position{}, fmt.Errorf("nats: group %q: the push %v comes after %v", l.group, at,
+			tp.Position{Epoch: l.epoch, Seq: l.last})
+	}
+	l.last = at.Seq
+	l.list = append(l.list, push)
+	l.bytes += costOf(&push)
+	l.pruneLocked()
+	return at, nil
+}
+
+func (l *groupLog) pruneLocked() {
+	n := 0
+	for len(l.list)-n > l.class.size || l.bytes > maxLogBytes && len(l.list)-n > 0 {
+		l.start = l.list[n].At.Seq
+		l.bytes -= costOf(&l.list[n])
+		l.list[n] = tp.StoredPush{}
+		n++
+	}
+	if l.list = l.list[n:]; len(l.list) == 0 {
+		l.list = nil
+	}
+}
+
+// costOf is what the push takes in memory, more or less.
+func costOf(p *tp.StoredPush) int {
+	n := 256 + len(p.Uri) + len(p.Body)
+	for k, v := range p.Meta {
+		n += 64 + len(k) + len(v)
+	}
+	return n
+}
+
+// Last returns the position of the last push that members here have got.
+func (l *groupLog) Last() (tp.Position, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return tp.Position{Epoch: l.epoch, Seq: l.last}, nil
+}
+
+// Since returns the pushes after the position that members here have got. Nobody appends meanwhile.
+func (l *groupLog) Since(at tp.Position) (list []tp.StoredPush, ok bool, err error) {
+	l.mu.Lock()
+	start, last := l.start, l.last
+	known := at.Epoch == l.epoch && at.Seq <= last
+	list = append(list, l.list...)
+	l.mu.Unlock()
+	if !known {
+		return nil, false, nil
+	}
+	if at.Seq < start {
+		older, ok, err := l.older(at, start)
+		if !ok || err != nil {
+			return nil, false, err
+		}
+		l.prepend(at.Seq, start, older)
+		return append(older, list...), true, nil
+	}
+	for len(list) > 0 && list[0].At.Seq <= at.Seq {
+		list = list[1:]
+	}
+	return list, true, nil
+}
+
+// prepend remembers the older pushes, from after the number first up to start, if there is room for them.
+func (l *groupLog) prepend(first, start uint64, older []tp.StoredPush) {
+	bytes := 0
+	for i := range older {
+		bytes += costOf(&older[i])
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.start != start || len(older)+len(l.list) > l.class.size || bytes+l.bytes > maxLogBytes {
+		return
+	}
+	l.list = append(append([]tp.StoredPush(nil), older...), l.list...)
+	l.start, l.bytes = first, l.bytes+bytes
+}
+
+// older asks the broker for the pushes after the position, up to the number to. It reports false if it is
+// not certain that these are all, or they are too many to be read in askTime: other pushes to the group wait.
+func (l *groupLog) older(at tp.Position, to uint64) (list []tp.StoredPush, ok bool, err error) {
+	ctx, cancel := context.WithTimeout(l.hs.h.ctx, askTime)
+	defer cancel()
+	s, err := l.hs.stream(ctx, &l.class, false)
+	if err != nil {
+		return nil, false, err
+	}
+	subject := l.hs.h.subj.history(l.class.String(), l.group)
+	messages, _, err := s.after(ctx, subject, at.Seq+1, to, math.MaxInt)
+	if err != nil && len(messages) > 0 && l.hs.h.ctx.Err() == nil && ctx.Err() != nil {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	switch ok, err := s.hasAll(ctx, &l.class, subject, at.Seq, false); {
+	case err != nil:
+		return nil, false, err
+	case !ok || s.epoch != at.Epoch:
+		return nil, false, nil
+	}
+	for _, m := range messages {
+		push, err := stored(m, at.Epoch)
+		if err != nil {
+			l.hs.h.lines.warnf("group %s: the push %d: %s", l.group, m.Sequence, err)
+			continue // nobody has got it
+		}
+		list = append(list, push)
+	}
+	return list, true, nil
+}
+
+// stored is a push that the broker has kept.
+func stored(m *jetstream.RawStreamMsg, epoch string) (push tp.StoredPush, err error) {
+	msg, err := parse(m.Data)
+	if err != nil {
+		return push, err
+	}
+	p, err := msg.packet()
+	if err != nil {
+		return push, err
+	}
+	return tp.StoredPush{At: tp.Position{Epoch: epoch, Seq: m.Sequence},
+		Uri: p.Header.Uri, Meta: p.Header.Meta,
+		HeaderCodec: p.HeaderCodec, Gzip: p.Header.Gzip, Body: p.Body.(packet.RawBody)}, nil
+}

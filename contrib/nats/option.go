@@ -1,0 +1,126 @@
+package nats
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	tp "github.com/henrylee2cn/teleport"
+)
+
+// Option is an option of [New].
+type Option interface{ apply(*options) }
+
+type options struct {
+	service  string
+	name     string
+	url      string
+	natsOpts []nats.Option
+	conn     *nats.Conn
+	replicas int
+	calls    int
+	auto     *Auto
+	beat     time.Duration
+}
+
+type option func(*options)
+
+func (o option) apply(to *options) { o(to) }
+
+// URL has the hub connect to the broker at the URL, or to one of several, separated by commas: of the
+// members of a cluster, for example. It may be away when the hub is made. The hub connects again for ever,
+// every half second or less. More options of the connection, as credentials, may follow.
+func URL(url string, more ...nats.Option) Option {
+	if url == "" {
+		panic("nats: URL: the URL is empty; without a broker leave the option out.")
+	}
+	return option(func(o *options) { o.url, o.natsOpts = url, more })
+}
+
+// Conn has the hub use a connection of the program's, which the hub does not close. The connection should
+// have been made with nats.MaxReconnects(-1), and its ReconnectWait is how long the hub is away after the
+// broker is back. A hub that shares it with others is told of its losses all the same.
+func Conn(nc *nats.Conn) Option {
+	if nc == nil {
+		panic("nats: Conn: the connection is nil.")
+	}
+	return option(func(o *options) { o.conn = nc })
+}
+
+// Service is the name that the hubs which belong together have, "teleport" without this option. Hubs of
+// different services on one broker know nothing of each other.
+func Service(name string) Option {
+	if name == "" {
+		panic("nats: Service: the name is empty.")
+	}
+	return option(func(o *options) { o.service = name })
+}
+
+// Name is what this server is called in [Member] and [Hub.Servers], its address for example. Without it the
+// name is random.
+func Name(server string) Option {
+	return option(func(o *options) { o.name = server })
+}
+
+// Replicas is on how many members of a cluster of NATS the histories are kept: 1, the default, 3 or 5. The
+// histories of groups are lost for as long as the only server that has them is away.
+func Replicas(n int) Option {
+	if n < 1 || n > 5 {
+		panic(fmt.Sprintf("nats: Replicas(%d): a number from 1 to 5 was expected.", n))
+	}
+	return option(func(o *options) { o.replicas = n })
+}
+
+// MaxCalls bounds the pulls and pushes of other servers to sessions of this one that are under way, 16,384
+// without this option. Those beyond it fail with tp.StatusOverloaded and have not run.
+func MaxCalls(n int) Option {
+	if n < 1 {
+		panic(fmt.Sprintf("nats: MaxCalls(%d): a number from 1 was expected.", n))
+	}
+	return option(func(o *options) { o.calls = n })
+}
+
+// Auto is a plugin of a peer, and an [Option] of that peer's hub: it has the hub know each session that the
+// peer accepts, see [Hub.Add]. It stands behind plugins that say who a session is, as plugin/auth.
+//
+//	auto := nats.Automatic(func(sess *tp.Session) string { return auth.Of(sess).Name })
+//	peer := tp.NewPeer(cfg, authentication, auto)
+//	hub, err := nats.New(peer, auto, nats.URL(url))
+type Auto struct {
+	identify func(*tp.Session) string
+	hub      hubRef
+}
+
+// Automatic makes the plugin. Identify returns a session's identity, and an empty text for none; it is
+// called by many goroutines. A nil function is for sessions that have only their ids. Give the Auto to both,
+// the peer and the hub: without the other each of them knows of no session.
+func Automatic(identify func(*tp.Session) string) *Auto { return &Auto{identify: identify} }
+
+// Name is the plugin's name.
+func (a *Auto) Name() string { return "nats" }
+
+func (a *Auto) apply(o *options) { o.auto = a }
+
+// PostAccept has the hub know the session.
+func (a *Auto) PostAccept(fore tp.ForeSession) error {
+	if h := a.hub.Load(); h != nil && h.peer == fore.Peer() {
+		err := h.Add(fore.Session(), a.identities(fore.Session())...)
+		if errors.Is(err, ErrClosed) { // the sessions go on without the hub, and new ones do too
+			return nil
+		}
+		return err
+	}
+	return nil
+}
+
+func (a *Auto) identities(sess *tp.Session) []string {
+	if a.identify == nil {
+		return nil
+	}
+	if name := a.identify(sess); name != "" {
+		return []string{name}
+	}
+	return nil
+}
