@@ -4,9 +4,7 @@ package tp
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -81,18 +79,6 @@ func TestClusterProcessKilled(t *testing.T) {
 		require.LessOrEqual(t, n, 1, "caller %d", i)
 		inFlight += n
 	}
-	text, err := os.ReadFile(notes)
-	require.NoError(t, err)
-	ran := map[string]int{}
-	for id := range strings.Lines(string(text)) {
-		ran[strings.TrimSpace(id)]++
-	}
-	for id, n := range ran {
-		require.Equal(t, 1, n, "call %s", id)
-	}
-	answered.Range(func(id, _ any) bool {
-		require.Equal(t, 1, ran[id.(string)], "call %s", id)
-		return true
-	})
+	requireRanOnce(t, notes, &answered)
 	t.Logf("%d pulls answered, %d were under way at the server that was killed", calls.Load(), inFlight)
 }

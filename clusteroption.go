@@ -113,17 +113,9 @@ type Ejection struct {
 // in common is not a server's fault. It panics if a share is
 // not between 0 and 1, or a time or a number cannot be meant.
 func Eject(e Ejection) ClusterOption {
-	switch {
-	case !(e.MaxShare >= 0 && e.MaxShare <= 1):
-		panic(fmt.Sprintf("tp: Eject: MaxShare is %v, a number from 0 to 1 was expected.", e.MaxShare))
-	case e.Base < 0 || e.Max < 0 || e.Max != 0 && e.Max < e.Base:
-		panic(fmt.Sprintf("tp: Eject: Base is %v and Max is %v, times that are not negative were expected, "+
-			"and Max not less than Base.", e.Base, e.Max))
-	case e.Excess != e.Excess:
-		panic("tp: Eject: Excess is not a number.")
-	case e.MinCalls < 0:
-		panic(fmt.Sprintf("tp: Eject: MinCalls is %d, a number that is not negative was expected.",
-			e.MinCalls))
+	o := clusterOptions{eject: e}
+	if m := o.ejector().Mistake(); m != "" {
+		panic("tp: Eject: " + m)
 	}
 	return func(o *clusterOptions) { o.eject, o.ejects = e, true }
 }

@@ -77,27 +77,40 @@ const (
 	memberProbation
 )
 
-// NewEjector returns an ejector without members. It panics if a field of the configuration makes no sense.
+// NewEjector returns an ejector without members. It panics if the configuration has a mistake, see
+// [EjectorConfig.Mistake].
 func NewEjector(c EjectorConfig) *Ejector {
+	if m := c.Mistake(); m != "" {
+		panic("balance: NewEjector: " + m)
+	}
 	setDefault(&c.Consecutive, 5)
 	setDefault(&c.Excess, 0.3)
 	setDefault(&c.MinCalls, 20)
 	setDefault(&c.MaxShare, 0.5)
-	setDefault(&c.Base, 5*time.Second)
+	setDefault(&c.Base, defaultBase)
 	setDefault(&c.Max, max(5*time.Minute, c.Base))
+	return &Ejector{config: c}
+}
+
+// defaultBase is how long a server is out the first time if Base is 0.
+const defaultBase = 5 * time.Second
+
+// Mistake returns which field makes no sense, and what was expected; an empty text if all do.
+func (c EjectorConfig) Mistake() string {
+	base := c.Base
+	setDefault(&base, defaultBase)
 	switch {
 	case !(c.MaxShare >= 0 && c.MaxShare <= 1):
-		panic(fmt.Sprintf("balance: the share of servers that may be out is %v, must be from 0 to 1",
-			c.MaxShare))
-	case c.Base < 0 || c.Max < c.Base:
-		panic(fmt.Sprintf("balance: a server is out for %v at first and for %v at most, must be above 0 and "+
-			"no less than that", c.Base, c.Max))
+		return fmt.Sprintf("MaxShare is %v, a number from 0 to 1 was expected.", c.MaxShare)
+	case base < 0 || c.Max < 0 || c.Max != 0 && c.Max < base:
+		return fmt.Sprintf("Base is %v and Max is %v, times that are not negative were expected, and Max "+
+			"not less than Base.", base, c.Max)
 	case c.Excess != c.Excess:
-		panic("balance: the excess of failures is not a number")
+		return "Excess is not a number."
 	case c.MinCalls < 0:
-		panic(fmt.Sprintf("balance: failures are judged from %d calls on, must be 0 or more", c.MinCalls))
+		return fmt.Sprintf("MinCalls is %d, a number that is not negative was expected.", c.MinCalls)
 	}
-	return &Ejector{config: c}
+	return ""
 }
 
 func setDefault[T comparable](field *T, to T) {
