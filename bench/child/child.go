@@ -44,6 +44,34 @@ func Start(ctx context.Context, args ...string) (*Process, error) {
 	return p, nil
 }
 
+// StartAs is Start for a child in a role, which is encoded as JSON; see [Become].
+func StartAs(ctx context.Context, mark string, role any) (*Process, error) {
+	arg, err := json.Marshal(role)
+	if err != nil {
+		return nil, err
+	}
+	return Start(ctx, mark, string(arg))
+}
+
+// Become makes this process a child if it was started by [StartAs] with the same mark, and then does not
+// return. It comes first in main. Serve answers in the role until in ends; its error is printed behind the
+// program's name.
+func Become[R any](mark, program string, serve func(role R, in io.Reader, out io.Writer) error) {
+	if len(os.Args) != 3 || os.Args[1] != mark {
+		return
+	}
+	var role R
+	err := json.Unmarshal([]byte(os.Args[2]), &role)
+	if err == nil {
+		err = serve(role, os.Stdin, os.Stdout)
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%s: child: %v\n", program, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
 // read passes the child's lines on, until its output ends.
 func (p *Process) read(out io.Reader) {
 	defer close(p.answers)

@@ -50,11 +50,7 @@ func startPair(ctx context.Context, r role) (p *pair, err error) {
 
 // start starts this program again in the role and decodes its first answer.
 func start(ctx context.Context, r role, hello *answer) (*child.Process, error) {
-	arg, err := json.Marshal(r)
-	if err != nil {
-		return nil, err
-	}
-	c, err := child.Start(ctx, childArg, string(arg))
+	c, err := child.StartAs(ctx, childArg, r)
 	if err != nil {
 		return nil, err
 	}

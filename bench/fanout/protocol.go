@@ -3,14 +3,13 @@ package main
 import (
 	"bufio"
 	"encoding/json"
-	"fmt"
 	"io"
-	"os"
 	"runtime"
 	"runtime/debug"
 	"time"
 
 	tp "github.com/henrylee2cn/teleport"
+	"github.com/henrylee2cn/teleport/bench/child"
 	"github.com/henrylee2cn/teleport/bench/stats"
 	"github.com/henrylee2cn/teleport/bench/usage"
 )
@@ -85,20 +84,10 @@ type answer struct {
 // runChild makes this process a child if its arguments say so, and then does not return. It comes first in
 // main.
 func runChild() {
-	if len(os.Args) != 3 || os.Args[1] != childArg {
-		return
-	}
-	tp.SetLogLevel(tp.LevelError)
-	var r role
-	err := json.Unmarshal([]byte(os.Args[2]), &r)
-	if err == nil {
-		err = r.serve(os.Stdin, os.Stdout)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "fanout: child:", err)
-		os.Exit(1)
-	}
-	os.Exit(0)
+	child.Become(childArg, "fanout", func(r role, in io.Reader, out io.Writer) error {
+		tp.SetLogLevel(tp.LevelError)
+		return r.serve(in, out)
+	})
 }
 
 // part is what a child does: host or crowd.

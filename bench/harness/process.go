@@ -2,7 +2,6 @@ package harness
 
 import (
 	"context"
-	"encoding/json"
 	"time"
 
 	"github.com/henrylee2cn/teleport/bench/child"
@@ -21,11 +20,7 @@ const startTimeout = time.Minute
 // startProcess starts this program again in the role, and returns when the child
 // is ready. It is killed when ctx ends.
 func startProcess(ctx context.Context, r role) (*process, error) {
-	arg, err := json.Marshal(r)
-	if err != nil {
-		return nil, err
-	}
-	c, err := child.Start(ctx, childArg, string(arg))
+	c, err := child.StartAs(ctx, childArg, r)
 	if err != nil {
 		return nil, err
 	}

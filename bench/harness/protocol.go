@@ -15,6 +15,7 @@ import (
 	"time"
 
 	tp "github.com/henrylee2cn/teleport"
+	"github.com/henrylee2cn/teleport/bench/child"
 	"github.com/henrylee2cn/teleport/bench/plan"
 	"github.com/henrylee2cn/teleport/bench/stats"
 	"github.com/henrylee2cn/teleport/bench/usage"
@@ -90,20 +91,10 @@ type side interface {
 // RunChild makes this process a child if its arguments say so, and then does not
 // return. It comes first in main.
 func RunChild() {
-	if len(os.Args) != 3 || os.Args[1] != childArg {
-		return
-	}
-	tp.SetLogLevel(tp.LevelWarn)
-	var r role
-	err := json.Unmarshal([]byte(os.Args[2]), &r)
-	if err == nil {
-		err = serveRole(r, os.Stdin, os.Stdout)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "bench: child:", err)
-		os.Exit(1)
-	}
-	os.Exit(0)
+	child.Become(childArg, "bench", func(r role, in io.Reader, out io.Writer) error {
+		tp.SetLogLevel(tp.LevelWarn)
+		return serveRole(r, in, out)
+	})
 }
 
 // serveRole does what a child does, until in ends.
