@@ -127,8 +127,7 @@ func TestServerLostDuringPull(t *testing.T) {
 	b := startBroker(t)
 	beat := nats.Beat(300 * time.Millisecond)
 	all := nodes(t, 1, nats.URL(b.ClientURL()), beat)
-	nc, err := natsgo.Connect(b.ClientURL())
-	require.NoError(t, err)
+	nc := b.dial(t)
 	other := newNode(t, nil, nats.Conn(nc), beat)
 	c := other.connect(t, "c")
 	began, end := make(chan struct{}), make(chan struct{})
@@ -288,8 +287,7 @@ func TestNamesOfServerThatIsGone(t *testing.T) {
 	b := startBroker(t)
 	beat := nats.Beat(300 * time.Millisecond)
 	all := nodes(t, 2, nats.URL(b.ClientURL()), beat)
-	nc, err := natsgo.Connect(b.ClientURL())
-	require.NoError(t, err)
+	nc := b.dial(t)
 	gone := newNode(t, nil, nats.Conn(nc), beat)
 	old := all[0].connect(t, "c1", "ada")
 	gone.connect(t, "c2", "ada")
@@ -391,9 +389,7 @@ func TestForeignMessages(t *testing.T) {
 	require.NoError(t, all[0].Group("room").Join(c.there))
 	kept := all[0].Group("kept", nats.History(5, time.Minute))
 	require.NoError(t, kept.Join(c.there))
-	nc, err := natsgo.Connect(b.ClientURL())
-	require.NoError(t, err)
-	defer nc.Close()
+	nc := b.dial(t)
 	payloads := []string{"", "x", "tp", "tp\x01", "tp\x01\x01", "tp\x01\x01\xff",
 		"tp\x01\x01\x00\x7f", "tp\x02\x01", "tp\x01\x01\x01\x01h\x01c\x01sxxxxxxxxxxx",
 		"tp\x01\x06\x01\x01h\x04room\x03{}}", "tp\x01\x63\x00\x00\x00\x00",
@@ -418,9 +414,7 @@ func TestAnotherVersion(t *testing.T) {
 	b := startBroker(t)
 	n := nodes(t, 1, nats.URL(b.ClientURL()))[0]
 	n.connect(t, "c")
-	nc, err := natsgo.Connect(b.ClientURL())
-	require.NoError(t, err)
-	defer nc.Close()
+	nc := b.dial(t)
 	// As one of version 2 asks, and as it answers.
 	sub, err := nc.SubscribeSync("tp.teleport.r.other.1")
 	require.NoError(t, err)

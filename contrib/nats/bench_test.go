@@ -32,13 +32,7 @@ func BenchmarkPull(b *testing.B) {
 	for _, c := range []*client{here, there} {
 		serveEcho(c.peer)
 	}
-	bare := func(name string) *natsgo.Conn {
-		nc, err := natsgo.Connect(srv.ClientURL())
-		require.NoError(b, err)
-		b.Cleanup(nc.Close)
-		return nc
-	}
-	one, two := bare("one"), bare("two")
+	one, two := srv.dial(b), srv.dial(b)
 	_, err := two.Subscribe("bare", func(m *natsgo.Msg) { _ = m.Respond(m.Data) })
 	require.NoError(b, err)
 	require.NoError(b, two.Flush())

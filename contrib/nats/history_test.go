@@ -9,8 +9,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
-	natsgo "github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
 
 	tp "github.com/henrylee2cn/teleport"
@@ -241,11 +239,7 @@ func TestPushesThatAreTooOld(t *testing.T) {
 	pushTexts(t, rooms[1], 1, 1)
 	goes.await(t, texts(1, 1))
 	goes.leave()
-	nc, err := natsgo.Connect(b.ClientURL())
-	require.NoError(t, err)
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	require.NoError(t, err)
+	js := b.jetStream(t)
 	empty := func() {
 		eventually(t, func() bool {
 			s, err := js.Stream(within(t), "TP_teleport_10-1000")
@@ -388,11 +382,7 @@ func TestStreamReplaced(t *testing.T) {
 	f.join(t, all[0], rooms[0])
 	pushTexts(t, rooms[0], 1, 10)
 	f.await(t, texts(1, 10))
-	nc, err := natsgo.Connect(b.ClientURL())
-	require.NoError(t, err)
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	require.NoError(t, err)
+	js := b.jetStream(t)
 	require.NoError(t, js.DeleteStream(within(t), "TP_teleport_1000-3600000"))
 	fresh := newNode(t, nil, nats.URL(b.ClientURL()))
 	eventually(t, fresh.Connected)

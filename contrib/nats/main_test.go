@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	natsgo "github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
@@ -65,6 +67,21 @@ func startBroker(t testing.TB, change ...func(*server.Options)) *broker {
 	b := newBroker(t, change...)
 	b.isUp(t)
 	return b
+}
+
+// dial returns a connection of the test's own, which ends with the test.
+func (b *broker) dial(t testing.TB) *natsgo.Conn {
+	nc, err := natsgo.Connect(b.ClientURL())
+	require.NoError(t, err)
+	t.Cleanup(nc.Close)
+	return nc
+}
+
+// jetStream is what the broker keeps, seen by a connection of the test's own.
+func (b *broker) jetStream(t testing.TB) jetstream.JetStream {
+	js, err := jetstream.New(b.dial(t))
+	require.NoError(t, err)
+	return js
 }
 
 func (b *broker) isUp(t testing.TB) {
