@@ -69,13 +69,8 @@ func (l *link) asks(now time.Duration) bool {
 	return (last == 0 || now-time.Duration(last) >= askEvery) && l.asked.CompareAndSwap(last, int64(now))
 }
 
-// set takes in what the server tells of its load with a reply. It may be any server: numbers that make no
-// sense are left out, and others are bounded by the balancer.
-func (l *link) set(calls, micros int32) {
-	if calls > 0 {
-		l.end.Report(sinceStart(), time.Duration(max(micros, 0))*time.Microsecond, int(calls))
-	}
-}
+// set takes in what the server tells of its load with a reply.
+func (l *link) set(calls int, delay time.Duration) { l.end.Report(sinceStart(), delay, calls) }
 
 // upstream is one server of a fleet. It keeps a session to the server as long as the resolver tells of it,
 // see upstream.go.

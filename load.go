@@ -36,28 +36,18 @@ func (m *loadMeter) tell(pool *workers.Pool) (calls, micros int32) {
 	return calls, int32(min(delay.Microseconds(), math.MaxInt32))
 }
 
-// loadTaker takes in what the other side tells of its load with a reply. It is called by the goroutine that
+// loadTaker takes in what the other side tells of its load with a reply: how many calls run or wait there, 1
+// at least, and for how long calls have lately waited for their handlers. It is called by the goroutine that
 // reads the connection, before the pull is complete, and not at all if the other side tells nothing, as peers
-// of earlier versions do, or there is no reply.
+// of earlier versions do, or there is no reply. Of a pull that is sent several times the last reply counts.
 type loadTaker interface {
-	set(calls, micros int32)
+	set(calls int, delay time.Duration)
 }
 
-// serverLoad is what the other side has told of its load with a reply.
-type serverLoad struct {
-	calls int           // that run or wait there; 0 if it has told nothing
-	delay time.Duration // for which calls have lately waited there for their handlers
-}
-
-// withLoad has a pull ask for the load of the other side. What that tells is put into to before the pull is
-// complete; if it tells nothing, as peers of earlier versions do, or there is no reply, to stays as it is. Of
-// a pull that is sent several times the last reply counts. To must not be used until the pull is complete.
-func withLoad(to *serverLoad) PacketSetting { return PacketSetting{kind: settingLoad, other: to} }
-
-// set takes in what a reply tells. The other side may be any: its numbers are bounded, and one that makes no
-// sense tells nothing.
-func (l *serverLoad) set(calls, micros int32) {
+// takeLoad gives what a reply tells to the taker. The other side may be any: its numbers are bounded, and one
+// that makes no sense tells nothing.
+func takeLoad(to loadTaker, calls, micros int32) {
 	if calls > 0 {
-		*l = serverLoad{int(calls), time.Duration(max(micros, 0)) * time.Microsecond}
+		to.set(int(calls), time.Duration(max(micros, 0))*time.Microsecond)
 	}
 }

@@ -16,6 +16,26 @@ import (
 	"github.com/henrylee2cn/teleport/internal/pipe"
 )
 
+// serverLoad is what the other side has told of its load with a reply.
+type serverLoad struct {
+	calls int
+	delay time.Duration
+}
+
+func (l *serverLoad) set(calls int, delay time.Duration) { *l = serverLoad{calls, delay} }
+
+// pullLoad pulls, and asks for the load of the other side as a cluster does.
+func pullLoad(ctx context.Context, sess *Session, args interface{}, to *serverLoad) *PullCmd {
+	cmd := newPullCmd(sess, "/fn/call", args, nil)
+	pd := cmd.newPending(ctx, true)
+	taker := loadTaker(to)
+	pd.load = &taker
+	cmd.launch(ctx, pd, nil)
+	cmd.await(ctx, pd)
+	cmd.finish(pd)
+	return cmd
+}
+
 // A peer that does nothing else tells of one call, the one that is answered, and of no delay.
 func TestAnIdlePeerTellsItsLoad(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -24,7 +44,7 @@ func TestAnIdlePeerTellsItsLoad(t *testing.T) {
 		sess, _ := connect(t, cli, srv, pipe.Options{})
 		for range 300 { // by workers at first, and then by the reader
 			var got serverLoad
-			cmd := sess.Pull("/fn/call", "x", nil, withLoad(&got))
+			cmd := pullLoad(context.Background(), sess, "x", &got)
 			require.Nil(t, cmd.Xerror)
 			require.Equal(t, serverLoad{calls: 1}, got)
 			require.EqualValues(t, 1, cmd.Output().Header.Load)
@@ -50,7 +70,7 @@ func TestABusyPeerTellsOfTheDelay(t *testing.T) {
 			sess, other := connect(t, cli, srv, pipe.Options{})
 			srv.workers.Trust(&other.conn.Load().queue) // so that pulls are not refused, but wait
 			all.Go(func() {
-				assert.Nil(t, sess.Pull("/fn/call", i, nil, withLoad(&got[i])).Xerror)
+				assert.Nil(t, pullLoad(context.Background(), sess, i, &got[i]).Xerror)
 			})
 			synctest.Wait() // so that they wait in this order
 		}
@@ -65,7 +85,7 @@ func TestABusyPeerTellsOfTheDelay(t *testing.T) {
 		time.Sleep(2 * load.Window)
 		sess, _ := connect(t, cli, srv, pipe.Options{})
 		var idle serverLoad
-		require.Nil(t, sess.Pull("/fn/call", 0, nil, withLoad(&idle)).Xerror)
+		require.Nil(t, pullLoad(context.Background(), sess, 0, &idle).Xerror)
 		require.Equal(t, serverLoad{calls: 1}, idle)
 	})
 }
@@ -86,7 +106,7 @@ func TestARefusalTellsTheLoad(t *testing.T) {
 		sess.GoPull("/fn/call", nil, nil, done)
 		synctest.Wait()
 		var got serverLoad
-		cmd := sess.Pull("/fn/call", nil, nil, withLoad(&got))
+		cmd := pullLoad(context.Background(), sess, nil, &got)
 		require.Equal(t, StatusOverloaded, cmd.Xerror.Code())
 		require.Equal(t, 2, got.calls)
 		close(release)
@@ -118,7 +138,7 @@ func TestWhatIsToldIsBounded(t *testing.T) {
 			}))
 			sess, _ := connect(t, cli, srv, pipe.Options{})
 			got := serverLoad{-1, -1}
-			require.Nil(t, sess.Pull("/fn/call", "x", nil, withLoad(&got)).Xerror)
+			require.Nil(t, pullLoad(context.Background(), sess, "x", &got).Xerror)
 			require.Equal(t, c.want, got)
 			requireAlive(t, sess)
 		})
@@ -136,8 +156,18 @@ func TestManyAskForTheLoad(t *testing.T) {
 	})
 	var all sync.WaitGroup
 	var told atomic.Int64
+	asker := newTestPeer(t, nil, hookPlugin("ask", "PreWritePull", func(ctx interface{}) error {
+		ctx.(WriteCtx).Output().Header.Load = 1
+		return nil
+	}), hookPlugin("told", "PostReadHeader", func(ctx interface{}) error {
+		if ctx.(ReadCtx).Input().Header.Load > 0 {
+			told.Add(1)
+		}
+		return nil
+	}))
 	for range callers {
 		sess, _ := connect(t, cli, srv, pipe.Options{})
+		asks, _ := connect(t, asker, srv, pipe.Options{})
 		all.Go(func() {
 			for i := range calls {
 				var got serverLoad
@@ -145,9 +175,9 @@ func TestManyAskForTheLoad(t *testing.T) {
 				case 0:
 					ctx, cancel := context.WithCancel(context.Background())
 					go cancel()
-					sess.PullContext(ctx, "/fn/call", i, nil, withLoad(&got))
+					pullLoad(ctx, sess, i, &got)
 				case 1:
-					s, x := OpenStream[int, int](context.Background(), sess, "/stream", withLoad(&got))
+					s, x := OpenStream[int, int](context.Background(), asks, "/stream")
 					if x != nil || s.CloseSend() != nil {
 						t.Errorf("no stream: %v", x)
 						return
@@ -156,7 +186,7 @@ func TestManyAskForTheLoad(t *testing.T) {
 						t.Error("a value from nowhere")
 					}
 				default:
-					if x := sess.Pull("/fn/call", i, nil, withLoad(&got)).Xerror; x != nil || got.calls < 1 {
+					if x := pullLoad(context.Background(), sess, i, &got).Xerror; x != nil || got.calls < 1 {
 						t.Errorf("%v, %+v", x, got)
 					}
 				}

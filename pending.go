@@ -203,7 +203,7 @@ func (pd *pending) sent(cn *conn, w *ownPacket, number uint64) {
 // received keeps the header of the reply, for PullCmd.Input.
 func (pd *pending) received(v *packet.HeaderView, bodyLength int64) {
 	if pd.load != nil {
-		(*pd.load).set(v.Load, v.QueueDelay)
+		takeLoad(*pd.load, v.Load, v.QueueDelay)
 	}
 	if o := pd.seen; o != nil {
 		o.in.receive(v, bodyLength, "", string(v.Uri))

@@ -138,12 +138,8 @@ func (cmd *PullCmd) makeAndSend(ctx context.Context, pd *pending, d *draft,
 	settings []PacketSetting) (entered, sent bool) {
 	cn, o := cmd.conn, pd.seen
 	for i := range settings {
-		switch settings[i].kind {
-		case settingReplyMeta:
+		if settings[i].kind == settingReplyMeta {
 			pd.meta = settings[i].meta
-		case settingLoad:
-			taker := loadTaker(settings[i].other.(*serverLoad))
-			pd.load = &taker
 		}
 	}
 	w := &d.ownPacket

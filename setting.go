@@ -17,7 +17,7 @@ type PacketSetting struct {
 	level int32
 	meta  *map[string]string // of settingReplyMeta
 	every time.Duration      // of settingEvery
-	other interface{}        // of settingExcept: a *Session; of settingLoad: a *serverLoad
+	other interface{}        // of settingExcept: a *Session
 }
 
 type settingKind uint8
@@ -37,7 +37,6 @@ const (
 	settingExcept
 	settingKey
 	settingIdempotent
-	settingLoad
 )
 
 // WithHeaderCodec encodes the packet's header, and its reply's, with the named
@@ -145,8 +144,6 @@ func applySettings(p *packet.Packet, settings []PacketSetting) {
 				p.Header.Meta = make(map[string]string)
 			}
 			p.Header.Meta[s.name] = s.value
-		case settingLoad:
-			p.Header.Load = 1
 		}
 	}
 }
