@@ -181,15 +181,20 @@ func (c *Cluster) PushContext(ctx context.Context, uri string, args interface{},
 	setting ...PacketSetting) Xerror {
 	ctx = orNone(ctx)
 	a := attempts{c: c, uri: uri}
-	var last Xerror
+	return a.each(ctx, setting, func() Xerror { return a.push(ctx, args, setting) })
+}
+
+// each makes attempts until one goes well, or no other server is to be tried; what is sent with them must not
+// be sent twice.
+func (a *attempts) each(ctx context.Context, settings []PacketSetting, attempt func() Xerror) (last Xerror) {
 	for {
-		if x := a.next(ctx, 0, setting); x != nil {
+		if x := a.next(ctx, 0, settings); x != nil {
 			if last == nil {
 				last = x
 			}
 			return last
 		}
-		last = a.push(ctx, args, setting)
+		last = attempt()
 		if last == nil || !a.again(ctx, last, false) {
 			return last
 		}
@@ -207,23 +212,12 @@ func (c *Cluster) openStream(ctx context.Context, uri string, settings []PacketS
 	bytes bool) (*streamCore, Xerror) {
 	ctx = orNone(ctx)
 	a := attempts{c: c, uri: uri}
-	var last Xerror
-	for {
-		if x := a.next(ctx, 0, settings); x != nil {
-			if last == nil {
-				last = x
-			}
-			return nil, last
-		}
-		core, x := a.open(ctx, settings, bytes)
-		if x == nil {
-			return core, nil
-		}
-		last = x
-		if !a.again(ctx, x, false) {
-			return nil, x
-		}
-	}
+	var core *streamCore
+	x := a.each(ctx, settings, func() (x Xerror) {
+		core, x = a.open(ctx, settings, bytes)
+		return x
+	})
+	return core, x
 }
 
 // open makes one attempt. The stream counts as a call that is under way until it is over.
