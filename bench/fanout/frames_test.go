@@ -48,6 +48,23 @@ func newFrames(in io.Reader) (*frameReader, *conn) {
 	return newFrameReader(c, &member{tally: newTally()}, new(atomic.Pointer[inflated])), c
 }
 
+// requireServed requires that a member which reads the bytes, all at once and one at a time, ends with the
+// error, has counted so many deliveries, and has answered so.
+func requireServed(t *testing.T, in []byte, text string, counted int64, answers []byte,
+	reader func(in io.Reader) (serve func() error, m *member, c *conn)) {
+	t.Helper()
+	for _, r := range []io.Reader{bytes.NewReader(in), iotest.OneByteReader(bytes.NewReader(in))} {
+		serve, m, c := reader(r)
+		requireError(t, serve(), text)
+		if n := m.tally.delivered.Load(); n != counted {
+			t.Errorf("%d deliveries were counted of %d", n, counted)
+		}
+		if !bytes.Equal(c.out.Bytes(), answers) {
+			t.Errorf("the answers are %x, want %x", c.out.Bytes(), answers)
+		}
+	}
+}
+
 func TestFrames(t *testing.T) {
 	unhex := func(s string) []byte {
 		b, err := hex.DecodeString(s)
@@ -93,17 +110,11 @@ func TestFrames(t *testing.T) {
 			"a length of 4294967040"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			in := bytes.Join(c.in, nil)
-			for _, r := range []io.Reader{bytes.NewReader(in), iotest.OneByteReader(bytes.NewReader(in))} {
-				f, conn := newFrames(r)
-				requireError(t, f.serve(), c.err)
-				if n := f.member.tally.delivered.Load(); n != c.counted {
-					t.Errorf("%d deliveries were counted of %d", n, c.counted)
-				}
-				if !bytes.Equal(conn.out.Bytes(), c.answers) {
-					t.Errorf("the answers are %x, want %x", conn.out.Bytes(), c.answers)
-				}
-			}
+			requireServed(t, bytes.Join(c.in, nil), c.err, c.counted, c.answers,
+				func(in io.Reader) (func() error, *member, *conn) {
+					f, conn := newFrames(in)
+					return f.serve, f.member, conn
+				})
 		})
 	}
 }

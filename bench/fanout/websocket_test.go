@@ -7,7 +7,6 @@ import (
 	"io"
 	"strings"
 	"testing"
-	"testing/iotest"
 
 	"github.com/centrifugal/protocol"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -94,17 +93,11 @@ func TestWebsocketMessages(t *testing.T) {
 		{"too long", [][]byte{{binary, 127, 0, 0, 0, 1, 0, 0, 0, 0}}, 0, nil, "a frame of 4294967296 bytes"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			in := bytes.Join(c.in, nil)
-			for _, r := range []io.Reader{bytes.NewReader(in), iotest.OneByteReader(bytes.NewReader(in))} {
-				w, conn := readerOf(r)
-				requireError(t, w.serve(), c.err)
-				if n := w.member.tally.delivered.Load(); n != c.counted {
-					t.Errorf("%d deliveries were counted of %d", n, c.counted)
-				}
-				if !bytes.Equal(conn.out.Bytes(), c.answers) {
-					t.Errorf("the answers are %x, want %x", conn.out.Bytes(), c.answers)
-				}
-			}
+			requireServed(t, bytes.Join(c.in, nil), c.err, c.counted, c.answers,
+				func(in io.Reader) (func() error, *member, *conn) {
+					w, conn := readerOf(in)
+					return w.serve, w.member, conn
+				})
 		})
 	}
 	whole := wsFrame(binary, one)
