@@ -171,7 +171,11 @@ func (o *clusterOptions) choose(list []Server, down int) []Server {
 	if o.zone != "" {
 		ids = append(ids, balance.Subset(far, o.self, max(1, o.subset/4, o.subset+down-len(near)))...)
 	}
-	return slices.DeleteFunc(slices.Clone(list), func(s Server) bool { return !slices.Contains(ids, s.Id) })
+	chosen := make(map[string]bool, len(ids))
+	for _, id := range ids {
+		chosen[id] = true
+	}
+	return slices.DeleteFunc(slices.Clone(list), func(s Server) bool { return !chosen[s.Id] })
 }
 
 func (f *fleet) newUpstream(s Server) *upstream {
