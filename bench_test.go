@@ -6,6 +6,8 @@ import (
 	"io"
 	"net"
 	"reflect"
+	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -108,10 +110,15 @@ type feed struct {
 	frame []byte
 	batch int
 	left  int           // frames
+	ahead func() int    // how many of those that were read are not handled yet, where that has a bound
 	empty chan struct{} // closed when a read finds none left
 }
 
 func (f *feed) Read(b []byte) (int, error) {
+	// Who does not ask for credit and pushes beyond what may wait is cut off.
+	for most := min(f.left, 1000); f.ahead != nil && f.ahead() > most; {
+		runtime.Gosched()
+	}
 	if f.left == 0 {
 		close(f.empty)
 		return 0, io.EOF
@@ -139,7 +146,8 @@ func serveFeed(t testing.TB, typ int32, uri string, body *wrapperspb.StringValue
 		func(_ PullCtx, args *wrapperspb.StringValue) (*wrapperspb.StringValue, Xerror) {
 			return args, nil
 		})
-	HandlePush(srv.PushRouter, "/note", func(PushCtx, *wrapperspb.StringValue) {})
+	var noted atomic.Int64
+	HandlePush(srv.PushRouter, "/note", func(PushCtx, *wrapperspb.StringValue) { noted.Add(1) })
 	frame, err := packet.Append(nil, &packet.Packet{
 		BodyCodec: "protobuf",
 		Header:    &packet.Header{Id: "12345", Type: typ, Uri: uri},
@@ -148,9 +156,17 @@ func serveFeed(t testing.TB, typ int32, uri string, body *wrapperspb.StringValue
 	require.NoError(t, err)
 	return func(n int) {
 		f := &feed{frame: frame, batch: 32, left: n, empty: make(chan struct{})}
-		_, err := srv.ServeConn(f)
+		if typ == packet.TypePush {
+			noted.Store(0)
+			f.ahead = func() int { return n - f.left - int(noted.Load()) }
+		}
+		sess, err := srv.ServeConn(f)
 		require.NoError(t, err)
-		<-f.empty
+		select {
+		case <-f.empty:
+		case <-sess.Done():
+			require.Zero(t, f.left, "%v", sess.Err())
+		}
 	}
 }
 
