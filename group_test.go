@@ -715,7 +715,7 @@ func TestMemoryOfSlowMembersIsTakenBack(t *testing.T) {
 	}
 	held := srv.keptBudget.Used()
 	require.Greater(t, held, int64(1<<20))
-	sess := dial(t, newTestPeer(t, nil), srv)
+	sess := dial(t, newTestPeer(t, &PeerConfig{MaxBufferedBytes: -1}), srv)
 	var pulls sync.WaitGroup
 	for range 8 {
 		pulls.Go(func() {
