@@ -1,6 +1,11 @@
 package nats
 
-import "time"
+import (
+	"context"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
 
 // Beat has a hub say more often that it is there, and find out sooner that others are not.
 func Beat(d time.Duration) Option { return option(func(o *options) { o.beat = d }) }
@@ -19,4 +24,24 @@ func (h *Hub) Hold(group string) (release func()) {
 	r := h.room(group)
 	r.turn <- struct{}{}
 	return r.giveBack
+}
+
+// BeforeReads has f called before each message that the hub reads from a stream, of those it has by now.
+func (h *Hub) BeforeReads(f func()) {
+	h.histories.mu.Lock()
+	defer h.histories.mu.Unlock()
+	for c, s := range h.histories.streams {
+		h.histories.streams[c] = &stream{hookedStream{s.Stream, f}, s.epoch}
+	}
+}
+
+type hookedStream struct {
+	jetstream.Stream
+	f func()
+}
+
+func (s hookedStream) GetMsg(ctx context.Context, seq uint64,
+	opts ...jetstream.GetMsgOpt) (*jetstream.RawStreamMsg, error) {
+	s.f()
+	return s.Stream.GetMsg(ctx, seq, opts...)
 }

@@ -62,8 +62,10 @@ func (g *Group) Join(sess *tp.Session) error {
 
 // JoinAt makes a session of this server a member of a group with a [History] that may have missed pushes,
 // wherever it was connected then: see tp.Group.JoinAt, and plugin/follow for the client's side. It gets the
-// pushes after the position in order and once, and then those that come, or is told that it must start
-// afresh. The error is that of tp.Group.JoinAt, or wraps [ErrAway].
+// pushes after the position in order and once, and then those that come. It is told that it must start afresh
+// if they are not all there, or are more than 16 MiB, or take longer than 5 s to read. Meanwhile the others
+// get their pushes; members that need more of the history than the server remembers join one after the
+// other. The error is that of tp.Group.JoinAt, or wraps [ErrAway].
 func (g *Group) JoinAt(sess *tp.Session, at tp.Position) (tp.Recovery, error) {
 	r, err := g.enter()
 	if err != nil {
@@ -73,7 +75,14 @@ func (g *Group) JoinAt(sess *tp.Session, at tp.Position) (tp.Recovery, error) {
 	if err := r.reach(g.h.ctx, at); err != nil {
 		return tp.Recovery{}, err
 	}
-	return r.core.JoinAt(sess, at)
+	var rec tp.Recovery
+	join := func() { rec, err = r.core.JoinAt(sess, at) }
+	if r.log == nil {
+		join()
+	} else if failed := r.log.joining(g.h.ctx, at, join); failed != nil {
+		return rec, r.notJoined(failed)
+	}
+	return rec, err
 }
 
 // Leave ends the membership of a session of this server, and reports whether it was a member.

@@ -3,7 +3,6 @@ package nats
 import (
 	"context"
 	"fmt"
-	"math"
 	"sync"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -14,6 +13,9 @@ import (
 
 // maxLogBytes bounds what a server remembers of the history of one group.
 const maxLogBytes = 4 << 20
+
+// maxReadBytes bounds what is read of a history for one member: as much as tp.History keeps.
+const maxReadBytes = 16 << 20
 
 // groupLog is what one server knows of the history of one group with members here: the tp.HistoryLog of the
 // group of the peer. It remembers the pushes that have come, so that members who come back in numbers do not
@@ -29,6 +31,19 @@ type groupLog struct {
 	start, last uint64
 	list        []tp.StoredPush
 	bytes       int
+	ahead       *aheadRead // what was read for a member that joins now; nil if there is none
+
+	// reading has the word of the one member for which the broker is being asked.
+	reading chan struct{}
+}
+
+// aheadRead is the pushes after one position, up to the number to, of which the broker was asked before the
+// group had to wait for it.
+type aheadRead struct {
+	after tp.Position
+	to    uint64
+	list  []tp.StoredPush
+	ok    bool
 }
 
 // begin forgets what was known: the members here have missed nothing up to last.
@@ -108,12 +123,18 @@ func (l *groupLog) Last() (tp.Position, error) {
 // Since returns the pushes after the position that members here have got. Nobody appends meanwhile.
 func (l *groupLog) Since(at tp.Position) (list []tp.StoredPush, ok bool, err error) {
 	l.mu.Lock()
-	start, last := l.start, l.last
+	start, last, ahead := l.start, l.last, l.ahead
 	known := at.Epoch == l.epoch && at.Seq <= last
-	list = append(list, l.list...)
+	late := l.list
 	l.mu.Unlock()
 	if !known {
 		return nil, false, nil
+	}
+	if ahead != nil && ahead.after == at {
+		if !ahead.ok {
+			return nil, false, nil
+		}
+		list, at.Seq = append(list, ahead.list...), ahead.to
 	}
 	if at.Seq < start {
 		older, ok, err := l.older(at, start)
@@ -121,16 +142,59 @@ func (l *groupLog) Since(at tp.Position) (list []tp.StoredPush, ok bool, err err
 			return nil, false, err
 		}
 		l.prepend(at.Seq, start, older)
-		return append(older, list...), true, nil
+		list, at.Seq = append(list, older...), start
 	}
-	for len(list) > 0 && list[0].At.Seq <= at.Seq {
-		list = list[1:]
+	for len(late) > 0 && late[0].At.Seq <= at.Seq {
+		late = late[1:]
 	}
-	return list, true, nil
+	return append(list, late...), true, nil
 }
 
-// prepend remembers the older pushes, from after the number first up to start, if there is room for them.
-func (l *groupLog) prepend(first, start uint64, older []tp.StoredPush) {
+// joining asks the broker for the pushes after the position that are not remembered here, and calls join,
+// which has Since called: so pushes to the group do not wait for the broker. What was read is remembered
+// until join returns; there is that of one member at a time.
+func (l *groupLog) joining(ctx context.Context, at tp.Position, join func()) error {
+	if _, missing := l.missing(at); !missing {
+		join()
+		return nil
+	}
+	select {
+	case l.reading <- struct{}{}:
+	case <-ctx.Done():
+		return closed()
+	}
+	defer func() { <-l.reading }()
+	if start, missing := l.missing(at); missing { // and no other member had the same read meanwhile
+		older, ok, err := l.older(at, start)
+		if err != nil {
+			return err
+		}
+		if !ok || !l.prepend(at.Seq, start, older) {
+			l.setAhead(&aheadRead{at, start, older, ok})
+			defer l.setAhead(nil)
+		}
+	}
+	join()
+	return nil
+}
+
+// missing reports whether some of the pushes after the position are not remembered, which are those up to
+// start.
+func (l *groupLog) missing(at tp.Position) (start uint64, is bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.start, at.Epoch == l.epoch && at.Seq < l.start
+}
+
+func (l *groupLog) setAhead(a *aheadRead) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ahead = a
+}
+
+// prepend remembers the older pushes, from after the number first up to start, and reports whether there is
+// room for them.
+func (l *groupLog) prepend(first, start uint64, older []tp.StoredPush) bool {
 	bytes := 0
 	for i := range older {
 		bytes += costOf(&older[i])
@@ -138,14 +202,15 @@ func (l *groupLog) prepend(first, start uint64, older []tp.StoredPush) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.start != start || len(older)+len(l.list) > l.class.size || bytes+l.bytes > maxLogBytes {
-		return
+		return false
 	}
 	l.list = append(append([]tp.StoredPush(nil), older...), l.list...)
 	l.start, l.bytes = first, l.bytes+bytes
+	return true
 }
 
 // older asks the broker for the pushes after the position, up to the number to. It reports false if it is
-// not certain that these are all, or they are too many to be read in askTime: other pushes to the group wait.
+// not certain that these are all, or they are too many to be read in askTime, or have more than maxReadBytes.
 func (l *groupLog) older(at tp.Position, to uint64) (list []tp.StoredPush, ok bool, err error) {
 	ctx, cancel := context.WithTimeout(l.hs.h.ctx, askTime)
 	defer cancel()
@@ -154,7 +219,10 @@ func (l *groupLog) older(at tp.Position, to uint64) (list []tp.StoredPush, ok bo
 		return nil, false, err
 	}
 	subject := l.hs.h.subj.history(l.class.String(), l.group)
-	messages, _, err := s.after(ctx, subject, at.Seq+1, to, math.MaxInt)
+	messages, all, err := s.after(ctx, subject, at.Seq+1, to, maxReadBytes)
+	if err == nil && !all {
+		return nil, false, nil
+	}
 	if err != nil && len(messages) > 0 && l.hs.h.ctx.Err() == nil && ctx.Err() != nil {
 		return nil, false, nil
 	}

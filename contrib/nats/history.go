@@ -227,6 +227,11 @@ func asAway(err error, what string) tp.Xerror {
 	return unrun(tp.StatusServiceUnavailable, errors.Join(ErrAway, err), "%s: %v", what, err)
 }
 
+// notJoined returns the error of the broker for who wanted to join.
+func (r *room) notJoined(err error) error {
+	return asAway(err, "group "+strconv.Quote(r.name)+" has not been joined")
+}
+
 // open makes a room of a group with a history: its log begins with the last push that there is.
 func (hs *histories) open(r *room) (err error) {
 	h := hs.h
@@ -234,7 +239,7 @@ func (hs *histories) open(r *room) (err error) {
 	defer cancel()
 	s, err := hs.stream(ctx, r.class, false)
 	if err != nil {
-		return asAway(err, "group "+strconv.Quote(r.name)+" has not been joined")
+		return r.notJoined(err)
 	}
 	r.core = h.peer.Group(r.name, tp.HistoryIn(hs, r.class.size, r.class.age))
 	hs.mu.Lock()
@@ -252,7 +257,7 @@ func (hs *histories) open(r *room) (err error) {
 	last, err := s.last(ctx, h.subj.history(r.class.String(), r.name))
 	if err != nil {
 		_ = r.sub.Unsubscribe()
-		return asAway(err, "group "+strconv.Quote(r.name)+" has not been joined")
+		return r.notJoined(err)
 	}
 	r.log.begin(s.epoch, last)
 	r.sure = time.Now()
@@ -261,7 +266,7 @@ func (hs *histories) open(r *room) (err error) {
 
 // Open is for the core: it makes the log of a group.
 func (hs *histories) Open(group string, size int, age time.Duration) tp.HistoryLog {
-	l := &groupLog{hs: hs, group: group, class: class{size, age}}
+	l := &groupLog{hs: hs, group: group, class: class{size, age}, reading: make(chan struct{}, 1)}
 	hs.mu.Lock()
 	defer hs.mu.Unlock()
 	hs.logs[group] = weak.Make(l)
@@ -416,6 +421,17 @@ func (r *room) reach(ctx context.Context, at tp.Position) error {
 	if !behind() {
 		return nil
 	}
+	s, err := r.h.histories.stream(ctx, r.class, false)
+	if err != nil {
+		return r.notJoined(err)
+	}
+	to, err := s.last(ctx, r.h.subj.history(r.class.String(), r.name))
+	if err != nil {
+		return r.notJoined(err)
+	}
+	if to < at.Seq { // what a client may say keeps no pushes waiting
+		return nil
+	}
 	if !r.take(ctx) {
 		return closed()
 	}
@@ -424,7 +440,7 @@ func (r *room) reach(ctx context.Context, at tp.Position) error {
 		return nil
 	}
 	if err := r.fetch(ctx); err != nil {
-		return asAway(err, "group "+strconv.Quote(r.name)+" has not been joined")
+		return r.notJoined(err)
 	}
 	return nil
 }

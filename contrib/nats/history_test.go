@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -125,6 +126,72 @@ func TestCatchUp(t *testing.T) {
 	goes.leave()
 	rec = goes.join(t, all[1], rooms[1])
 	require.Equal(t, tp.Recovery{Position: goes.Position("room")}, rec)
+}
+
+// While the broker is asked for what a member has missed the others get their pushes, also if it is more than
+// a server remembers.
+func TestOthersDoNotWaitForWhoCatchesUp(t *testing.T) {
+	for _, size := range []int{10, 50_000} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			b := startBroker(t)
+			all := nodes(t, 1, nats.URL(b.ClientURL()))
+			all = append(all, newNode(t, &tp.PeerConfig{MaxSessionOutput: 64 << 20}, nats.URL(b.ClientURL())))
+			rooms := kept(all, 200, time.Hour)
+			text := func(from, to int) (list []string) {
+				for _, s := range texts(from, to) {
+					list = append(list, s+strings.Repeat("x", size))
+				}
+				return list
+			}
+			push := func(from, to int) {
+				for _, s := range text(from, to) {
+					require.Nil(t, rooms[0].Push("/note", s).Err)
+				}
+			}
+			missed, stays := newFan(t), newFan(t)
+			missed.join(t, all[0], rooms[0])
+			push(0, 0)
+			missed.await(t, text(0, 0))
+			missed.leave()
+			push(1, 100)
+			stays.join(t, all[1], rooms[1])
+			reads, release := make(chan struct{}), make(chan struct{})
+			var first sync.Once
+			all[1].BeforeReads(func() {
+				first.Do(func() { close(reads) })
+				<-release
+			})
+			joined := make(chan tp.Recovery)
+			go func() { joined <- missed.join(t, all[1], rooms[1]) }()
+			<-reads
+			push(101, 110)
+			stays.await(t, text(101, 110))
+			close(release)
+			rec := <-joined
+			require.False(t, rec.Afresh)
+			require.Equal(t, 110, rec.Pushes)
+			push(111, 111)
+			missed.await(t, text(0, 111))
+		})
+	}
+}
+
+// Who says that it has got what nobody has pushed yet keeps no pushes waiting, and starts afresh.
+func TestPositionOfNoPush(t *testing.T) {
+	b := startBroker(t)
+	n := nodes(t, 1, nats.URL(b.ClientURL()))[0]
+	room := kept([]*node{n}, 100, time.Hour)[0]
+	stays, liar := newFan(t), n.connect(t, "liar")
+	stays.join(t, n, room)
+	pushTexts(t, room, 0, 0)
+	stays.await(t, texts(0, 0))
+	release := n.Hold("room")
+	at := stays.Position("room")
+	at.Seq += 1000
+	rec, err := room.JoinAt(liar.there, at) // does not wait for the turn of the pushes
+	release()
+	require.NoError(t, err)
+	require.True(t, rec.Afresh)
 }
 
 // A member comes to a server that has not got yet what the member has: it misses nothing, and gets nothing
