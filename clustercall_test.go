@@ -383,6 +383,30 @@ func TestClusterChoices(t *testing.T) {
 	})
 }
 
+// A client that reaches nobody does not dial every server in the end.
+func TestClusterSubsetThatIsDown(t *testing.T) {
+	inBubble(t, func(t *testing.T, n *testNet) {
+		var addrs []string
+		for i := range 500 {
+			addrs = append(addrs, fmt.Sprintf("s%03d", i))
+		}
+		c := newTestCluster(t, n.client(nil), servers(at(addrs...)...), Subset(5, "client"))
+		time.Sleep(time.Hour)
+		var dialled []string
+		for _, s := range c.Servers() {
+			if s.Err != nil {
+				dialled = append(dialled, s.Addr)
+			}
+		}
+		require.Len(t, dialled, 105)
+		for _, addr := range dialled { // they are up again: the client goes back to its own
+			n.serve(addr, nil)
+		}
+		time.Sleep(time.Hour)
+		require.Len(t, connected(c), 5)
+	})
+}
+
 // A cluster with a subset has that many connections, and another one for each server that is down.
 func TestClusterSubset(t *testing.T) {
 	inBubble(t, func(t *testing.T, n *testNet) {

@@ -79,7 +79,10 @@ func InZone(zone string) ClusterOption {
 // clients of 1,000 servers do not make a million connections. Which they are depends on self, the name of
 // this client among all clients of the service: without one it is chosen at random. A client with a name
 // has the same servers after a restart. With [InZone] size servers are those of the zone, if there are as
-// many, and a quarter of size, at least one, are of other zones. It panics if size is less than 1.
+// many, and a quarter of size, at least one, are of other zones.
+//
+// A server that cannot be dialled three times in a row is dialled on, and another one takes its place, for
+// 100 servers or three times size, whichever is more. It panics if size is less than 1.
 func Subset(size int, self ...string) ClusterOption {
 	if size < 1 {
 		panic(fmt.Sprintf("tp: Subset(%d): a size of 1 or more was expected.", size))

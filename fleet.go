@@ -92,8 +92,9 @@ type upstream struct {
 }
 
 // downAfter is after how many attempts to dial that have failed another server takes the place of one in a
-// Subset.
-const downAfter = 3
+// Subset. MostReplaced bounds how many places are taken so, or a client that is cut off would dial every
+// server there is; with 100 of them it finds a server where nine of ten are down.
+const downAfter, mostReplaced = 3, 100
 
 func (f *fleet) init(peer *Peer, option clusterOptions) {
 	f.peer, f.option, f.ended = peer, option, make(chan struct{})
@@ -167,6 +168,7 @@ func (o *clusterOptions) choose(list []Server, down int) []Server {
 			near = append(near, s.Id)
 		}
 	}
+	down = min(down, max(mostReplaced, 3*o.subset))
 	ids := balance.Subset(near, o.self, o.subset+down)
 	if o.zone != "" {
 		ids = append(ids, balance.Subset(far, o.self, max(1, o.subset/4, o.subset+down-len(near)))...)
