@@ -720,7 +720,8 @@ func TestMemoryOfSlowMembersIsTakenBack(t *testing.T) {
 	for range 8 {
 		pulls.Go(func() {
 			var reply string
-			if x := sess.Pull("/big", "", &reply).Xerror; x != nil || len(reply) != 6<<20 {
+			x := sess.Pull("/big", "", &reply, WithBodyCodec("string")).Xerror
+			if x != nil || len(reply) != 6<<20 {
 				t.Error(len(reply), x)
 			}
 		})

@@ -172,13 +172,17 @@ func (b *Budget) takeLocked(n int64) bool {
 }
 
 // TakeAlone takes n bytes, more than the pool ever lends to one budget, if no other budget has borrowed from
-// the pool. So a packet that is larger than the pool gets its turn too.
+// the pool, or all that have are owners that are asked to give it back. So a packet that is larger than the
+// pool gets its turn too.
 func (b *Budget) TakeAlone(n int64) bool {
 	if b == nil || b.pool == nil {
 		return true
 	}
 	p := b.pool
-	if n <= p.most/2 || p.used.Load() > b.borrowed.Load() {
+	if n <= p.most/2 {
+		return false
+	}
+	if others := p.used.Load() - b.borrowed.Load(); others > 0 && !p.reclaim(b, others-p.promised()) {
 		return false
 	}
 	b.Force(n)
@@ -341,7 +345,7 @@ func (p *Pool) overdue(b *Budget, n int64) []overdue {
 	now := sinceStart()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if n > p.most || p.again != 0 && now < p.again && n > p.scarce {
+	if n == math.MaxInt64 || p.again != 0 && now < p.again && n > p.scarce {
 		return nil
 	}
 	var found []overdue

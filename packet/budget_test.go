@@ -139,6 +139,31 @@ func TestBudgetTakesAlone(t *testing.T) {
 	require.True(t, a.Take(1))
 }
 
+// Those that have waited for long do not keep what is larger than the pool waiting, but if somebody else has
+// some of the pool too nobody gives anything back.
+func TestBudgetReclaimsAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := packet.NewPool(1<<20, 0)
+		stalled, other := &owner{give: true}, &owner{give: true}
+		a, b, c := join(p, stalled), join(p, other), join(p, nil)
+		require.True(t, a.Take(100<<10))
+		require.True(t, b.Take(100<<10))
+		a.Waits(true)
+		require.False(t, c.TakeAlone(2<<20), "nobody has waited for long")
+		time.Sleep(2 * packet.Patience)
+		require.False(t, c.TakeAlone(2<<20), "one of them does not wait")
+		require.Empty(t, stalled.asked)
+		b.Waits(true)
+		time.Sleep(2 * packet.Patience)
+		require.True(t, c.TakeAlone(2<<20))
+		require.Len(t, stalled.asked, 1)
+		require.Len(t, other.asked, 1)
+		c.Give(2 << 20)
+		synctest.Wait()
+		require.Zero(t, p.Lent())
+	})
+}
+
 // A budget whose owner has ended is still counted.
 func TestBudgetThatEnds(t *testing.T) {
 	p := packet.NewPool(1<<20, 1000)
