@@ -266,19 +266,21 @@ func TestAttackSilent(t *testing.T) {
 
 // Pulls that wait for ever, bare, and with as much header as there may be.
 func TestAttackWaiting(t *testing.T) {
+	sessions, pulls := figure(6, 16), light(6000, 600)
 	for name, uri := range map[string]string{"bare": "/wait", "with 60 KB of header each": "/wait?" +
 		strings.Repeat("x", 60_000)} {
 		t.Run(name, func(t *testing.T) {
 			srv := start(t, options{})
 			g := srv.good(t, options{})
-			hold(t, srv.addr, 16, func(_ int, conn net.Conn) error {
+			hold(t, srv.addr, sessions, func(_ int, conn net.Conn) error {
 				go func() { _, _ = readToEnd(conn) }()
 				frame := pullFrame("1", uri, 0, []byte("j1"))
-				for i := 0; i < 6000 && send(conn, frame); i++ {
+				for i := 0; i < pulls && send(conn, frame); i++ {
 				}
 				return nil
 			})
-			g.finish(srv, "16 sessions with 6,000 pulls each of a handler that waits, "+name)
+			g.finish(srv, fmt.Sprintf("%d sessions with %d pulls each of a handler that waits, %s", sessions,
+				pulls, name))
 			srv.requireGrowth(t, light[int64](500, 1000)*mib)
 		})
 	}
@@ -286,14 +288,15 @@ func TestAttackWaiting(t *testing.T) {
 
 // Streams that nobody receives from, as many as may be open, with as much sent on each as may be.
 func TestAttackStreams(t *testing.T) {
+	sessions, streams := figure(6, 16), light(6000, 600)
 	for name, size := range map[string]int{"empty": 0, "full": 60_000} {
 		t.Run(name, func(t *testing.T) {
 			srv := start(t, options{})
 			g := srv.good(t, options{})
-			hold(t, srv.addr, 16, func(_ int, conn net.Conn) error {
+			hold(t, srv.addr, sessions, func(_ int, conn net.Conn) error {
 				go func() { _, _ = readToEnd(conn) }()
 				value := append([]byte("s"), make([]byte, size)...)
-				for i := 0; i < 6000; i++ {
+				for i := range streams {
 					id := fmt.Sprint(i)
 					if !send(conn, rawFrame(&packet.Header{Id: id, Type: packet.TypeOpen, Uri: "/stuck"},
 						[]byte("s"))) {
@@ -308,7 +311,8 @@ func TestAttackStreams(t *testing.T) {
 				}
 				return nil
 			})
-			g.finish(srv, "16 sessions with 6,000 streams each that nobody receives from, "+name)
+			g.finish(srv, fmt.Sprintf("%d sessions with %d streams each that nobody receives from, %s",
+				sessions, streams, name))
 			srv.requireGrowth(t, light[int64](500, 1000)*mib)
 		})
 	}
@@ -357,7 +361,7 @@ func TestAttackProcessor(t *testing.T) {
 	}
 	frames := map[string][]byte{
 		"deep":  pullFrame("1", "/echo", 0, []byte("j"+strings.Repeat("[", 500_000))),
-		"bombs": pullFrame("1", "/length", 9, bomb(t, strings.Repeat(" ", 15*mib))),
+		"bombs": pullFrame("1", "/length", 9, bomb(t, strings.Repeat(" ", light(15, 2)*mib))),
 		"metadata": rawFrame(&packet.Header{Id: "1", Type: packet.TypePull, Uri: "/nowhere", Meta: meta},
 			nil),
 		"tiny":    bytes.Repeat(pullFrame("", "/nowhere", 0, nil), 1000),
