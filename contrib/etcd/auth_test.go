@@ -1,0 +1,96 @@
+package etcd_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/henrylee2cn/teleport/contrib/etcd"
+)
+
+// as returns a client of a user, whose password is the name.
+func (c *cluster) as(user string) *clientv3.Client {
+	c.t.Helper()
+	cfg := etcd.ClientConfig(c.members[0].clients.addr())
+	cfg.Username, cfg.Password = user, user
+	client, err := clientv3.New(cfg)
+	require.NoError(c.t, err)
+	c.t.Cleanup(func() { _ = client.Close() })
+	return client
+}
+
+// protect has etcd ask for passwords. The user orders may read and write the keys of this package, and the
+// user guest may do nothing.
+func (c *cluster) protect(ctx context.Context) {
+	c.t.Helper()
+	admin := c.client()
+	steps := []func() error{
+		func() (err error) { _, err = admin.RoleAdd(ctx, "service"); return },
+		func() (err error) {
+			_, err = admin.RoleGrantPermission(ctx, "service", "/teleport/v1/",
+				clientv3.GetPrefixRangeEnd("/teleport/v1/"), clientv3.PermissionType(clientv3.PermReadWrite))
+			return
+		},
+		func() (err error) { _, err = admin.UserAdd(ctx, "orders", "orders"); return },
+		func() (err error) { _, err = admin.UserGrantRole(ctx, "orders", "service"); return },
+		func() (err error) { _, err = admin.UserAdd(ctx, "guest", "guest"); return },
+		func() (err error) { _, err = admin.UserAdd(ctx, "root", "root"); return },
+		func() (err error) { _, err = admin.UserGrantRole(ctx, "root", "root"); return },
+		func() (err error) { _, err = admin.AuthEnable(ctx); return },
+	}
+	for _, step := range steps {
+		require.NoError(c.t, step())
+	}
+}
+
+// With users and passwords servers stay registered too when etcd has forgotten the tokens that it gave for
+// the passwords.
+func TestPasswords(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	c := newCluster(t, 1)
+	c.protect(ctx)
+	client := c.as("orders")
+	servers := serveAll(t, client, 2, shortest)
+	r := follow(t, etcd.NewResolver(c.as("orders"), "orders"))
+	eventually(t, func() bool { return r.has(servers...) })
+
+	c.stopAll()
+	for _, s := range servers {
+		eventually(t, func() bool { return !s.reg.Registered() })
+	}
+	c.startAll()
+	root := c.as("root")
+	inEtcd(t, root, servers...)
+	lease, err := root.Grant(ctx, 3) // longer than theirs
+	require.NoError(t, err)
+	eventually(t, func() bool {
+		left, err := root.TimeToLive(ctx, lease.ID)
+		require.NoError(t, err)
+		return left.TTL < 0
+	})
+	require.Len(t, keys(t, root, "orders"), 2)
+	more := serve(t, client, "orders")
+	eventually(t, func() bool { return r.has(append(servers, more)...) })
+}
+
+// A server that may not register says so, and is there for whoever knows it; when it may it registers.
+func TestNoPermission(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	c := newCluster(t, 1)
+	c.protect(ctx)
+	s := serve(t, c.as("guest"), "orders")
+	eventually(t, func() bool { return s.reg.Err() != nil })
+	require.False(t, s.reg.Registered())
+	require.ErrorContains(t, s.reg.Err(), "permission denied")
+	root := c.as("root")
+	_, err := root.UserGrantRole(ctx, "guest", "service")
+	require.NoError(t, err)
+	inEtcd(t, root, s)
+}
