@@ -383,6 +383,44 @@ func TestClusterChoices(t *testing.T) {
 	})
 }
 
+// A server that has taken a place, and is down itself, has nobody in its place when the place is another's
+// again.
+func TestClusterSubsetWithoutThoseInOthersPlaces(t *testing.T) {
+	inBubble(t, func(t *testing.T, n *testNet) {
+		var addrs []string
+		for i := range 30 {
+			addrs = append(addrs, fmt.Sprintf("s%02d", i))
+			n.serve(addrs[i], nil)
+		}
+		c := newTestCluster(t, n.client(nil), servers(at(addrs...)...), Subset(5, "client", "7"))
+		time.Sleep(time.Second)
+		own := connected(c)
+		kill := func(addr string) (instead string) {
+			before := connected(c)
+			n.kill(addr)
+			time.Sleep(time.Hour)
+			now := connected(c)
+			require.Len(t, now, 5)
+			for _, s := range before {
+				now = slices.DeleteFunc(now, func(other string) bool { return s == other })
+			}
+			require.Len(t, now, 1)
+			return now[0]
+		}
+		serve := func(addr string) {
+			n.serve(addr, nil)
+			time.Sleep(time.Hour)
+			require.Len(t, connected(c), 5)
+		}
+		sixth := kill(own[0])
+		seventh := kill(sixth)
+		kill(seventh)
+		serve(sixth)
+		serve(own[0])
+		require.Equal(t, own, connected(c))
+	})
+}
+
 // A client that reaches nobody does not dial every server in the end.
 func TestClusterSubsetThatIsDown(t *testing.T) {
 	inBubble(t, func(t *testing.T, n *testNet) {

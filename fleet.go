@@ -128,15 +128,10 @@ func (f *fleet) chooseAgain() (began, over []*upstream) {
 }
 
 func (f *fleet) chooseLocked() (began, over []*upstream) {
-	down := 0
-	for _, u := range f.servers {
-		if u.fails >= downAfter {
-			down++
-		}
-	}
+	chosen := f.chosenLocked()
 	left := f.servers
 	f.servers, f.order = make(map[string]*upstream), nil
-	for _, s := range f.option.choose(f.list, down) {
+	for _, s := range chosen {
 		u := left[s.Id]
 		if u != nil && u.addr == s.Addr {
 			delete(left, s.Id)
@@ -153,6 +148,23 @@ func (f *fleet) chooseLocked() (began, over []*upstream) {
 	}
 	f.publishLocked()
 	return began, over
+}
+
+// chosenLocked returns the servers that the cluster is to be connected to: as many as it is to have, and one
+// more for each of these that is down.
+func (f *fleet) chosenLocked() []Server {
+	for down := 0; ; {
+		chosen, among := f.option.choose(f.list, down), 0
+		for _, s := range chosen {
+			if u := f.servers[s.Id]; u != nil && u.addr == s.Addr && u.fails >= downAfter {
+				among++
+			}
+		}
+		if among <= down {
+			return chosen
+		}
+		down = among
+	}
 }
 
 // choose returns the servers that the cluster is to be connected to, of which so many are down.
