@@ -190,6 +190,7 @@ func (c *cluster) start(m *member) {
 	cfg.AdvertisePeerUrls = []url.URL{{Scheme: "http", Host: m.peer.addr()}}
 	cfg.InitialCluster = c.initial
 	cfg.UnsafeNoFsync = true
+	cfg.BcryptCost = 4 // the least, as passwords take seconds under the race detector otherwise
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
 	server, err := embed.StartEtcd(cfg)
 	require.NoError(c.t, err)
