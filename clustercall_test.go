@@ -383,15 +383,20 @@ func TestClusterChoices(t *testing.T) {
 	})
 }
 
+// serveThirty serves at thirty addresses, which it returns.
+func (n *testNet) serveThirty() (addrs []string) {
+	for i := range 30 {
+		addrs = append(addrs, fmt.Sprintf("s%02d", i))
+		n.serve(addrs[i], nil)
+	}
+	return addrs
+}
+
 // A server that has taken a place, and is down itself, has nobody in its place when the place is another's
 // again.
 func TestClusterSubsetWithoutThoseInOthersPlaces(t *testing.T) {
 	inBubble(t, func(t *testing.T, n *testNet) {
-		var addrs []string
-		for i := range 30 {
-			addrs = append(addrs, fmt.Sprintf("s%02d", i))
-			n.serve(addrs[i], nil)
-		}
+		addrs := n.serveThirty()
 		c := newTestCluster(t, n.client(nil), servers(at(addrs...)...), Subset(5, "client", "7"))
 		time.Sleep(time.Second)
 		own := connected(c)
@@ -448,11 +453,7 @@ func TestClusterSubsetThatIsDown(t *testing.T) {
 // A cluster with a subset has that many connections, and another one for each server that is down.
 func TestClusterSubset(t *testing.T) {
 	inBubble(t, func(t *testing.T, n *testNet) {
-		var addrs []string
-		for i := range 30 {
-			addrs = append(addrs, fmt.Sprintf("s%02d", i))
-			n.serve(addrs[i], nil)
-		}
+		addrs := n.serveThirty()
 		cli := n.client(nil)
 		r := servers(at(addrs...)...)
 		c := newTestCluster(t, cli, r, Subset(5, "client", "7"))

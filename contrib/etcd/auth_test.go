@@ -1,10 +1,8 @@
 package etcd_test
 
 import (
-	"context"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -25,9 +23,9 @@ func (c *cluster) as(user string) *clientv3.Client {
 
 // protect has etcd ask for passwords. The user orders may read and write the keys of this package, and the
 // user guest may do nothing.
-func (c *cluster) protect(ctx context.Context) {
+func (c *cluster) protect() {
 	c.t.Helper()
-	admin := c.client()
+	admin, ctx := c.client(), c.t.Context()
 	steps := []func() error{
 		func() (err error) { _, err = admin.RoleAdd(ctx, "service"); return },
 		func() (err error) {
@@ -51,10 +49,8 @@ func (c *cluster) protect(ctx context.Context) {
 // the passwords.
 func TestPasswords(t *testing.T) {
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
-	defer cancel()
 	c := newCluster(t, 1)
-	c.protect(ctx)
+	c.protect()
 	client := c.as("orders")
 	servers := serveAll(t, client, 2, shortest)
 	r := follow(t, etcd.NewResolver(c.as("orders"), "orders"))
@@ -67,10 +63,10 @@ func TestPasswords(t *testing.T) {
 	c.startAll()
 	root := c.as("root")
 	inEtcd(t, root, servers...)
-	lease, err := root.Grant(ctx, 3) // longer than theirs
+	lease, err := root.Grant(t.Context(), 3) // longer than theirs
 	require.NoError(t, err)
 	eventually(t, func() bool {
-		left, err := root.TimeToLive(ctx, lease.ID)
+		left, err := root.TimeToLive(t.Context(), lease.ID)
 		require.NoError(t, err)
 		return left.TTL < 0
 	})
@@ -82,10 +78,8 @@ func TestPasswords(t *testing.T) {
 // A server that may not register says so, and is there for whoever knows it; when it may it registers.
 func TestNoPermission(t *testing.T) {
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
-	defer cancel()
 	c := newCluster(t, 1)
-	c.protect(ctx)
+	c.protect()
 	s := serve(t, c.as("guest"), "orders")
 	eventually(t, func() bool {
 		err := s.reg.Err()
@@ -93,7 +87,7 @@ func TestNoPermission(t *testing.T) {
 	})
 	require.False(t, s.reg.Registered())
 	root := c.as("root")
-	_, err := root.UserGrantRole(ctx, "guest", "service")
+	_, err := root.UserGrantRole(t.Context(), "guest", "service")
 	require.NoError(t, err)
 	inEtcd(t, root, s)
 }

@@ -75,14 +75,11 @@ func (g *Group) JoinAt(sess *tp.Session, at tp.Position) (tp.Recovery, error) {
 	if err := r.reach(g.h.ctx, at); err != nil {
 		return tp.Recovery{}, err
 	}
-	var rec tp.Recovery
-	join := func() { rec, err = r.core.JoinAt(sess, at) }
+	join := func() (tp.Recovery, error) { return r.core.JoinAt(sess, at) }
 	if r.log == nil {
-		join()
-	} else if failed := r.log.joining(g.h.ctx, at, join); failed != nil {
-		return rec, r.notJoined(failed)
+		return join()
 	}
-	return rec, err
+	return r.log.joining(g.h.ctx, at, join)
 }
 
 // Leave ends the membership of a session of this server, and reports whether it was a member.

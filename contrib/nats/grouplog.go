@@ -153,29 +153,28 @@ func (l *groupLog) Since(at tp.Position) (list []tp.StoredPush, ok bool, err err
 // joining asks the broker for the pushes after the position that are not remembered here, and calls join,
 // which has Since called: so pushes to the group do not wait for the broker. What was read is remembered
 // until join returns; there is that of one member at a time.
-func (l *groupLog) joining(ctx context.Context, at tp.Position, join func()) error {
+func (l *groupLog) joining(ctx context.Context, at tp.Position,
+	join func() (tp.Recovery, error)) (tp.Recovery, error) {
 	if _, missing := l.missing(at); !missing {
-		join()
-		return nil
+		return join()
 	}
 	select {
 	case l.reading <- struct{}{}:
 	case <-ctx.Done():
-		return closed()
+		return tp.Recovery{}, closed()
 	}
 	defer func() { <-l.reading }()
 	if start, missing := l.missing(at); missing { // and no other member had the same read meanwhile
 		older, ok, err := l.older(at, start)
 		if err != nil {
-			return err
+			return tp.Recovery{}, notJoined(l.group, err)
 		}
 		if !ok || !l.prepend(at.Seq, start, older) {
 			l.setAhead(&aheadRead{at, start, older, ok})
 			defer l.setAhead(nil)
 		}
 	}
-	join()
-	return nil
+	return join()
 }
 
 // missing reports whether some of the pushes after the position are not remembered, which are those up to

@@ -228,8 +228,8 @@ func asAway(err error, what string) tp.Xerror {
 }
 
 // notJoined returns the error of the broker for who wanted to join.
-func (r *room) notJoined(err error) error {
-	return asAway(err, "group "+strconv.Quote(r.name)+" has not been joined")
+func notJoined(group string, err error) error {
+	return asAway(err, "group "+strconv.Quote(group)+" has not been joined")
 }
 
 // open makes a room of a group with a history: its log begins with the last push that there is.
@@ -239,7 +239,7 @@ func (hs *histories) open(r *room) (err error) {
 	defer cancel()
 	s, err := hs.stream(ctx, r.class, false)
 	if err != nil {
-		return r.notJoined(err)
+		return notJoined(r.name, err)
 	}
 	r.core = h.peer.Group(r.name, tp.HistoryIn(hs, r.class.size, r.class.age))
 	hs.mu.Lock()
@@ -257,7 +257,7 @@ func (hs *histories) open(r *room) (err error) {
 	last, err := s.last(ctx, h.subj.history(r.class.String(), r.name))
 	if err != nil {
 		_ = r.sub.Unsubscribe()
-		return r.notJoined(err)
+		return notJoined(r.name, err)
 	}
 	r.log.begin(s.epoch, last)
 	r.sure = time.Now()
@@ -423,11 +423,11 @@ func (r *room) reach(ctx context.Context, at tp.Position) error {
 	}
 	s, err := r.h.histories.stream(ctx, r.class, false)
 	if err != nil {
-		return r.notJoined(err)
+		return notJoined(r.name, err)
 	}
 	to, err := s.last(ctx, r.h.subj.history(r.class.String(), r.name))
 	if err != nil {
-		return r.notJoined(err)
+		return notJoined(r.name, err)
 	}
 	if to < at.Seq { // what a client may say keeps no pushes waiting
 		return nil
@@ -440,7 +440,7 @@ func (r *room) reach(ctx context.Context, at tp.Position) error {
 		return nil
 	}
 	if err := r.fetch(ctx); err != nil {
-		return r.notJoined(err)
+		return notJoined(r.name, err)
 	}
 	return nil
 }
