@@ -14,13 +14,14 @@ import (
 
 // attempts is the course of one call by a cluster: which server it goes to, and which ones have refused it.
 type attempts struct {
-	c     *Cluster
-	uri   string
-	start time.Duration // when the call began
-	link  *link         // where the attempt under way has gone
-	began time.Duration // when that was
-	late  bool          // some of the call's time has passed before the attempt
-	tried []*Session    // that have refused the call, or were lost
+	c       *Cluster
+	uri     string
+	untimed bool          // a push or a stream, whose end does not say how long a call takes
+	start   time.Duration // when the call began
+	link    *link         // where the attempt under way has gone
+	began   time.Duration // when that was
+	late    bool          // some of the call's time has passed before the attempt
+	tried   []*Session    // that have refused the call, or were lost
 	// unsure is the error of an attempt that may have run.
 	unsure Xerror
 }
@@ -47,11 +48,11 @@ func (a *attempts) choose(now *choices, settings []PacketSetting) bool {
 	if len(now.links) == 0 {
 		return false
 	}
-	var key uint64
+	call := balance.Call{Untimed: a.untimed}
 	if a.c.option.hashes {
-		key = keyHash(settings)
+		call.Key = keyHash(settings)
 	}
-	l, at := a.c.pick(now, a.uri, key, a.tried)
+	l, at := a.c.pick(now, a.uri, call, a.tried)
 	a.link, a.began = l, at
 	if a.start == 0 {
 		a.start = at
@@ -70,19 +71,20 @@ func keyHash(settings []PacketSetting) uint64 {
 }
 
 // pick chooses one of the servers and begins a call there. It returns nil if none may be called.
-func (c *Cluster) pick(now *choices, uri string, key uint64, tried []*Session) (*link, time.Duration) {
+func (c *Cluster) pick(now *choices, uri string, call balance.Call,
+	tried []*Session) (*link, time.Duration) {
 	at := sinceStart()
 	if !now.choosy && len(tried) == 0 { // which costs no memory
 		l := now.links[0]
 		if len(now.links) > 1 {
-			l = now.links[c.option.policy.Pick(at, now.ends, key, nil)]
+			l = now.links[c.option.policy.Pick(at, now.ends, call, nil)]
 		}
 		if !c.ejected(l, at) {
 			l.end.Begin(at)
 			return l, at
 		}
 	}
-	i := c.pickOf(now, at, uri, key, tried)
+	i := c.pickOf(now, at, uri, call, tried)
 	if i < 0 {
 		return nil, at
 	}
@@ -92,7 +94,8 @@ func (c *Cluster) pick(now *choices, uri string, key uint64, tried []*Session) (
 
 // pickOf is pick with all that may speak against a server. One that is ejected is called if there is no
 // other.
-func (c *Cluster) pickOf(now *choices, at time.Duration, uri string, key uint64, tried []*Session) int {
+func (c *Cluster) pickOf(now *choices, at time.Duration, uri string, call balance.Call,
+	tried []*Session) int {
 	path := routeOf(uri)
 	all := false
 	skip := func(i int) bool {
@@ -100,10 +103,10 @@ func (c *Cluster) pickOf(now *choices, at time.Duration, uri string, key uint64,
 		return slices.Contains(tried, l.sess) || len(l.routes) > 0 && !anyRoute(l.routes, path) ||
 			!all && c.ejected(l, at)
 	}
-	i := c.option.policy.Pick(at, now.ends, key, skip)
+	i := c.option.policy.Pick(at, now.ends, call, skip)
 	if i < 0 {
 		all = true
-		i = c.option.policy.Pick(at, now.ends, key, skip)
+		i = c.option.policy.Pick(at, now.ends, call, skip)
 	}
 	return i
 }

@@ -180,7 +180,7 @@ func (c *Cluster) Push(uri string, args interface{}, setting ...PacketSetting) X
 func (c *Cluster) PushContext(ctx context.Context, uri string, args interface{},
 	setting ...PacketSetting) Xerror {
 	ctx = orNone(ctx)
-	a := attempts{c: c, uri: uri}
+	a := attempts{c: c, uri: uri, untimed: true}
 	return a.each(ctx, setting, func() Xerror { return a.push(ctx, args, setting) })
 }
 
@@ -211,7 +211,7 @@ func (a *attempts) push(ctx context.Context, args interface{}, settings []Packet
 func (c *Cluster) openStream(ctx context.Context, uri string, settings []PacketSetting,
 	bytes bool) (*streamCore, Xerror) {
 	ctx = orNone(ctx)
-	a := attempts{c: c, uri: uri}
+	a := attempts{c: c, uri: uri, untimed: true}
 	var core *streamCore
 	x := a.each(ctx, settings, func() (x Xerror) {
 		core, x = a.open(ctx, settings, bytes)

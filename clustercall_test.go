@@ -808,7 +808,8 @@ func TestClusterPushAndStream(t *testing.T) {
 			return all
 		}
 		require.Equal(t, 9, load()[0]+load()[1]+load()[2])
-		require.Less(t, slices.Max(load()), 7, "streams spread by how many there are")
+		// A sixth one goes only where another server has five too, which would be ten.
+		require.Less(t, slices.Max(load()), 6, "streams spread by how many there are")
 		for range 30 {
 			require.Nil(t, c.Push("/note", 1))
 		}

@@ -87,7 +87,7 @@ func (c *client) call(key uint64) {
 // try sends the call to a server that does not have it yet, and reports whether there is one.
 func (x *call) try() bool {
 	c, s := x.from, x.from.sim
-	i := c.policy.Pick(s.now, c.endpoints, x.key, func(i int) bool {
+	i := c.policy.Pick(s.now, c.endpoints, balance.Call{Key: x.key}, func(i int) bool {
 		for _, a := range x.attempts {
 			if a.to == i {
 				return true

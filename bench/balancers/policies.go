@@ -11,7 +11,7 @@ type random struct{ number func() uint64 }
 
 func newRandom(number func() uint64) balance.Policy { return random{number} }
 
-func (p random) Pick(_ time.Duration, from []*balance.Endpoint, _ uint64, skip func(int) bool) int {
+func (p random) Pick(_ time.Duration, from []*balance.Endpoint, _ balance.Call, skip func(int) bool) int {
 	return pickLeast(from, p.number, skip, func(*balance.Endpoint) int { return 0 })
 }
 
@@ -21,7 +21,8 @@ type leastLoaded struct{ number func() uint64 }
 
 func newLeastLoaded(number func() uint64) balance.Policy { return leastLoaded{number} }
 
-func (p leastLoaded) Pick(_ time.Duration, from []*balance.Endpoint, _ uint64, skip func(int) bool) int {
+func (p leastLoaded) Pick(_ time.Duration, from []*balance.Endpoint, _ balance.Call,
+	skip func(int) bool) int {
 	return pickLeast(from, p.number, skip, (*balance.Endpoint).Outstanding)
 }
 

@@ -12,6 +12,16 @@ package balance
 
 import "time"
 
+// Call is what a policy knows of a call.
+type Call struct {
+	// Key is a hash of the call's key: calls with the same key go to the same server where a policy goes by
+	// keys. Others ignore it.
+	Key uint64
+	// Untimed says that the call's end will not say how long a call takes, as that of a push or a stream.
+	// Such a call is no trial of a server of which nothing is known.
+	Untimed bool
+}
+
 // Policy picks a server for a call.
 //
 // A Policy keeps what it needs to know of the endpoints in them and in itself, so each list of endpoints has
@@ -19,15 +29,14 @@ import "time"
 // goroutines at once, and allocates nothing.
 type Policy interface {
 	// Pick returns the index of the endpoint that a call goes to, or -1 if skip forbids all of them or there
-	// is none. The caller calls its Begin then. Calls with the same key go to the same server where a policy
-	// goes by keys; others ignore the key. A nil skip forbids none.
+	// is none. The caller calls its Begin then. A nil skip forbids none.
 	//
 	// Endpoints that are preferred come first: others are picked when skip forbids all preferred ones, or
 	// when these have too much to do, if the policy knows that.
 	//
 	// The slice must not change any more: when servers come or go, the caller makes a new one. skip may be
 	// called several times for an index, or not at all.
-	Pick(now time.Duration, from []*Endpoint, key uint64, skip func(i int) bool) int
+	Pick(now time.Duration, from []*Endpoint, call Call, skip func(i int) bool) int
 }
 
 // mix spreads the bits of x over all 64. It is the finalizer of MurmurHash3 with the constants of David

@@ -30,7 +30,7 @@ func ConsistentHash(bound float64) Policy {
 type consistentHash struct{ bound float64 }
 
 // Pick implements Policy.
-func (p consistentHash) Pick(_ time.Duration, from []*Endpoint, key uint64, skip func(i int) bool) int {
+func (p consistentHash) Pick(_ time.Duration, from []*Endpoint, call Call, skip func(i int) bool) int {
 	preferred := preferredOnly(from, skip)
 	may := func(i int) bool {
 		return (!preferred || from[i].config.Preferred) && (skip == nil || !skip(i))
@@ -42,7 +42,7 @@ func (p consistentHash) Pick(_ time.Duration, from []*Endpoint, key uint64, skip
 			weights += e.weight
 		}
 	}
-	key = mix(key)
+	key := mix(call.Key)
 	best, bestDraw, first, firstDraw := -1, 0.0, -1, 0.0
 	for i, e := range from {
 		if !may(i) {

@@ -10,7 +10,7 @@ import (
 
 func TestTheSameKeyGoesToTheSameServer(t *testing.T) {
 	list, p := fleet(100, 50, 200, 100, 100), ConsistentHash(1.25)
-	owner := func(key uint64, skip func(int) bool) int { return p.Pick(0, list, key, skip) }
+	owner := func(key uint64, skip func(int) bool) int { return p.Pick(0, list, Call{Key: key}, skip) }
 	moved := make(map[int]int)
 	for key := range uint64(2000) {
 		was := owner(key, nil)
@@ -27,7 +27,7 @@ func TestTheSameKeyGoesToTheSameServer(t *testing.T) {
 	// The order of the list means nothing.
 	other := []*Endpoint{list[4], list[2], list[0], list[1], list[3]}
 	for key := range uint64(200) {
-		require.Same(t, list[owner(key, nil)], other[p.Pick(0, other, key, nil)])
+		require.Same(t, list[owner(key, nil)], other[p.Pick(0, other, Call{Key: key}, nil)])
 	}
 }
 
@@ -52,7 +52,7 @@ func TestConsistentHashKeepsTheBound(t *testing.T) {
 				continue
 			}
 			key := random.Uint64N(20)
-			i, own := p.Pick(0, list, key, nil), free.Pick(0, list, key, nil)
+			i, own := p.Pick(0, list, Call{Key: key}, nil), free.Pick(0, list, Call{Key: key}, nil)
 			most := func(i int) int {
 				share := float64(weights[i]) / float64(sum)
 				return int(math.Ceil(bound*float64(len(under)+1)*share - 1e-9))

@@ -158,7 +158,8 @@ func (e *Endpoint) Latency(now time.Duration) (time.Duration, bool) {
 // 99th percentile; nothing where servers do many at a time.
 //
 // Of a server whose latency is not known the score is 0 if it has nothing to do: somebody has to try. Until
-// that call is over the score is that of a slow server, so that there is one trial at a time.
+// that call is over the score is that of a slow server, so that there is one trial at a time. What is held,
+// see Hold, is no trial.
 func (e *Endpoint) Score(now time.Duration) float64 {
 	score, _ := e.score(now)
 	return score
@@ -166,7 +167,6 @@ func (e *Endpoint) Score(now time.Duration) float64 {
 
 func (e *Endpoint) score(now time.Duration) (score float64, known bool) {
 	age := now - e.born
-	n := float64(e.outstanding.Load())
 	latency, known := e.latency.at(age)
 	if !known {
 		if e.Awaited() == 0 {
@@ -174,12 +174,24 @@ func (e *Endpoint) score(now time.Duration) (score float64, known bool) {
 		}
 		latency = max(latency, float64(unknownLatency))
 	}
-	others := 0.0 // calls of other clients, as far as they count
+	load, delay := e.occupied(age)
+	return load * max(latency, delay), known
+}
+
+// load returns the calls under way at the server, and one more, as they count in Score.
+func (e *Endpoint) load(now time.Duration) float64 {
+	load, _ := e.occupied(now - e.born)
+	return load
+}
+
+// occupied returns the server's load, and the delay that it has reported in nanoseconds.
+func (e *Endpoint) occupied(age time.Duration) (load, delay float64) {
+	load = float64(e.outstanding.Load())/e.weight + 1
 	if at := e.reported.Load(); at != 0 {
 		r := e.report.Load()
 		fade := math.Exp2(-float64(max(age-time.Duration(at-1), 0)) / float64(reportHalfLife))
-		latency = max(latency, float64(r>>31)*float64(time.Microsecond)*fade)
-		others = math.Log2(1+float64(r&maxLoad)) / 2 * fade
+		delay = float64(r>>31) * float64(time.Microsecond) * fade
+		load += math.Log2(1+float64(r&maxLoad)) / 2 * fade // calls of other clients, as far as they count
 	}
-	return (n/e.weight + 1 + others) * latency, known
+	return load, delay
 }

@@ -19,7 +19,7 @@ func TestUnansweredIsNoProofOfSpeed(t *testing.T) {
 			well.End(0, time.Millisecond, OK)
 			p, from, calls := PowerOfTwo(), []*Endpoint{silent, well}, 0
 			for range 1000 {
-				if i := p.Pick(0, from, 0, nil); i == 0 {
+				if i := p.Pick(0, from, Call{}, nil); i == 0 {
 					calls++
 					silent.Begin(0)
 				}
@@ -36,7 +36,8 @@ func TestHugeWeights(t *testing.T) {
 		NewEndpoint(Config{Weight: 2}, 0)}
 	for _, p := range []Policy{PowerOfTwo(), RoundRobin(), ConsistentHash(1.25)} {
 		for key := range uint64(100) {
-			require.GreaterOrEqual(t, p.Pick(0, from, key, func(i int) bool { return i == int(key%3) }), 0)
+			skip := func(i int) bool { return i == int(key%3) }
+			require.GreaterOrEqual(t, p.Pick(0, from, Call{Key: key}, skip), 0)
 		}
 	}
 }
@@ -65,9 +66,9 @@ func TestHeldCallsAreNoTrial(t *testing.T) {
 	well.Begin(now)
 	well.End(now, time.Millisecond, OK)
 	p, from := PowerOfTwo(), []*Endpoint{held, well}
-	require.Zero(t, p.Pick(now, from, 0, nil), "it is to be tried")
+	require.Zero(t, p.Pick(now, from, Call{}, nil), "it is to be tried")
 	held.Begin(now)
-	require.Equal(t, 1, p.Pick(now, from, 0, nil), "one at a time")
+	require.Equal(t, 1, p.Pick(now, from, Call{}, nil), "one at a time")
 	held.End(now, time.Millisecond, OK)
 	held.Release()
 	held.End(now, 0, Untimed)

@@ -23,7 +23,7 @@ func checkPick(t *testing.T, p Policy, list []*Endpoint, key uint64, forbidden f
 			}
 		}
 	}
-	i := p.Pick(time.Second, list, key, forbidden)
+	i := p.Pick(time.Second, list, Call{Key: key}, forbidden)
 	if allowed == 0 {
 		require.Equal(t, -1, i)
 		return
@@ -77,7 +77,7 @@ func FuzzPick(f *testing.F) {
 
 func TestPickOfNone(t *testing.T) {
 	for name, p := range policies(rand.New(rand.NewPCG(1, 1))) {
-		require.Equal(t, -1, p.Pick(0, nil, 0, nil), name)
+		require.Equal(t, -1, p.Pick(0, nil, Call{}, nil), name)
 	}
 }
 
@@ -85,12 +85,12 @@ func TestPickAllocatesNothing(t *testing.T) {
 	for _, n := range []int{1, 3, 20, 1000} {
 		list := equalFleet(n)
 		for name, p := range policies(rand.New(rand.NewPCG(1, 1))) {
-			p.Pick(0, list, 0, nil)
+			p.Pick(0, list, Call{}, nil)
 			key := uint64(0)
 			skip := func(i int) bool { return i == 0 && n > 1 }
 			require.Zero(t, testing.AllocsPerRun(100, func() {
 				key++
-				i := p.Pick(0, list, key, skip)
+				i := p.Pick(0, list, Call{Key: key}, skip)
 				list[i].Begin(0)
 				list[i].Report(0, time.Millisecond, 3)
 				list[i].End(0, time.Millisecond, OK)
@@ -112,7 +112,7 @@ func TestOutstandingIsExact(t *testing.T) {
 			callers.Go(func() {
 				random := rand.New(rand.NewPCG(uint64(g), 0))
 				for range 500 {
-					i := p.Pick(0, list, random.Uint64(), nil)
+					i := p.Pick(0, list, Call{Key: random.Uint64()}, nil)
 					list[i].Begin(0)
 					kept[g] = append(kept[g], i)
 					assert.GreaterOrEqual(t, list[i].Outstanding(), 1)
@@ -152,7 +152,7 @@ func TestWeightsAreHonoured(t *testing.T) {
 		counts := make([]float64, len(weights))
 		for n := range calls {
 			now := time.Duration(n) * time.Millisecond
-			i := p.Pick(now, list, random.Uint64(), nil)
+			i := p.Pick(now, list, Call{Key: random.Uint64()}, nil)
 			counts[i]++
 			list[i].Begin(now)
 			list[i].End(now, time.Millisecond, OK)
@@ -184,7 +184,7 @@ func BenchmarkPick(b *testing.B) {
 				skip := func(i int) bool { return false }
 				b.ReportAllocs()
 				for key := uint64(0); b.Loop(); key++ {
-					bench.p.Pick(time.Second, list, key, skip)
+					bench.p.Pick(time.Second, list, Call{Key: key}, skip)
 				}
 			})
 		}

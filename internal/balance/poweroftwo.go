@@ -20,7 +20,9 @@ const (
 )
 
 // PowerOfTwo returns a policy that draws two servers at random, by their weights, and picks the one with the
-// lower [Endpoint.Score]. If that is lower by less than an eighth, the first one is picked.
+// lower [Endpoint.Score]. If that is lower by less than an eighth, the first one is picked. A call that is
+// Untimed goes by the numbers of calls alone if the latency of one of the two is not known: it could not find
+// that out.
 //
 // The best of two random choices is nearly as good as the best of all (Azar, Broder, Karlin, Upfal 1994;
 // Mitzenmacher 2001), and clients that know nothing of each other do not all run to the same server. That the
@@ -70,29 +72,21 @@ func (p *powerOfTwo) look(from []*Endpoint) (heaviest int, zones uint32) {
 }
 
 // Pick implements Policy.
-func (p *powerOfTwo) Pick(now time.Duration, from []*Endpoint, _ uint64, skip func(i int) bool) int {
+func (p *powerOfTwo) Pick(now time.Duration, from []*Endpoint, call Call, skip func(i int) bool) int {
 	if len(from) == 0 {
 		return -1
 	}
 	heaviest, zones := p.look(from)
-	d := draw{p.random, from, skip, heaviest, zones&somePreferred != 0}
-	best, score := d.better(now)
-	if best < 0 && zones == somePreferred|someOthers {
-		d.preferred = false
-		best, _ = d.better(now)
-		return best
-	}
-	if best < 0 || zones != somePreferred|someOthers {
+	d := draw{p.random, from, skip, call.Untimed, heaviest, zones&somePreferred != 0}
+	best := d.better(now)
+	if zones != somePreferred|someOthers {
 		return best
 	}
 	d.preferred = false
-	other := d.one(-1)
-	if other < 0 {
-		return best
+	if best < 0 {
+		return d.better(now)
 	}
-	otherScore, known := from[other].score(now)
-	if known && otherScore*spillOver < score ||
-		!known && otherScore == 0 && from[best].Outstanding() > 0 && p.random()%tryOthers == 0 {
+	if other := d.one(-1); other >= 0 && d.spills(now, best, other) {
 		return other
 	}
 	return best
@@ -103,26 +97,44 @@ type draw struct {
 	random    func() uint64
 	from      []*Endpoint
 	skip      func(int) bool
+	untimed   bool
 	heaviest  int
 	preferred bool // which servers are drawn
 }
 
 // better draws two and returns the one with the lower score, or the first if they are alike; -1 if there is
 // none.
-func (d *draw) better(now time.Duration) (best int, score float64) {
+func (d *draw) better(now time.Duration) int {
 	a := d.one(-1)
 	if a < 0 {
-		return -1, 0
+		return -1
 	}
-	score = d.from[a].Score(now)
 	b := d.one(a)
 	if b < 0 {
-		return a, score
+		return a
 	}
-	if other := d.from[b].Score(now); other < score*(1-alike) {
-		return b, other
+	score, known := d.from[a].score(now)
+	other, knownToo := d.from[b].score(now)
+	if d.untimed && !(known && knownToo) {
+		score, other = d.from[a].load(now), d.from[b].load(now)
 	}
-	return a, score
+	if other < score*(1-alike) {
+		return b
+	}
+	return a
+}
+
+// spills reports whether the call goes to a server that is not preferred, instead of the best one that is.
+func (d *draw) spills(now time.Duration, best, other int) bool {
+	score, known := d.from[best].score(now)
+	otherScore, knownToo := d.from[other].score(now)
+	if d.untimed {
+		return known && knownToo && otherScore*spillOver < score
+	}
+	if knownToo {
+		return otherScore*spillOver < score
+	}
+	return otherScore == 0 && d.from[best].Outstanding() > 0 && d.random()%tryOthers == 0
 }
 
 // one draws a server other than not.

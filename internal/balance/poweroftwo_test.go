@@ -20,7 +20,7 @@ func TestPowerOfTwoPicksTheBetterOfTwo(t *testing.T) {
 		now := time.Duration(random.Int64N(3e10))
 		p := PowerOfTwoBy(random.Uint64)
 		for range 5 {
-			i := p.Pick(now, list, 0, nil)
+			i := p.Pick(now, list, Call{}, nil)
 			require.LessOrEqual(t, list[i].Score(now)*(1-alike), list[1-i].Score(now)*1.0001)
 		}
 	})
@@ -34,7 +34,7 @@ func TestPowerOfTwoBreaksTiesByChance(t *testing.T) {
 		e.End(0, time.Millisecond, OK)
 	}
 	for range 1000 {
-		counts[p.Pick(0, list, 0, nil)]++
+		counts[p.Pick(0, list, Call{}, nil)]++
 	}
 	require.InDelta(t, 500, counts[0], 80)
 }
@@ -48,7 +48,7 @@ func TestPowerOfTwoTriesTheNewOneCallAtATime(t *testing.T) {
 	}
 	tried := 0
 	for range 50 { // nothing is answered
-		i := p.Pick(0, list, 0, nil)
+		i := p.Pick(0, list, Call{}, nil)
 		list[i].Begin(0)
 		if i == 2 {
 			tried++
@@ -57,9 +57,76 @@ func TestPowerOfTwoTriesTheNewOneCallAtATime(t *testing.T) {
 	require.Equal(t, 1, tried, "no answer has come from the new server")
 	list[2].End(0, 10*time.Millisecond, OK)
 	for range 100 {
-		list[p.Pick(0, list, 0, nil)].Begin(0)
+		list[p.Pick(0, list, Call{}, nil)].Begin(0)
 	}
 	require.InDelta(t, 50, list[2].Outstanding(), 5, "it is one like the others now")
+}
+
+// Streams say nothing of how long a call takes, and are many on a client that makes no other calls: they are
+// spread by their numbers, whatever is known of a server.
+func TestPowerOfTwoSpreadsWhatIsUntimed(t *testing.T) {
+	const ms = time.Millisecond
+	stream := func(e *Endpoint) {
+		e.Begin(0)
+		e.Hold()
+	}
+	for _, tc := range []struct {
+		name    string
+		weights [3]int
+		before  func(list []*Endpoint)
+		want    [3]int
+	}{
+		{"nothing is known", [3]int{100, 100, 100}, func([]*Endpoint) {}, [3]int{30, 30, 30}},
+		{"of one it is known", [3]int{100, 100, 100}, func(list []*Endpoint) {
+			list[0].Begin(0)
+			list[0].End(0, ms, OK)
+		}, [3]int{30, 30, 30}},
+		{"one is on trial", [3]int{100, 100, 100}, func(list []*Endpoint) { list[1].Begin(0) },
+			[3]int{30, 30, 30}},
+		{"of one it is known that it is slow", [3]int{100, 100, 100}, func(list []*Endpoint) {
+			list[0].Begin(0)
+			list[0].End(0, time.Hour, OK)
+		}, [3]int{30, 30, 30}},
+		{"of all it is known", [3]int{100, 100, 100}, func(list []*Endpoint) {
+			for i, e := range list {
+				e.Begin(0)
+				e.End(0, time.Duration(1+i/2)*ms, OK) // the third one takes twice as long
+			}
+		}, [3]int{36, 36, 18}},
+		{"weights", [3]int{100, 100, 400}, func([]*Endpoint) {}, [3]int{15, 15, 60}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			seeded(t, 20, func(t *testing.T, random *rand.Rand) {
+				list, p, before := fleet(tc.weights[:]...), PowerOfTwoBy(random.Uint64), [3]int{}
+				tc.before(list)
+				for i, e := range list {
+					before[i] = e.Outstanding()
+				}
+				for range 90 {
+					stream(list[p.Pick(0, list, Call{Untimed: true}, nil)])
+				}
+				for i, e := range list {
+					require.InDelta(t, tc.want[i], e.Outstanding()-before[i], 8, "server %d", i)
+				}
+			})
+		})
+	}
+}
+
+// A push to a server of which nothing is known finds nothing out, so it is no reason to go there.
+func TestPowerOfTwoPushesAreNoTrials(t *testing.T) {
+	list, p := equalFleet(2), PowerOfTwoBy(rand.New(rand.NewPCG(1, 1)).Uint64)
+	list[0].Begin(0)
+	list[0].End(0, time.Millisecond, OK)
+	counts := [2]int{}
+	for range 1000 {
+		i := p.Pick(0, list, Call{Untimed: true}, nil)
+		list[i].Begin(0)
+		list[i].End(0, 0, Untimed)
+		counts[i]++
+	}
+	require.InDelta(t, 500, counts[0], 80)
+	require.Equal(t, 1, p.Pick(0, list, Call{}, nil), "a pull finds out")
 }
 
 // A server that was slow is tried again, and has calls again when it is well.
@@ -70,7 +137,7 @@ func TestPowerOfTwoComesBackToASlowServer(t *testing.T) {
 	second := func(from time.Duration) (to2 int) {
 		for n := range 100 {
 			now := from + time.Duration(n)*10*time.Millisecond
-			i := p.Pick(now, list, 0, nil)
+			i := p.Pick(now, list, Call{}, nil)
 			took := 10 * time.Millisecond
 			if i == 2 {
 				to2++
@@ -107,10 +174,10 @@ func TestPowerOfTwoAndZones(t *testing.T) {
 		}
 		return list
 	}
-	pick := func(list []*Endpoint, skip func(int) bool) (far int) {
+	pick := func(list []*Endpoint, call Call, skip func(int) bool) (far int) {
 		p := PowerOfTwoBy(rand.New(rand.NewPCG(1, 1)).Uint64)
 		for range 1000 {
-			if i := p.Pick(0, list, 0, skip); !list[i].config.Preferred {
+			if i := p.Pick(0, list, call, skip); !list[i].config.Preferred {
 				far++
 			}
 		}
@@ -126,19 +193,22 @@ func TestPowerOfTwoAndZones(t *testing.T) {
 		}
 		return list
 	}
-	require.Zero(t, pick(zones(3, 6), nil))
-	require.Zero(t, pick(load(zones(3, 6), 2), nil), "the others are not so much better")
-	require.Equal(t, 1000, pick(load(zones(3, 6), 5), nil), "the others are much better")
-	require.Equal(t, 1000, pick(zones(3, 6), func(i int) bool { return i < 3 }), "no other is there")
-	require.Zero(t, pick(zones(1, 500), nil), "one of many")
+	require.Zero(t, pick(zones(3, 6), Call{}, nil))
+	require.Zero(t, pick(load(zones(3, 6), 2), Call{}, nil), "the others are not so much better")
+	require.Equal(t, 1000, pick(load(zones(3, 6), 5), Call{}, nil), "the others are much better")
+	require.Equal(t, 1000, pick(zones(3, 6), Call{}, func(i int) bool { return i < 3 }), "no other is there")
+	require.Zero(t, pick(zones(1, 500), Call{}, nil), "one of many")
 
 	unknown := load(zones(3, 0), 5)
 	for range 3 {
 		unknown = append(unknown, NewEndpoint(Config{Weight: 100}, 0))
 	}
-	far := pick(unknown, nil)
+	far := pick(unknown, Call{}, nil)
 	require.Greater(t, far, 2, "somebody finds out")
 	require.Less(t, far, 40)
+	require.Zero(t, pick(unknown, Call{Untimed: true}, nil), "not by what finds out nothing")
+	require.Zero(t, pick(load(zones(3, 6), 2), Call{Untimed: true}, nil))
+	require.Equal(t, 1000, pick(load(zones(3, 6), 5), Call{Untimed: true}, nil))
 }
 
 // The heaviest servers that there may be do not make the sum of weights wrap around to 0.
@@ -150,6 +220,6 @@ func TestPowerOfTwoOfHeavyServers(t *testing.T) {
 	}
 	p := PowerOfTwo()
 	for range 1000 {
-		require.Less(t, p.Pick(0, from, 0, func(i int) bool { return i > 2 }), 3)
+		require.Less(t, p.Pick(0, from, Call{}, func(i int) bool { return i > 2 }), 3)
 	}
 }

@@ -19,7 +19,7 @@ type roundRobin struct {
 }
 
 // Pick implements Policy.
-func (p *roundRobin) Pick(_ time.Duration, from []*Endpoint, _ uint64, skip func(i int) bool) int {
+func (p *roundRobin) Pick(_ time.Duration, from []*Endpoint, _ Call, skip func(i int) bool) int {
 	preferred := preferredOnly(from, skip)
 	for {
 		now := math.Float64frombits(p.now.Load())

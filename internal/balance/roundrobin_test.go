@@ -23,7 +23,7 @@ func TestRoundRobinOrder(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			list, p, got := fleet(tc.weights...), RoundRobin(), ""
 			for range tc.want {
-				got += string(rune('a' + p.Pick(0, list, 0, nil)))
+				got += string(rune('a' + p.Pick(0, list, Call{}, nil)))
 			}
 			require.Equal(t, tc.want, got)
 		})
@@ -40,12 +40,12 @@ func TestRoundRobinIsFair(t *testing.T) {
 		}
 		list, p := fleet(weights...), RoundRobin()
 		for range random.IntN(50) {
-			p.Pick(0, list, 0, nil)
+			p.Pick(0, list, Call{}, nil)
 		}
 		for range 20 {
 			counts := make([]int, len(list))
 			for range sum {
-				counts[p.Pick(0, list, 0, nil)]++
+				counts[p.Pick(0, list, Call{}, nil)]++
 			}
 			for i, w := range weights {
 				require.InDelta(t, w, counts[i], 1, "weights %v, counts %v", weights, counts)
@@ -58,12 +58,12 @@ func TestRoundRobinIsFair(t *testing.T) {
 func TestRoundRobinForgetsWhatWasMissed(t *testing.T) {
 	list, p := equalFleet(3), RoundRobin()
 	for n := range 300 {
-		p.Pick(0, list, 0, func(i int) bool { return i == 1 && n > 10 })
+		p.Pick(0, list, Call{}, func(i int) bool { return i == 1 && n > 10 })
 	}
 	list = append(list[:3:3], NewEndpoint(Config{Weight: 100, Preferred: true}, 0))
 	counts := make([]int, 4)
 	for range 40 {
-		counts[p.Pick(0, list, 0, nil)]++
+		counts[p.Pick(0, list, Call{}, nil)]++
 	}
 	for _, n := range counts {
 		require.InDelta(t, 10, n, 1)
@@ -77,7 +77,7 @@ func TestRoundRobinAtOnce(t *testing.T) {
 	for range 8 {
 		callers.Go(func() {
 			for range 1000 {
-				counts[p.Pick(0, list, 0, nil)].Add(1)
+				counts[p.Pick(0, list, Call{}, nil)].Add(1)
 			}
 		})
 	}
