@@ -6,6 +6,10 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 )
 
 // patience is how long a request waits for etcd in all.
@@ -60,8 +64,27 @@ func ask[T any](
 				return zero, fmt.Errorf("etcd: %s: %w (endpoints %v)", doing, a.err, client.Endpoints())
 			}
 		case <-ctx.Done():
-			return zero, fmt.Errorf("etcd: %s: no answer within %v: %w (endpoints %v)", doing,
-				time.Since(begun).Round(time.Millisecond), ctx.Err(), client.Endpoints())
+			took := time.Since(begun).Round(time.Millisecond)
+			return zero, fmt.Errorf("etcd: %s: no answer within %v: %w%s (endpoints %v)",
+				doing, took, ctx.Err(), unconnected(client), client.Endpoints())
 		}
 	}
+}
+
+// unconnected returns why the client has no connection, as the end of an error's text; it is empty if there
+// is one, or one is being made. The client's own errors do not say it: a request waits for a connection, and
+// has timed out then. One that does not wait for it is told.
+func unconnected(client *clientv3.Client) string {
+	conn := client.ActiveConnection()
+	if conn.GetState() != connectivity.TransientFailure {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(client.Ctx(), 100*time.Millisecond)
+	defer cancel()
+	err := conn.Invoke(ctx, grpc_health_v1.Health_Check_FullMethodName, &grpc_health_v1.HealthCheckRequest{},
+		&grpc_health_v1.HealthCheckResponse{})
+	if status.Code(err) != codes.Unavailable {
+		return ""
+	}
+	return ": " + status.Convert(err).Message()
 }

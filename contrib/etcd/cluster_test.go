@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -151,11 +152,13 @@ type cluster struct {
 	t       testing.TB
 	members []*member
 	initial string
+	change  []func(*embed.Config)
 }
 
-// newCluster starts an etcd of n members. Nothing is written to disk for good.
-func newCluster(t testing.TB, n int) *cluster {
-	c := &cluster{t: t}
+// newCluster starts an etcd of n members, with changes of their configuration. Nothing is written to disk for
+// good.
+func newCluster(t testing.TB, n int, change ...func(*embed.Config)) *cluster {
+	c := &cluster{t: t, change: change}
 	var initial []string
 	for i := range n {
 		m := &member{name: fmt.Sprintf("m%d", i), dir: t.TempDir(), clients: newGate(t), peer: newGate(t)}
@@ -185,13 +188,16 @@ func (c *cluster) start(m *member) {
 	cfg.Name = m.name
 	cfg.Dir = filepath.Join(m.dir, "data")
 	any := []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}
-	cfg.ListenClientUrls, cfg.ListenPeerUrls = any, any
+	cfg.ListenClientUrls, cfg.ListenPeerUrls = any, slices.Clone(any)
 	cfg.AdvertiseClientUrls = []url.URL{{Scheme: "http", Host: m.clients.addr()}}
 	cfg.AdvertisePeerUrls = []url.URL{{Scheme: "http", Host: m.peer.addr()}}
 	cfg.InitialCluster = c.initial
 	cfg.UnsafeNoFsync = true
 	cfg.BcryptCost = 4 // the least, as passwords take seconds under the race detector otherwise
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
+	for _, change := range c.change {
+		change(cfg)
+	}
 	server, err := embed.StartEtcd(cfg)
 	require.NoError(c.t, err)
 	m.server = server

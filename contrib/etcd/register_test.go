@@ -3,6 +3,7 @@ package etcd_test
 import (
 	"context"
 	"fmt"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -188,6 +189,20 @@ func TestStartWithoutEtcd(t *testing.T) {
 	eventually(t, s.reg.Registered)
 	must := serve(t, client, "orders", etcd.Required())
 	eventually(t, must.reg.Registered)
+}
+
+// Whoever has the wrong address, or forgets TLS, reads what is wrong.
+func TestErrorSaysWhyThereIsNoConnection(t *testing.T) {
+	t.Parallel()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	require.NoError(t, ln.Close())
+	s := serve(t, newClient(t, ln.Addr().String()), "orders")
+	eventually(t, func() bool {
+		err := s.reg.Err()
+		return err != nil && strings.Contains(err.Error(), "connection refused") &&
+			strings.Contains(err.Error(), ln.Addr().String())
+	})
 }
 
 // Without etcd a server's end is not held up for longer than Close or Shutdown say.
