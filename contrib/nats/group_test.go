@@ -249,6 +249,7 @@ func TestMistakes(t *testing.T) {
 		"Conn: nil":            func() { nats.Conn(nil) },
 		"Service: none":        func() { nats.Service("") },
 		"Replicas: 0":          func() { nats.Replicas(0) },
+		"MaxHistoryBytes: 0":   func() { nats.MaxHistoryBytes(0) },
 		"MaxCalls: 0":          func() { nats.MaxCalls(0) },
 		"New: a URL and a Conn": func() {
 			_, _ = nats.New(n.peer, nats.URL("x"), nats.Conn(new(natsgo.Conn)))

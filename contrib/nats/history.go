@@ -102,7 +102,8 @@ func (hs *histories) stream(ctx context.Context, c *class, again bool) (*stream,
 		MaxAge:            c.age,
 		Discard:           jetstream.DiscardOld,
 		Storage:           jetstream.FileStorage,
-		Replicas:          h.o.replicas,
+		Replicas:          max(h.o.replicas, 1),
+		MaxBytes:          h.o.maxBytes, // 0 is no bound
 		Duplicates:        min(c.age, 2*time.Minute),
 		RePublish: &jetstream.RePublish{
 			Source:      h.subj.prefix + "h." + c.String() + ".>",
@@ -115,8 +116,10 @@ func (hs *histories) stream(ctx context.Context, c *class, again bool) (*stream,
 		if made, err = h.js.CreateStream(ctx, cfg); errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
 			made, err = h.js.Stream(ctx, cfg.Name) // another hub was faster
 		}
-	case err == nil && made.CachedInfo().Config.Replicas != cfg.Replicas:
-		made, err = h.js.UpdateStream(ctx, cfg)
+	case err == nil:
+		if now := made.CachedInfo().Config; h.o.setIn(&now) {
+			made, err = h.js.UpdateStream(ctx, now)
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("nats: the stream %s: %w", cfg.Name, err)
@@ -135,6 +138,19 @@ func (hs *histories) stream(ctx context.Context, c *class, again bool) (*stream,
 		}
 	}
 	return s, nil
+}
+
+// setIn sets in the configuration of a stream what the options say, and reports whether that was a change.
+// What is not said stays as somebody else has set it.
+func (o *options) setIn(cfg *jetstream.StreamConfig) (changed bool) {
+	old := *cfg
+	if o.replicas > 0 {
+		cfg.Replicas = o.replicas
+	}
+	if o.maxBytes > 0 {
+		cfg.MaxBytes = o.maxBytes
+	}
+	return cfg.Replicas != old.Replicas || cfg.MaxBytes != old.MaxBytes
 }
 
 // refresh asks the broker for the streams again, which may be others than before, and reports whether they
@@ -326,7 +342,8 @@ func (s *stream) after(ctx context.Context, subject string, first, last uint64,
 // of the whole stream that are too old. So all after the number are there if that, or an older one, is
 // there. They are there too if the group has so few that none was too much, and nothing of the stream that
 // came after the number was too old: young says that this is known, and otherwise the stream's first number
-// tells. As more may be removed meanwhile the pushes are to be read first.
+// tells. That tells too if the stream has a bound in all, by which the broker removes what is young. As more
+// may be removed meanwhile the pushes are to be read first.
 func (s *stream) hasAll(ctx context.Context, c *class, subject string, from uint64,
 	young bool) (bool, error) {
 	first, err := s.GetMsg(ctx, 1, jetstream.WithGetMsgSubject(subject))
@@ -340,6 +357,7 @@ func (s *stream) hasAll(ctx context.Context, c *class, subject string, from uint
 	if err != nil {
 		return false, err
 	}
+	young = young && info.Config.MaxBytes <= 0 && info.Config.MaxMsgs <= 0
 	return info.State.Subjects[subject] <= uint64(c.size) && (young || info.State.FirstSeq <= from+1), nil
 }
 

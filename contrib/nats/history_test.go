@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
 
 	tp "github.com/henrylee2cn/teleport"
@@ -437,6 +438,74 @@ func TestHistoryLost(t *testing.T) {
 	eventually(t, func() bool { return len(f.all()) > 10 && f.all()[10] == "afresh" })
 	eventually(t, func() bool { return rooms[1].Push("/note", "11").Err == nil })
 	f.await(t, append(texts(1, 10), "afresh", "11"))
+}
+
+// A stream that has a bound in all, of the hubs or of who runs the broker, loses pushes to one group by those
+// to others, however young they are. Who has missed them is told, also members that were cut off with their
+// server.
+func TestBoundedStream(t *testing.T) {
+	const name, most = "TP_teleport_1000-3600000", 64 << 10
+	for _, who := range []string{"the hubs", "somebody else"} {
+		t.Run(who, func(t *testing.T) {
+			b := startBroker(t)
+			l := newLine(t, b)
+			var options []nats.Option
+			if who == "the hubs" {
+				options = append(options, nats.MaxHistoryBytes(most))
+			}
+			all := []*node{newNode(t, nil, append(options, nats.URL(b.ClientURL()))...),
+				newNode(t, nil, append(options, nats.URL(l.url()))...)}
+			eventually(t, func() bool { return all[0].Connected() && all[1].Connected() })
+			rooms := kept(all, 1000, time.Hour)
+			stays, goes := newFan(t), newFan(t)
+			stays.join(t, all[1], rooms[1])
+			goes.join(t, all[1], rooms[1])
+			pushTexts(t, rooms[0], 1, 1)
+			stays.await(t, texts(1, 1))
+			goes.await(t, texts(1, 1))
+			js := b.jetStream(t)
+			config := func() jetstream.StreamConfig {
+				s, err := js.Stream(within(t), name)
+				require.NoError(t, err)
+				return s.CachedInfo().Config
+			}
+			if who == "somebody else" {
+				cfg := config()
+				cfg.MaxBytes, cfg.Description = most, "bounded"
+				_, err := js.UpdateStream(within(t), cfg)
+				require.NoError(t, err)
+			}
+			require.EqualValues(t, most, config().MaxBytes)
+
+			l.cut()
+			eventually(t, func() bool { return !all[1].Connected() })
+			goes.leave()
+			pushTexts(t, rooms[0], 2, 5)
+			other := all[0].Group("other", nats.History(1000, time.Hour))
+			for range 10 {
+				require.Nil(t, other.Push("/note", strings.Repeat("x", most/8)).Err)
+			}
+			l.mend(t)
+			eventually(t, func() bool { return len(stays.all()) > 1 })
+			pushTexts(t, rooms[0], 6, 6)
+			stays.await(t, []string{"1", "afresh", "6"})
+			require.True(t, goes.join(t, all[0], rooms[0]).Afresh)
+
+			// A hub that is told nothing of it leaves the bound as it is, one with another bound sets that.
+			told := func(more ...nats.Option) jetstream.StreamConfig {
+				n := newNode(t, nil, append(more, nats.URL(b.ClientURL()))...)
+				eventually(t, n.Connected)
+				pushTexts(t, kept([]*node{n}, 1000, time.Hour)[0], 7, 7)
+				return config()
+			}
+			before := config()
+			require.Equal(t, before, told())
+			require.Equal(t, before, told(nats.MaxHistoryBytes(most), nats.Replicas(1)))
+			after := told(nats.MaxHistoryBytes(2 * most))
+			require.EqualValues(t, 2*most, after.MaxBytes)
+			require.Equal(t, before.Description, after.Description)
+		})
+	}
 }
 
 // A stream that somebody has deleted, and another server made again, is another history, also for a server

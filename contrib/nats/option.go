@@ -19,7 +19,8 @@ type options struct {
 	url      string
 	natsOpts []nats.Option
 	conn     *nats.Conn
-	replicas int
+	replicas int   // 0: not said
+	maxBytes int64 // of a stream, 0: not said
 	calls    int
 	auto     *Auto
 	beat     time.Duration
@@ -64,13 +65,26 @@ func Name(server string) Option {
 	return option(func(o *options) { o.name = server })
 }
 
-// Replicas is on how many members of a cluster of NATS the histories are kept: 1, the default, 3 or 5. The
-// histories of groups are lost for as long as the only server that has them is away.
+// Replicas is on how many members of a cluster of NATS the histories are kept: 1, 3 or 5. The histories of
+// groups are lost for as long as the only server that has them is away. Without this option a stream is made
+// with one, and one that is there stays as it is.
 func Replicas(n int) Option {
 	if n < 1 || n > 5 {
 		panic(fmt.Sprintf("nats: Replicas(%d): a number from 1 to 5 was expected.", n))
 	}
 	return option(func(o *options) { o.replicas = n })
+}
+
+// MaxHistoryBytes bounds what each stream of histories takes on the broker: groups with the same size and
+// age share one. When a stream is full its oldest pushes are removed, of whichever group they are, and
+// members who have missed these are told to start afresh. Without this option a stream grows as far as the
+// broker's limits allow, beyond which pushes to its groups fail; one that is there stays as it is, so that it
+// may be bounded with the tools of NATS too.
+func MaxHistoryBytes(n int64) Option {
+	if n < 1 {
+		panic(fmt.Sprintf("nats: MaxHistoryBytes(%d): a number of bytes from 1 was expected.", n))
+	}
+	return option(func(o *options) { o.maxBytes = n })
 }
 
 // MaxCalls bounds the pulls and pushes of other servers to sessions of this one that are under way, 16,384
