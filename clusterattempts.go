@@ -79,7 +79,7 @@ func (c *Cluster) pick(now *choices, uri string, call balance.Call,
 		if len(now.links) > 1 {
 			l = now.links[c.option.policy.Pick(at, now.ends, call, nil)]
 		}
-		if !c.ejected(l, at) {
+		if l.usable() && !c.ejected(l, at) {
 			l.end.Begin(at)
 			return l, at
 		}
@@ -100,8 +100,7 @@ func (c *Cluster) pickOf(now *choices, at time.Duration, uri string, call balanc
 	all := false
 	skip := func(i int) bool {
 		l := now.links[i]
-		return slices.Contains(tried, l.sess) || len(l.routes) > 0 && !anyRoute(l.routes, path) ||
-			!all && c.ejected(l, at)
+		return slices.Contains(tried, l.sess) || !l.usable() || !l.has(path) || !all && c.ejected(l, at)
 	}
 	i := c.option.policy.Pick(at, now.ends, call, skip)
 	if i < 0 {
@@ -115,13 +114,18 @@ func (c *Cluster) ejected(l *link, at time.Duration) bool {
 	return c.option.ejects && l.member.Skip(at, l.end.Awaited())
 }
 
-// hasRoute reports whether one of the servers has the route of the URI.
+// hasRoute reports whether one of the servers that can be called has the route of the URI.
 func (c *Cluster) hasRoute(now *choices, uri string) bool {
 	path := routeOf(uri)
-	return slices.ContainsFunc(now.links, func(l *link) bool {
-		return len(l.routes) == 0 || anyRoute(l.routes, path)
-	})
+	return slices.ContainsFunc(now.links, func(l *link) bool { return l.usable() && l.has(path) })
 }
+
+// usable reports whether the session can take calls. One that has just ended is still among the choices until
+// those who are to know of its end have been told, one after the other.
+func (l *link) usable() bool { return !l.sess.closed.Load() && l.sess.first.usable() }
+
+// has reports whether the server has a route.
+func (l *link) has(path string) bool { return len(l.routes) == 0 || anyRoute(l.routes, path) }
 
 // routeOf returns the path of a URI as the other side reads it.
 func routeOf(text string) string {
@@ -163,7 +167,7 @@ func (a *attempts) await(ctx context.Context, bound time.Duration, settings []Pa
 			return x
 		case over:
 			what := "no server for the call"
-			if len(now.links) > 0 {
+			if slices.ContainsFunc(now.links, (*link).usable) {
 				what = fmt.Sprintf("no server has the route %s", quote(routeOf(a.uri)))
 			}
 			if wait > 0 {

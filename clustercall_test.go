@@ -637,6 +637,65 @@ func TestClusterDeadline(t *testing.T) {
 	}
 }
 
+// slowRoom is a room that takes its time when a session ends. Rooms that the session has entered later wait.
+type slowRoom struct{}
+
+func (slowRoom) sessionEnded(*Session) { time.Sleep(20 * time.Millisecond) }
+
+type slowRooms struct{}
+
+func (slowRooms) Name() string { return "slow rooms" }
+
+func (slowRooms) PostDial(fore ForeSession) error {
+	fore.Session().enter(slowRoom{})
+	return nil
+}
+
+// A session that has ended is among the choices until the cluster is told. A call does not go there, nor is
+// it refused because there is no other server: it waits for the next session.
+func TestClusterCallOnASessionThatEnds(t *testing.T) {
+	for what, call := range map[string]func(c *Cluster) error{
+		"pull":   func(c *Cluster) error { return c.Pull("/name", 1, nil).Xerror },
+		"goPull": func(c *Cluster) error { return (<-c.GoPull("/name", 1, nil, nil).Done()).Xerror },
+		"hedged": func(c *Cluster) error { return c.Pull("/name", 1, nil, WithIdempotent()).Xerror },
+		"push":   func(c *Cluster) error { return c.Push("/note", 1) },
+		"stream": func(c *Cluster) error {
+			s, err := OpenStream[int, int](context.Background(), c, "/stream")
+			if err == nil {
+				err = s.Close()
+			}
+			return err
+		},
+	} {
+		for _, all := range [][]string{{"a"}, {"a", "b", "c", "d", "e", "f", "g", "h"}} {
+			t.Run(fmt.Sprintf("%s of %d", what, len(all)), func(t *testing.T) {
+				inBubble(t, func(t *testing.T, n *testNet) {
+					t.Cleanup(func() { time.Sleep(time.Second) }) // for the rooms
+					for _, a := range all {
+						n.serve(a, nil, func(p *Peer) {
+							HandlePush(p.PushRouter, "/note", func(PushCtx, *int) {})
+							HandleStream(p.PullRouter, "/stream", func(PullCtx, *Stream[int, int]) Xerror {
+								return nil
+							})
+						})
+					}
+					c := newTestCluster(t, n.client(nil, slowRooms{}), servers(at(all...)...),
+						Hedge(time.Second))
+					synctest.Wait()
+					for _, a := range all {
+						n.cut(a)
+					}
+					synctest.Wait()
+					require.True(t, c.Servers()[0].Connected, "it is not known yet")
+					start := time.Now()
+					require.Nil(t, call(c)) // not NoError, which a nil Xerror in an error is
+					require.Positive(t, time.Since(start))
+				})
+			})
+		}
+	}
+}
+
 // Each of many numbered pulls that are not idempotent runs once at most, and exactly once if it succeeds,
 // while connections are cut and servers shut down at random. A pull whose error says that it has not run has
 // not. Calls that do not depend on each other need no more than counting.
