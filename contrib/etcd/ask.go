@@ -72,11 +72,11 @@ func ask[T any](
 }
 
 // unconnected returns why the client has no connection, as the end of an error's text; it is empty if there
-// is one, or one is being made. The client's own errors do not say it: a request waits for a connection, and
-// has timed out then. One that does not wait for it is told.
+// is one, one is being made, or the client needs none. The client's own errors do not say it: a request waits
+// for a connection, and has timed out then. One that does not wait for it is told.
 func unconnected(client *clientv3.Client) string {
 	conn := client.ActiveConnection()
-	if conn.GetState() != connectivity.TransientFailure {
+	if conn == nil || conn.GetState() != connectivity.TransientFailure {
 		return ""
 	}
 	ctx, cancel := context.WithTimeout(client.Ctx(), 100*time.Millisecond)

@@ -63,13 +63,7 @@ func TestPasswords(t *testing.T) {
 	c.startAll()
 	root := c.as("root")
 	inEtcd(t, root, servers...)
-	lease, err := root.Grant(t.Context(), 3) // longer than theirs
-	require.NoError(t, err)
-	eventually(t, func() bool {
-		left, err := root.TimeToLive(t.Context(), lease.ID)
-		require.NoError(t, err)
-		return left.TTL < 0
-	})
+	outlives(t, root)
 	require.Len(t, keys(t, root, "orders"), 2)
 	more := serve(t, client, "orders")
 	eventually(t, func() bool { return r.has(append(servers, more)...) })

@@ -167,14 +167,25 @@ func (t *tenancy) lost() { t.lease, t.revision, t.value = 0, 0, "" }
 
 // keepOnce has etcd keep the lease, and returns until when that is good at least; the zero Time if there is
 // no such lease. Unlike the client's KeepAliveOnce it does not try again, which that does without a pause
-// while etcd is away, and unlike its KeepAlive it does not stay with an endpoint that is silent.
+// while etcd is away, and unlike its KeepAlive it does not stay with an endpoint that is silent. Only the
+// client of an etcd in this process, which has no connection, does it by KeepAliveOnce.
 func keepOnce(
 	ctx context.Context, client *clientv3.Client, id clientv3.LeaseID,
 ) (until time.Time, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // of the stream
 	sent := time.Now()
-	stream, err := etcdserverpb.NewLeaseClient(client.ActiveConnection()).LeaseKeepAlive(ctx)
+	conn := client.ActiveConnection()
+	if conn == nil {
+		kept, err := client.KeepAliveOnce(ctx, id)
+		if err == nil {
+			until = sent.Add(time.Duration(kept.TTL) * time.Second)
+		} else if errors.Is(err, rpctypes.ErrLeaseNotFound) {
+			err = nil
+		}
+		return until, err
+	}
+	stream, err := etcdserverpb.NewLeaseClient(conn).LeaseKeepAlive(ctx)
 	if err != nil {
 		return until, err
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 
 	tp "github.com/henrylee2cn/teleport"
 	"github.com/henrylee2cn/teleport/contrib/etcd"
@@ -189,6 +190,52 @@ func TestStartWithoutEtcd(t *testing.T) {
 	eventually(t, s.reg.Registered)
 	must := serve(t, client, "orders", etcd.Required())
 	eventually(t, must.reg.Registered)
+}
+
+// The client of an etcd in the same process has no connection.
+func TestClientWithoutAConnection(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1)
+	client := v3client.New(c.members[0].server.Server)
+	t.Cleanup(func() { _ = client.Close() })
+	s := serve(t, client, "orders", shortest)
+	eventually(t, s.reg.Registered)
+	r := follow(t, etcd.NewResolver(client, "orders"))
+	eventually(t, func() bool { return r.has(s) })
+	lease := leaseOf(t, client, s)
+	outlives(t, client)
+	require.Equal(t, lease, leaseOf(t, client, s))
+	_, err := client.Revoke(t.Context(), lease)
+	require.NoError(t, err)
+	eventually(t, func() bool { return leaseOf(t, client, s) != lease })
+	require.NoError(t, s.Shutdown(context.Background()))
+	eventually(t, func() bool { return !r.has(s) })
+}
+
+// outlives waits until a lease that is longer than those of servers is over.
+func outlives(t testing.TB, client *clientv3.Client) {
+	t.Helper()
+	lease, err := client.Grant(t.Context(), 3)
+	require.NoError(t, err)
+	eventually(t, func() bool {
+		left, err := client.TimeToLive(t.Context(), lease.ID)
+		require.NoError(t, err)
+		return left.TTL < 0
+	})
+}
+
+// leaseOf waits until the server is in etcd, and returns its record's lease.
+func leaseOf(t testing.TB, client *clientv3.Client, s *server) (id clientv3.LeaseID) {
+	t.Helper()
+	eventually(t, func() bool {
+		resp, err := client.Get(t.Context(), "/teleport/v1/orders/", clientv3.WithPrefix())
+		require.NoError(t, err)
+		if len(resp.Kvs) == 1 {
+			id = clientv3.LeaseID(resp.Kvs[0].Lease)
+		}
+		return len(resp.Kvs) == 1
+	})
+	return id
 }
 
 // Whoever has the wrong address, or forgets TLS, reads what is wrong.
