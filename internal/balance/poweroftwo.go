@@ -80,16 +80,16 @@ func (p *powerOfTwo) Pick(now time.Duration, from []*Endpoint, call Call, skip f
 	d := draw{p.random, from, skip, call.Untimed, heaviest, zones&somePreferred != 0}
 	best := d.better(now)
 	if zones != somePreferred|someOthers {
-		return best
+		return best.i
 	}
 	d.preferred = false
-	if best < 0 {
-		return d.better(now)
+	if best.i < 0 {
+		return d.better(now).i
 	}
-	if other := d.one(-1); other >= 0 && d.spills(now, best, other) {
-		return other
+	if i := d.one(-1); i >= 0 && d.spills(best, d.scored(now, i)) {
+		return i
 	}
-	return best
+	return best.i
 }
 
 // draw takes servers at random.
@@ -102,39 +102,49 @@ type draw struct {
 	preferred bool // which servers are drawn
 }
 
-// better draws two and returns the one with the lower score, or the first if they are alike; -1 if there is
-// none.
-func (d *draw) better(now time.Duration) int {
-	a := d.one(-1)
-	if a < 0 {
-		return -1
+// drawn is a server that was drawn, by its index, and its score.
+type drawn struct {
+	i     int
+	score float64
+	known bool // the latency is
+}
+
+func (d *draw) scored(now time.Duration, i int) drawn {
+	score, known := d.from[i].score(now)
+	return drawn{i, score, known}
+}
+
+// better draws two and returns the one with the lower score, or the first if they are alike. Its index is -1
+// if there is none.
+func (d *draw) better(now time.Duration) drawn {
+	i := d.one(-1)
+	if i < 0 {
+		return drawn{i: -1}
 	}
-	b := d.one(a)
-	if b < 0 {
+	a := d.scored(now, i)
+	if i = d.one(i); i < 0 {
 		return a
 	}
-	score, known := d.from[a].score(now)
-	other, knownToo := d.from[b].score(now)
-	if d.untimed && !(known && knownToo) {
-		score, other = d.from[a].load(now), d.from[b].load(now)
+	b := d.scored(now, i)
+	x, y := a.score, b.score
+	if d.untimed && !(a.known && b.known) {
+		x, y = d.from[a.i].load(now), d.from[b.i].load(now)
 	}
-	if other < score*(1-alike) {
+	if y < x*(1-alike) {
 		return b
 	}
 	return a
 }
 
 // spills reports whether the call goes to a server that is not preferred, instead of the best one that is.
-func (d *draw) spills(now time.Duration, best, other int) bool {
-	score, known := d.from[best].score(now)
-	otherScore, knownToo := d.from[other].score(now)
+func (d *draw) spills(best, other drawn) bool {
 	if d.untimed {
-		return known && knownToo && otherScore*spillOver < score
+		return best.known && other.known && other.score*spillOver < best.score
 	}
-	if knownToo {
-		return otherScore*spillOver < score
+	if other.known {
+		return other.score*spillOver < best.score
 	}
-	return otherScore == 0 && d.from[best].Outstanding() > 0 && d.random()%tryOthers == 0
+	return other.score == 0 && d.from[best.i].Outstanding() > 0 && d.random()%tryOthers == 0
 }
 
 // one draws a server other than not.
