@@ -15,10 +15,7 @@ func (c *cluster) as(user string) *clientv3.Client {
 	c.t.Helper()
 	cfg := etcd.ClientConfig(c.members[0].clients.addr())
 	cfg.Username, cfg.Password = user, user
-	client, err := clientv3.New(cfg)
-	require.NoError(c.t, err)
-	c.t.Cleanup(func() { _ = client.Close() })
-	return client
+	return connect(c.t, cfg)
 }
 
 // protect has etcd ask for passwords. The user orders may read and write the keys of this package, and the
@@ -56,10 +53,7 @@ func TestPasswords(t *testing.T) {
 	r := follow(t, etcd.NewResolver(c.as("orders"), "orders"))
 	eventually(t, func() bool { return r.has(servers...) })
 
-	c.stopAll()
-	for _, s := range servers {
-		eventually(t, func() bool { return !s.reg.Registered() })
-	}
+	c.stopUnder(servers)
 	c.startAll()
 	root := c.as("root")
 	inEtcd(t, root, servers...)

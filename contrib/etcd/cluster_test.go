@@ -226,6 +226,15 @@ func (c *cluster) stopAll() {
 	all.Wait()
 }
 
+// stopUnder stops all members, and waits until the servers know that they are not registered any more.
+func (c *cluster) stopUnder(servers []*server) {
+	c.t.Helper()
+	c.stopAll()
+	for _, s := range servers {
+		eventually(c.t, func() bool { return !s.reg.Registered() && s.reg.Err() != nil })
+	}
+}
+
 // forget has the members, which are stopped, start without data the next time.
 func (c *cluster) forget() {
 	for _, m := range c.members {
@@ -257,7 +266,13 @@ func (c *cluster) client() *clientv3.Client {
 
 func newClient(t testing.TB, endpoints ...string) *clientv3.Client {
 	t.Helper()
-	client, err := clientv3.New(etcd.ClientConfig(endpoints...))
+	return connect(t, etcd.ClientConfig(endpoints...))
+}
+
+// connect returns a client that is closed at the test's end.
+func connect(t testing.TB, cfg clientv3.Config) *clientv3.Client {
+	t.Helper()
+	client, err := clientv3.New(cfg)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = client.Close() })
 	return client

@@ -50,10 +50,7 @@ func TestEtcdAway(t *testing.T) {
 			servers := serveAll(t, client, 3, shortest)
 			l := newLoad(t, etcd.NewResolver(c.client(), "orders"), 3)
 			from := l.count() - 1
-			c.stopAll()
-			for _, s := range servers {
-				eventually(t, func() bool { return !s.reg.Registered() && s.reg.Err() != nil })
-			}
+			c.stopUnder(servers)
 			if tt.empty {
 				c.forget()
 			}

@@ -32,10 +32,7 @@ func TestTLS(t *testing.T) {
 	client := func(knows *x509.CertPool) *clientv3.Client {
 		cfg := etcd.ClientConfig("https://" + c.members[0].clients.addr())
 		cfg.TLS = &tls.Config{RootCAs: knows}
-		client, err := clientv3.New(cfg)
-		require.NoError(t, err)
-		t.Cleanup(func() { _ = client.Close() })
-		return client
+		return connect(t, cfg)
 	}
 	good := client(roots)
 	servers := serveAll(t, good, 2, shortest)
@@ -49,10 +46,7 @@ func TestTLS(t *testing.T) {
 	})
 	require.False(t, bad.reg.Registered())
 
-	c.stopAll()
-	for _, s := range servers {
-		eventually(t, func() bool { return !s.reg.Registered() })
-	}
+	c.stopUnder(servers)
 	c.startAll()
 	inEtcd(t, good, servers...)
 	require.Len(t, keys(t, good, "orders"), 2)

@@ -102,14 +102,14 @@ func (hs *histories) stream(ctx context.Context, c *class, again bool) (*stream,
 		MaxAge:            c.age,
 		Discard:           jetstream.DiscardOld,
 		Storage:           jetstream.FileStorage,
-		Replicas:          max(h.o.replicas, 1),
-		MaxBytes:          h.o.maxBytes, // 0 is no bound
+		Replicas:          1,
 		Duplicates:        min(c.age, 2*time.Minute),
 		RePublish: &jetstream.RePublish{
 			Source:      h.subj.prefix + "h." + c.String() + ".>",
 			Destination: h.subj.prefix + "n." + c.String() + ".>",
 		},
 	}
+	h.o.setIn(&cfg)
 	made, err := h.js.Stream(ctx, cfg.Name)
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound):

@@ -376,22 +376,35 @@ func TestHistoryAndBrokerRestart(t *testing.T) {
 	goes.await(t, texts(1, 20))
 }
 
-// Members whose server was cut off from the broker for more pushes than are kept have missed some for ever:
-// they are told, although they were connected all the time, and so is who comes back to that server later.
-func TestCutOffForTooLong(t *testing.T) {
-	b := startBroker(t)
-	l := newLine(t, b)
-	all := []*node{newNode(t, nil, nats.URL(b.ClientURL())), newNode(t, nil, nats.URL(l.url()))}
+// apart makes two nodes on a broker, of which the second one is connected by a line that can be cut.
+func apart(t testing.TB, options ...nats.Option) (b *broker, l *line, all []*node) {
+	b = startBroker(t)
+	l = newLine(t, b)
+	for _, url := range []string{b.ClientURL(), l.url()} {
+		all = append(all, newNode(t, nil, append(options[:len(options):len(options)], nats.URL(url))...))
+	}
 	eventually(t, func() bool { return all[0].Connected() && all[1].Connected() })
-	rooms := kept(all, 5, time.Hour)
-	stays, goes := newFan(t), newFan(t)
+	return b, l, all
+}
+
+// twoFans has two clients join the room on the second node, and get its first push.
+func twoFans(t testing.TB, all []*node, rooms []*nats.Group) (stays, goes *fan) {
+	stays, goes = newFan(t), newFan(t)
 	stays.join(t, all[1], rooms[1])
 	goes.join(t, all[1], rooms[1])
 	pushTexts(t, rooms[0], 1, 1)
 	stays.await(t, texts(1, 1))
 	goes.await(t, texts(1, 1))
-	l.cut()
-	eventually(t, func() bool { return !all[1].Connected() })
+	return stays, goes
+}
+
+// Members whose server was cut off from the broker for more pushes than are kept have missed some for ever:
+// they are told, although they were connected all the time, and so is who comes back to that server later.
+func TestCutOffForTooLong(t *testing.T) {
+	_, l, all := apart(t)
+	rooms := kept(all, 5, time.Hour)
+	stays, goes := twoFans(t, all, rooms)
+	l.cutOff(t, all[1])
 	goes.leave()
 	pushTexts(t, rooms[0], 2, 20)
 	l.mend(t)
@@ -404,15 +417,11 @@ func TestCutOffForTooLong(t *testing.T) {
 // A server reads what its members have missed in parts, of which each counts when it was read: however many
 // there are, and however slow the broker is, it comes to an end.
 func TestMissedInParts(t *testing.T) {
-	b := startBroker(t)
-	l := newLine(t, b)
-	all := []*node{newNode(t, nil, nats.URL(b.ClientURL())), newNode(t, nil, nats.URL(l.url()))}
-	eventually(t, func() bool { return all[0].Connected() && all[1].Connected() })
+	_, l, all := apart(t)
 	rooms := kept(all, 2000, time.Hour)
 	f := newFan(t)
 	f.join(t, all[1], rooms[1])
-	l.cut()
-	eventually(t, func() bool { return !all[1].Connected() })
+	l.cutOff(t, all[1])
 	pushTexts(t, rooms[0], 1, 1200)
 	l.mend(t)
 	f.await(t, texts(1, 1200))
@@ -447,22 +456,13 @@ func TestBoundedStream(t *testing.T) {
 	const name, most = "TP_teleport_1000-3600000", 64 << 10
 	for _, who := range []string{"the hubs", "somebody else"} {
 		t.Run(who, func(t *testing.T) {
-			b := startBroker(t)
-			l := newLine(t, b)
 			var options []nats.Option
 			if who == "the hubs" {
 				options = append(options, nats.MaxHistoryBytes(most))
 			}
-			all := []*node{newNode(t, nil, append(options, nats.URL(b.ClientURL()))...),
-				newNode(t, nil, append(options, nats.URL(l.url()))...)}
-			eventually(t, func() bool { return all[0].Connected() && all[1].Connected() })
+			b, l, all := apart(t, options...)
 			rooms := kept(all, 1000, time.Hour)
-			stays, goes := newFan(t), newFan(t)
-			stays.join(t, all[1], rooms[1])
-			goes.join(t, all[1], rooms[1])
-			pushTexts(t, rooms[0], 1, 1)
-			stays.await(t, texts(1, 1))
-			goes.await(t, texts(1, 1))
+			stays, goes := twoFans(t, all, rooms)
 			js := b.jetStream(t)
 			config := func() jetstream.StreamConfig {
 				s, err := js.Stream(within(t), name)
@@ -477,8 +477,7 @@ func TestBoundedStream(t *testing.T) {
 			}
 			require.EqualValues(t, most, config().MaxBytes)
 
-			l.cut()
-			eventually(t, func() bool { return !all[1].Connected() })
+			l.cutOff(t, all[1])
 			goes.leave()
 			pushTexts(t, rooms[0], 2, 5)
 			other := all[0].Group("other", nats.History(1000, time.Hour))

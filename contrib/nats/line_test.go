@@ -104,6 +104,12 @@ func (l *line) cut() {
 	l.conns = nil
 }
 
+// cutOff cuts the line, and waits until the node knows it.
+func (l *line) cutOff(t testing.TB, n *node) {
+	l.cut()
+	eventually(t, func() bool { return !n.Connected() })
+}
+
 func (l *line) mend(t testing.TB) {
 	ln, err := net.Listen("tcp", l.ln.Addr().String())
 	require.NoError(t, err)

@@ -84,8 +84,7 @@ func TestNameLeftWhileCutOff(t *testing.T) {
 	push := func(text string) tp.Xerror { return asker.Identity("ada").Push(within(t), "/note", text) }
 	require.Nil(t, push("to the newer"))
 	laptop.awaitNotes(t, "to the newer")
-	l.cut()
-	eventually(t, func() bool { return !newer.Connected() })
+	l.cutOff(t, newer)
 	require.NoError(t, laptop.there.Close())
 	eventually(t, func() bool { return newer.Session("laptop").Push(within(t), "/x", 1) != nil })
 	l.mend(t)
