@@ -433,11 +433,23 @@ type slowMember struct {
 	sess *Session
 }
 
-func newSlowMember(t *testing.T, srv *Peer, addr string, g *Group) *slowMember {
-	conn, err := net.Dial("tcp", addr)
+// kernelBuffer is what the kernel is asked to hold for each side of a slow member's connection. Without such
+// a bound the kernel lets its buffers grow, some time after it has said that they are full.
+const kernelBuffer = 64 << 10
+
+func newSlowMember(t *testing.T, srv *Peer, g *Group) *slowMember {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer ln.Close()
+	conn, err := net.Dial("tcp", ln.Addr().String())
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
-	sess := sessionOf(t, srv, conn.LocalAddr())
+	require.NoError(t, conn.(*net.TCPConn).SetReadBuffer(kernelBuffer))
+	far, err := ln.Accept()
+	require.NoError(t, err)
+	require.NoError(t, far.(*net.TCPConn).SetWriteBuffer(kernelBuffer))
+	sess, err := srv.ServeConn(far)
+	require.NoError(t, err)
 	require.NoError(t, g.Join(sess))
 	return &slowMember{t, conn, sess}
 }
@@ -467,9 +479,16 @@ func (m *slowMember) read(last string, seen ...chan<- string) (got []string) {
 	}
 }
 
-// fill pushes until the member's buffers in the kernel, and what the connection takes beside, are full.
+// fill pushes until more waits for the member than its buffers in the kernel can still take, whenever the
+// kernel moves what is in them: what is pushed next waits until the member reads.
 func (m *slowMember) fill(g *Group) (pushes int) {
-	for m.sess.conn.Load().outbox.Load() == nil || !m.sess.conn.Load().outbox.Load().Busy() {
+	waiting := func() (bytes int64) {
+		if box := m.sess.conn.Load().outbox.Load(); box != nil {
+			_, bytes = box.Waiting()
+		}
+		return bytes
+	}
+	for waiting() < 16*kernelBuffer {
 		require.Equal(m.t, g.Len(), g.Push("/n", []byte("fill "+strings.Repeat("x", 30_000)),
 			WithBodyCodec("string")).Queued)
 		pushes++
@@ -517,7 +536,7 @@ func TestSlowMembers(t *testing.T) {
 		"disconnect": {0, func(push pushing, t *testing.T) {
 			require.Equal(t, Delivery{Queued: 1, CutOff: 1}, push("a", Disconnect(0)))
 		}, nil, "cut off by tp.Disconnect", nil},
-		"too much waits": {100_000, func(push pushing, t *testing.T) {
+		"too much waits": {20 * kernelBuffer, func(push pushing, t *testing.T) {
 			for d := range 100 {
 				if got := push("a " + strings.Repeat("x", 30_000)); got.CutOff == 1 {
 					require.Equal(t, Delivery{Queued: 1, CutOff: 1}, got)
@@ -531,9 +550,8 @@ func TestSlowMembers(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			srv := withoutCredit(newTestPeer(t, &PeerConfig{MaxSessionOutput: test.most}))
-			addr := serve(t, srv)
 			g := srv.Group("room")
-			slow, good := newSlowMember(t, srv, addr, g), newSlowMember(t, srv, addr, g)
+			slow, good := newSlowMember(t, srv, g), newSlowMember(t, srv, g)
 			all, seen := make(chan []string, 1), make(chan string, 1000)
 			go func() { all <- good.read("end", seen) }()
 			filled := slow.fill(g)
@@ -568,7 +586,7 @@ func TestSlowMembers(t *testing.T) {
 func TestShutdownSendsWhatWaitsForSlowMembers(t *testing.T) {
 	srv := withoutCredit(newTestPeer(t, nil))
 	g := srv.Group("room")
-	slow := newSlowMember(t, srv, serve(t, srv), g)
+	slow := newSlowMember(t, srv, g)
 	n := slow.fill(g)
 	require.Equal(t, 1, g.Push("/n", []byte("end"), WithBodyCodec("string")).Queued)
 	done := make(chan error)
@@ -661,11 +679,10 @@ func TestGroupPushAllocations(t *testing.T) {
 		t.Skip("the race detector allocates")
 	}
 	srv := withoutCredit(newTestPeer(t, nil))
-	addr := serve(t, srv)
 	allocs := func(n int) float64 {
 		g := srv.Group(fmt.Sprint(n))
 		for range n {
-			m := newSlowMember(t, srv, addr, g)
+			m := newSlowMember(t, srv, g)
 			go func() { _, _ = io.Copy(io.Discard, m.conn) }()
 		}
 		body := bytes.Repeat([]byte("x"), 1000)
@@ -704,10 +721,9 @@ func TestMemoryOfSlowMembersIsTakenBack(t *testing.T) {
 	HandlePull(srv.PullRouter, "/big", func(PullCtx, *string) (string, Xerror) {
 		return strings.Repeat("x", 6<<20), nil
 	})
-	addr := serve(t, srv)
 	for i := range 6 {
 		g := srv.Group(fmt.Sprint(i)) // with pushes of its own
-		slow := newSlowMember(t, srv, addr, g)
+		slow := newSlowMember(t, srv, g)
 		slow.fill(g)
 		for range 40 {
 			g.Push("/n", []byte(strings.Repeat("x", 30_000)), WithBodyCodec("string"))
@@ -868,7 +884,7 @@ func TestLateMemberIsNotCutOff(t *testing.T) {
 func TestHalfClosedMemberEnds(t *testing.T) {
 	srv := withoutCredit(newTestPeer(t, &PeerConfig{DefaultWriteTimeout: -1}))
 	g := srv.Group("room")
-	slow := newSlowMember(t, srv, serve(t, srv), g)
+	slow := newSlowMember(t, srv, g)
 	slow.fill(g)
 	require.NoError(t, slow.conn.(*net.TCPConn).CloseWrite())
 	<-slow.sess.Done()

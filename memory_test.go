@@ -138,6 +138,59 @@ func TestAFullOutputHoldsUpNoReply(t *testing.T) {
 	})
 }
 
+// Who does not read keeps a large packet from nobody, however little of the memory that others need that
+// holds: pushes in its output, or pushes of a group that wait because they find no room there.
+func TestLittleThatIsNotReadGivesWay(t *testing.T) {
+	push := func(n int) string { return strings.Repeat("x", n) }
+	for name, stall := range map[string]func(srv *Peer, s *Session){
+		"pushes": func(_ *Peer, s *Session) {
+			for range 70 {
+				go func() { _ = s.Push("/x", push(1000), WithBodyCodec("string")) }()
+			}
+		},
+		"pushes of a group": func(srv *Peer, s *Session) {
+			g := srv.Group("room")
+			_ = g.Join(s)
+			for range 2000 {
+				g.Push("/x", push(50), WithBodyCodec("string"))
+			}
+		},
+		"large pushes of a group": func(srv *Peer, s *Session) {
+			g := srv.Group("room")
+			_ = g.Join(s)
+			for range 5 {
+				g.Push("/x", push(30_000), WithBodyCodec("string"))
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cfg := &PeerConfig{MaxBufferedBytes: 64 << 20, DefaultWriteTimeout: -1}
+				srv := withoutCredit(newTestPeer(t, cfg))
+				pullFn(srv, func(PullCtx, interface{}) (interface{}, Xerror) { return push(6 << 20), nil })
+				near, far := pipe.New(pipe.Options{Buffer: 1000})
+				defer far.Close()
+				stalled, err := srv.ServeConn(near)
+				require.NoError(t, err)
+				stall(srv, stalled)
+				synctest.Wait()
+				require.Positive(t, srv.outPool.Lent())
+				good, _ := connect(t, newTestPeer(t, &PeerConfig{MaxBufferedBytes: -1}), srv, pipe.Options{})
+				var got string
+				began := time.Now()
+				require.Nil(t, good.Pull("/fn/call", "", &got, WithBodyCodec("string")).Xerror)
+				require.Len(t, got, 6<<20)
+				require.Less(t, time.Since(began), 2*packet.Patience)
+				require.False(t, stalled.isOpen())
+				require.NoError(t, good.Close())
+				time.Sleep(time.Minute)
+				require.Zero(t, srv.memory())
+				require.Zero(t, srv.outPool.Lent())
+			})
+		})
+	}
+}
+
 // A few that have sent the beginnings of large bodies, and wait, end when others need the
 // memory. Who is good is served at any time.
 func TestHalfSentBodiesStarveNobody(t *testing.T) {

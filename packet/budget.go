@@ -16,18 +16,21 @@ type Budget struct {
 	pool  *Pool
 	owner Owner // nil if there is none
 
-	mu    sync.Mutex // guards used and ended
-	used  int64
-	ended bool
-	// borrowed is how much of used comes from the pool, in steps. Since is when the owner began to wait for
-	// the other side, in nanoseconds from the start of the process; 0 if it does not wait. They are written
-	// under mu and by Waits, and read without.
-	borrowed, since atomic.Int64
-	asked           int64 // bytes asked for and not given back; guarded by the pool's mu
+	mu       sync.Mutex // guards used and ended
+	used     int64
+	ended    bool
+	borrowed atomic.Int64 // how much of used comes from the pool, in steps; written under mu
+	// since and behind are when the owner began to wait for its other side, as told by Waits and by
+	// WaitsSince, in nanoseconds from the start of the process; 0 if it does not wait.
+	since, behind atomic.Int64
+	// asked is how many bytes the owner was asked for and has not given back, and askedAt is when that was,
+	// in nanoseconds from the start of the process; 0 if it was not asked. The pool's mu guards both.
+	asked, askedAt int64
 }
 
-// An Owner of a [Budget] is asked to give back all that its budget has taken, because others need the memory
-// and this owner has waited longest with most of it. The call must not block.
+// An Owner of a [Budget] is asked to give back what its budget has taken, because others need the memory
+// and this owner has waited longest with most of it. It may be asked again after [Patience], if it still
+// waits and holds something. The call must not block.
 type Owner interface {
 	Reclaim(b *Budget, held int64)
 }
@@ -241,6 +244,9 @@ func (b *Budget) Give(n int64) {
 	}
 }
 
+// Borrows reports whether the budget has more than its share, so that others could need what it holds.
+func (b *Budget) Borrows() bool { return b != nil && b.borrowed.Load() > 0 }
+
 // Used returns how many bytes are taken now.
 func (b *Budget) Used() int64 {
 	if b == nil {
@@ -266,7 +272,7 @@ func (b *Budget) End() {
 }
 
 // Waits says that from now on the owner waits for its other side, even if it has waited before; with false,
-// that it does not wait any more.
+// that it does not wait any more. What WaitsSince has said is not changed.
 func (b *Budget) Waits(waits bool) {
 	if b == nil || b.pool == nil {
 		return
@@ -278,10 +284,36 @@ func (b *Budget) Waits(waits bool) {
 	b.since.Store(now)
 }
 
+// WaitsSince says that the owner has waited since t for its other side with something else than Waits tells
+// of; with the zero time, that it does not. The owner waits from the earlier of both times on.
+func (b *Budget) WaitsSince(t time.Time) {
+	if b == nil || b.pool == nil {
+		return
+	}
+	behind := int64(0)
+	if !t.IsZero() {
+		behind = fromStart(t)
+	}
+	b.behind.Store(behind)
+}
+
+// waiting returns when the owner began to wait, in nanoseconds from the start of the process; 0 if it does
+// not wait.
+func (b *Budget) waiting() int64 {
+	since, behind := b.since.Load(), b.behind.Load()
+	if since == 0 || behind != 0 && behind < since {
+		return behind
+	}
+	return since
+}
+
 var start = time.Now()
 
 // sinceStart returns the time in nanoseconds from the start of the process. It is never 0.
-func sinceStart() int64 { return int64(time.Since(start)) | 1 }
+func sinceStart() int64 { return fromStart(time.Now()) }
+
+// fromStart is sinceStart at the time t.
+func fromStart(t time.Time) int64 { return int64(t.Sub(start)) | 1 }
 
 // lend takes n bytes for a budget that has already borrowed held bytes.
 func (p *Pool) lend(held, n int64) bool {
@@ -312,12 +344,12 @@ func (p *Pool) leave(b *Budget) {
 	if b.borrowed.Load() == 0 { // otherwise it has borrowed again
 		delete(p.members, b)
 		p.coming = max(p.coming-b.asked, 0)
-		b.asked = 0
+		b.asked, b.askedAt = 0, 0
 	}
 }
 
 // reclaim asks owners for n bytes and reports whether they hold so many. They will give them back in a
-// moment. Each owner is asked once.
+// moment.
 func (p *Pool) reclaim(b *Budget, n int64) bool {
 	if n <= 0 { // what will be given back is enough
 		return true
@@ -340,7 +372,8 @@ type overdue struct {
 const rescan = 10 * time.Millisecond
 
 // overdue returns the members other than b that have waited longest with most, as many as together hold n
-// bytes, and takes them out of the members. It returns none if all together do not hold so many.
+// bytes, and counts these as asked for. It returns none if all together do not hold so many. An owner that
+// was asked a moment ago is not among them: it may give back a part of what it holds, and need time.
 func (p *Pool) overdue(b *Budget, n int64) []overdue {
 	now := sinceStart()
 	p.mu.Lock()
@@ -351,8 +384,9 @@ func (p *Pool) overdue(b *Budget, n int64) []overdue {
 	var found []overdue
 	all := int64(0)
 	for m := range p.members {
-		since, held := m.since.Load(), m.borrowed.Load()
-		if m == b || since == 0 || now-since < int64(Patience) {
+		since, held := m.waiting(), m.borrowed.Load()
+		asked := m.askedAt != 0 && now-m.askedAt < int64(Patience)
+		if m == b || asked || since == 0 || now-since < int64(Patience) {
 			continue
 		}
 		found = append(found, overdue{m, held, float64(held) * float64(now-since)})
@@ -367,9 +401,8 @@ func (p *Pool) overdue(b *Budget, n int64) []overdue {
 	for n > 0 {
 		of := found[enough]
 		n -= of.held
-		delete(p.members, of.budget)
-		of.budget.asked = of.held
 		p.coming += of.held
+		of.budget.asked, of.budget.askedAt = of.held, now
 		enough++
 	}
 	p.comingBy = now + int64(Patience)
