@@ -58,6 +58,7 @@ type Pool struct {
 	// coming is how many bytes owners were asked for and will give back in a moment. It counts until
 	// comingBy.
 	coming, comingBy int64
+	short            func() // see OnShort
 }
 
 const (
@@ -87,6 +88,17 @@ func NewBudget(most int64) *Budget {
 		return nil
 	}
 	return &Budget{pool: &Pool{most: most, sharing: math.MaxInt32}}
+}
+
+// OnShort has a function called when a budget needs more than what those owners hold that have waited for
+// long, every ten milliseconds at most. The function must not block.
+func (p *Pool) OnShort(short func()) {
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.short = short
 }
 
 // Join makes b a budget of the pool, which may be nil, for owner, which may be nil too.
@@ -354,7 +366,10 @@ func (p *Pool) reclaim(b *Budget, n int64) bool {
 	if n <= 0 { // what will be given back is enough
 		return true
 	}
-	victims := p.overdue(b, n)
+	victims, short := p.overdue(b, n)
+	if short != nil {
+		short()
+	}
 	for _, v := range victims {
 		v.budget.owner.Reclaim(v.budget, v.held)
 	}
@@ -372,29 +387,31 @@ type overdue struct {
 const rescan = 10 * time.Millisecond
 
 // overdue returns the members other than b that have waited longest with most, as many as together hold n
-// bytes, and counts these as asked for. It returns none if all together do not hold so many. An owner that
-// was asked a moment ago is not among them: it may give back a part of what it holds, and need time.
-func (p *Pool) overdue(b *Budget, n int64) []overdue {
+// bytes, and counts these as asked for. If all together do not hold so many it returns none, and what is to
+// be called then. An owner that was asked a moment ago is not among them: it may give back a part of what
+// it holds, and need time.
+func (p *Pool) overdue(b *Budget, n int64) (all []overdue, short func()) {
 	now := sinceStart()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if n == math.MaxInt64 || p.again != 0 && now < p.again && n > p.scarce {
-		return nil
+		return nil, nil
 	}
 	var found []overdue
-	all := int64(0)
+	held := int64(0)
 	for m := range p.members {
-		since, held := m.waiting(), m.borrowed.Load()
+		since := m.waiting()
 		asked := m.askedAt != 0 && now-m.askedAt < int64(Patience)
 		if m == b || asked || since == 0 || now-since < int64(Patience) {
 			continue
 		}
-		found = append(found, overdue{m, held, float64(held) * float64(now-since)})
-		all += held
+		lent := m.borrowed.Load()
+		found = append(found, overdue{m, lent, float64(lent) * float64(now-since)})
+		held += lent
 	}
-	if all < n {
-		p.again, p.scarce = now+int64(rescan), all
-		return nil
+	if held < n {
+		p.again, p.scarce = now+int64(rescan), held
+		return nil, p.short
 	}
 	slices.SortFunc(found, func(a, b overdue) int { return cmp.Compare(b.score, a.score) })
 	enough := 0
@@ -406,5 +423,5 @@ func (p *Pool) overdue(b *Budget, n int64) []overdue {
 		enough++
 	}
 	p.comingBy = now + int64(Patience)
-	return found[:enough]
+	return found[:enough], nil
 }

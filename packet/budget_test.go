@@ -163,6 +163,33 @@ func TestPoolAsksAgain(t *testing.T) {
 	})
 }
 
+// The pool says when those that wait do not hold what is needed.
+func TestPoolIsShort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := packet.NewPool(1<<20, 0)
+		short := 0
+		p.OnShort(func() { short++ })
+		holds, asks := join(p, &owner{give: true}), join(p, nil)
+		require.True(t, holds.Take(600<<10))
+		require.True(t, asks.Take(50<<10))
+		require.Zero(t, short)
+		for range 20 {
+			require.False(t, asks.Take(600<<10))
+			time.Sleep(time.Millisecond)
+		}
+		require.Equal(t, 2, short)
+		require.False(t, asks.Take(2<<20), "which the pool does not have at all")
+		require.Equal(t, 2, short)
+		holds.Waits(true)
+		time.Sleep(packet.Patience)
+		require.True(t, asks.Take(600<<10))
+		require.Equal(t, 2, short)
+		asks.Give(asks.Used())
+		require.Zero(t, p.Lent())
+		(*packet.Pool)(nil).OnShort(func() {})
+	})
+}
+
 // An owner that waits with two things waits from the earlier time on.
 func TestOwnerThatWaitsTwice(t *testing.T) {
 	waits := func(b *packet.Budget) { b.Waits(true) }
