@@ -92,7 +92,7 @@ func TestPushes(t *testing.T) {
 			if err := conn.Flush(); err != nil {
 				t.Fatal(err)
 			}
-			for start := time.Now(); w.Notes() < goroutines*n && time.Since(start) < 10*time.Second; {
+			for start := time.Now(); w.Notes() < goroutines*n && time.Since(start) < time.Minute; {
 				time.Sleep(time.Millisecond)
 			}
 			if w.Notes() != goroutines*n {

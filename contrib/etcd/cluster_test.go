@@ -281,7 +281,7 @@ func connect(t testing.TB, cfg clientv3.Config) *clientv3.Client {
 // keys returns the values of all keys of a service.
 func keys(t testing.TB, client *clientv3.Client, service string) map[string]string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	resp, err := client.Get(ctx, "/teleport/v1/"+service+"/", clientv3.WithPrefix())
 	require.NoError(t, err)

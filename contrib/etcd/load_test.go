@@ -138,7 +138,7 @@ func newLoad(t testing.TB, of tp.Resolver, n int) *load {
 }
 
 func (l *load) pull() {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	var who string
 	err := l.cluster.PullContext(ctx, "/who", nil, &who).Xerror

@@ -6,7 +6,6 @@ import (
 	"math"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/stretchr/testify/require"
@@ -64,8 +63,7 @@ func TestSessionEndsWhileBrokerIsAway(t *testing.T) {
 	eventually(t, func() bool { return all[1].Session("stays").Push(within(t), "/note", "x") == nil })
 	stays.awaitNotes(t, "x")
 	for _, subject := range []string{"tp.teleport.s.c", "tp.teleport.i.ada"} {
-		require.Eventually(t, func() bool { return b.subscribed(t, subject) == 0 }, 5*time.Second,
-			10*time.Millisecond, subject)
+		eventually(t, func() bool { return b.subscribed(t, subject) == 0 }, subject)
 	}
 	require.ErrorIs(t, all[1].Session("c").Push(within(t), "/x", 1), nats.ErrNotConnected)
 }
@@ -89,8 +87,7 @@ func TestNameLeftWhileCutOff(t *testing.T) {
 	eventually(t, func() bool { return newer.Session("laptop").Push(within(t), "/x", 1) != nil })
 	l.mend(t)
 	eventually(t, newer.Connected)
-	require.Eventually(t, func() bool { return push("to the older") == nil }, 10*time.Second,
-		10*time.Millisecond)
+	eventually(t, func() bool { return push("to the older") == nil })
 	phone.awaitNotes(t, "to the older")
 }
 
