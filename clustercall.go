@@ -232,13 +232,30 @@ func (a *attempts) open(ctx context.Context, settings []PacketSetting, bytes boo
 	if x != nil {
 		return nil, x
 	}
-	end := a.link.end
-	end.Hold()
+	of := attempts{c: a.c, link: a.link}
+	of.link.end.Hold()
 	context.AfterFunc(core.life, func() {
-		end.Release()
-		end.End(sinceStart(), 0, balance.Untimed)
+		<-core.done
+		of.streamOver(core.pull.Xerror)
 	})
 	return core, nil
+}
+
+// streamOver ends the attempt of a stream, with what has become of it. That says nothing of how long calls
+// take. Only the server's own word counts as a failure: a connection may be lost for a thousand streams at
+// once, which may have been well for days.
+func (a *attempts) streamOver(x Xerror) {
+	outcome, counts := outcomeOf(x)
+	failed := outcome == balance.Failed && !Local(x)
+	if !failed {
+		counts, outcome = counts && outcome == balance.OK, balance.Untimed
+	}
+	now := sinceStart()
+	a.link.end.Release()
+	a.link.end.End(now, 0, outcome)
+	if counts {
+		a.count(now, failed)
+	}
 }
 
 // idle ends an attempt whose duration says nothing about the server.

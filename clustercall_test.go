@@ -894,6 +894,97 @@ func TestClusterPushAndStream(t *testing.T) {
 	})
 }
 
+// A client that pulls once, to log in, pushes to the server that it has pulled from as to the others.
+func TestClusterLoginThenPush(t *testing.T) {
+	inBubble(t, func(t *testing.T, n *testNet) {
+		pushed := newCounting()
+		for _, a := range []string{"a", "b"} {
+			n.serve(a, nil, func(p *Peer) {
+				HandlePush(p.PushRouter, "/note", func(PushCtx, *int) { pushed.count(a) })
+			})
+		}
+		c := newTestCluster(t, n.client(nil), servers(at("a", "b")...))
+		synctest.Wait()
+		_, err := Call[string](t.Context(), c, "/name", 1)
+		require.NoError(t, err)
+		for range 1000 {
+			require.Nil(t, c.Push("/note", 1))
+		}
+		synctest.Wait()
+		require.InDelta(t, 500, pushed.of("a"), 120)
+	})
+}
+
+// A server that fails all streams at once, and so has the fewest, is not where they go.
+func TestClusterStreamsThatFail(t *testing.T) {
+	for _, all := range [][]string{{"a", "bad"}, {"a", "b", "c", "d", "bad"}} {
+		t.Run(fmt.Sprint(len(all)), func(t *testing.T) {
+			inBubble(t, func(t *testing.T, n *testNet) {
+				opened := newCounting()
+				for _, a := range all {
+					n.serve(a, nil, func(p *Peer) {
+						HandleStream(p.PullRouter, "/stream", func(_ PullCtx, s *Stream[int, int]) Xerror {
+							opened.count(a)
+							if a == "bad" {
+								return NewXerror(StatusInternalServerError, "broken")
+							}
+							for range s.All() {
+							}
+							return nil
+						})
+					})
+				}
+				c := newTestCluster(t, n.client(nil), servers(at(all...)...))
+				synctest.Wait()
+				for range 200 {
+					_, err := OpenStream[int, int](t.Context(), c, "/stream")
+					require.NoError(t, err)
+					synctest.Wait()
+				}
+				require.LessOrEqual(t, opened.of("bad"), 10)
+				require.Equal(t, 1, countEjected(c))
+			})
+		})
+	}
+}
+
+// Streams that are lost with their connection, or cancelled, do not speak against their server.
+func TestClusterStreamsThatAreLost(t *testing.T) {
+	inBubble(t, func(t *testing.T, n *testNet) {
+		for _, a := range []string{"a", "b"} {
+			n.serve(a, nil, func(p *Peer) {
+				HandleStream(p.PullRouter, "/stream", func(_ PullCtx, s *Stream[int, int]) Xerror {
+					for range s.All() {
+					}
+					return nil
+				})
+			})
+		}
+		c := newTestCluster(t, n.client(nil), servers(at("a", "b")...))
+		synctest.Wait()
+		ctx, cancel := context.WithCancel(t.Context())
+		for i := range 100 {
+			of := t.Context()
+			if i%2 == 0 {
+				of = ctx
+			}
+			_, err := OpenStream[int, int](of, c, "/stream")
+			require.NoError(t, err)
+		}
+		cancel()
+		synctest.Wait()
+		n.cut("a")
+		synctest.Wait()
+		for _, s := range c.Servers() {
+			require.False(t, s.Ejected, s.Addr)
+			require.Less(t, s.Outstanding, 51)
+		}
+		n.cut("b")
+		synctest.Wait()
+		requireIdle(t, c)
+	})
+}
+
 // The balancer hears what the servers tell of their load, and avoids one that lets calls wait.
 func TestClusterHearsLoad(t *testing.T) {
 	inBubble(t, func(t *testing.T, n *testNet) {

@@ -67,7 +67,6 @@ type conn struct {
 	// The connection's share of the peer's memory: for what is received, and for what waits to be written.
 	inBudget, outBudget packet.Budget
 	outbox              atomic.Pointer[outbox.Box] // for pushes of groups; nil until something waits
-	spreads             atomic.Bool                // pushes of groups have gone by the connection
 	// resting is set while the reader rests, see restWhileFull; a value on wake ends the rest.
 	resting atomic.Bool
 	wake    chan struct{}

@@ -89,7 +89,7 @@ var takeNone = strings.Fields(`
 	option.choose f.newUpstream f.config fleet.config end.With balance.NewEndpoint balance.Hash
 	end.Outstanding member.Ejected slices.Equal context.WithCancel f.ctx.Err sinceStart
 	config.suspects own.share others.share m.Ejected other.Ejected
-	boxes.First boxes.PushBack boxes.Remove account.WaitsSince budget.WaitsSince budget.Borrows m.waiting
+	boxes.First boxes.PushBack boxes.Remove account.WaitsSince m.waiting
 	w.tryPermit p.lend budget.Waits newOwnCtx own.cancelWith postReadHeader.merge change
 `)
 

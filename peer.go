@@ -45,7 +45,6 @@ type Peer struct {
 	keptOnce   sync.Once
 	keptBudget packet.Budget
 	keptBoxes  outbox.Set
-	searching  atomic.Bool // relieveOutputs runs
 	keeper     keepalive.Keeper
 	handshakes places.Places
 	acceptors  atomic.Int64 // goroutines that accept connections

@@ -105,8 +105,6 @@ func (cn *conn) spread(r *run) bool {
 	ok, _ := cn.sock.Spread(r.shared, len(r.pushes), &cn.pushLane, spreadBehind)
 	if !ok {
 		cn.flow.Out().Return(cost)
-	} else if !cn.spreads.Load() {
-		cn.spreads.Store(true)
 	}
 	return ok
 }
@@ -121,7 +119,6 @@ func (cn *conn) keepOrCut(p *groupPush) outbox.Outcome {
 	if box == nil {
 		box = new(outbox.Box)
 		box.Init(cn, &cn.outBudget, cn.peer.cfg.MaxSessionOutput, &cn.peer.keptBoxes)
-		cn.spreads.Store(true)
 		if !cn.outbox.CompareAndSwap(nil, box) {
 			box = cn.outbox.Load()
 		}
@@ -158,7 +155,6 @@ const stallPatience = time.Second
 func (p *Peer) account() *packet.Budget {
 	p.keptOnce.Do(func() {
 		p.outPool.Join(&p.keptBudget, keptOwner{p})
-		p.outPool.OnShort(p.memoryIsShort)
 		p.keptBoxes.Init(&p.keptBudget)
 	})
 	return &p.keptBudget
@@ -173,44 +169,16 @@ func (p *Peer) relieve() bool {
 	return len(stalled) > 0
 }
 
-// memoryIsShort is called by the pool of the peer's memory, see [packet.Pool.OnShort].
-func (p *Peer) memoryIsShort() {
-	if p.keptBudget.Borrows() && p.searching.CompareAndSwap(false, true) {
-		go p.relieveOutputs()
-	}
-}
-
-// relieveOutputs ends the connections that have written nothing for stallPatience while something waits in
-// their outputs and pushes of groups have gone by them. These pushes may be what waits, and as their memory
-// is counted once, whatever the number of connections that they wait for, it is not a part of any
-// connection's budget.
-func (p *Peer) relieveOutputs() {
-	defer p.searching.Store(false)
-	writes := make(map[*conn]uint32)
-	for _, cn := range p.sessions.live() {
-		if cn.spreads.Load() && cn.sock.Unsent() {
-			writes[cn] = cn.sock.Writes()
-		}
-	}
-	timer := time.NewTimer(stallPatience)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-p.closed:
-		return
-	}
-	for cn, n := range writes {
-		if cn.sock.Unsent() && cn.sock.Writes() == n {
-			go func() { _ = cn.fail(&evicted{cn.sock.Backlog(), "pushes of groups that it does not read"}) }()
-		}
-	}
-}
-
 // keptOwner gives memory back when others need it.
 type keptOwner struct{ peer *Peer }
 
 // Reclaim is called by the pool of the peer's memory, see [packet.Owner].
-func (o keptOwner) Reclaim(*packet.Budget, int64) { go o.peer.relieve() }
+func (o keptOwner) Reclaim(b *packet.Budget, _ int64) {
+	go func() {
+		o.peer.relieve()
+		b.Gave() // others have not been slow for so long yet
+	}()
+}
 
 // sendKept sends what waits in the outbox, until nothing does or the connection ends.
 func (cn *conn) sendKept(box *outbox.Box) {
@@ -232,7 +200,10 @@ func (cn *conn) sendKept(box *outbox.Box) {
 // nothing.
 func (cn *conn) sendFirst(box *outbox.Box, it outbox.Item) bool {
 	ctx := context.Background()
-	if err := cn.sock.AwaitQueued(ctx, spreadBehind); err != nil {
+	cn.outBudget.WaitsSince(time.Now())
+	err := cn.sock.AwaitQueued(ctx, spreadBehind)
+	cn.outBudget.WaitsSince(time.Time{})
+	if err != nil {
 		return false
 	}
 	var cost uint64

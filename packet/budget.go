@@ -16,21 +16,20 @@ type Budget struct {
 	pool  *Pool
 	owner Owner // nil if there is none
 
-	mu       sync.Mutex // guards used and ended
-	used     int64
-	ended    bool
-	borrowed atomic.Int64 // how much of used comes from the pool, in steps; written under mu
+	mu    sync.Mutex // guards used and ended
+	used  int64
+	ended bool
+	// borrowed is how much of used comes from the pool, in steps. It is written under mu and read without.
+	borrowed atomic.Int64
 	// since and behind are when the owner began to wait for its other side, as told by Waits and by
 	// WaitsSince, in nanoseconds from the start of the process; 0 if it does not wait.
 	since, behind atomic.Int64
-	// asked is how many bytes the owner was asked for and has not given back, and askedAt is when that was,
-	// in nanoseconds from the start of the process; 0 if it was not asked. The pool's mu guards both.
-	asked, askedAt int64
+	asked         int64 // bytes asked for and not given back; guarded by the pool's mu
 }
 
-// An Owner of a [Budget] is asked to give back what its budget has taken, because others need the memory
-// and this owner has waited longest with most of it. It may be asked again after [Patience], if it still
-// waits and holds something. The call must not block.
+// An Owner of a [Budget] is asked to give back all that its budget has taken, because others need the memory
+// and this owner has waited longest with most of it. It is asked once, unless it says with [Budget.Gave] that
+// it keeps the rest. The call must not block.
 type Owner interface {
 	Reclaim(b *Budget, held int64)
 }
@@ -58,7 +57,6 @@ type Pool struct {
 	// coming is how many bytes owners were asked for and will give back in a moment. It counts until
 	// comingBy.
 	coming, comingBy int64
-	short            func() // see OnShort
 }
 
 const (
@@ -88,17 +86,6 @@ func NewBudget(most int64) *Budget {
 		return nil
 	}
 	return &Budget{pool: &Pool{most: most, sharing: math.MaxInt32}}
-}
-
-// OnShort has a function called when a budget needs more than what those owners hold that have waited for
-// long, every ten milliseconds at most. The function must not block.
-func (p *Pool) OnShort(short func()) {
-	if p == nil {
-		return
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.short = short
 }
 
 // Join makes b a budget of the pool, which may be nil, for owner, which may be nil too.
@@ -256,9 +243,6 @@ func (b *Budget) Give(n int64) {
 	}
 }
 
-// Borrows reports whether the budget has more than its share, so that others could need what it holds.
-func (b *Budget) Borrows() bool { return b != nil && b.borrowed.Load() > 0 }
-
 // Used returns how many bytes are taken now.
 func (b *Budget) Used() int64 {
 	if b == nil {
@@ -319,6 +303,15 @@ func (b *Budget) waiting() int64 {
 	return since
 }
 
+// Gave says that the owner, which was asked to give its memory back, has given what it could, and keeps the
+// rest: nobody counts on that any more, and the owner may be asked again.
+func (b *Budget) Gave() {
+	if b == nil || b.pool == nil {
+		return
+	}
+	b.pool.gave(b)
+}
+
 var start = time.Now()
 
 // sinceStart returns the time in nanoseconds from the start of the process. It is never 0.
@@ -344,6 +337,10 @@ func (p *Pool) lend(held, n int64) bool {
 func (p *Pool) enter(b *Budget) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.enterLocked(b)
+}
+
+func (p *Pool) enterLocked(b *Budget) {
 	if p.members == nil {
 		p.members = make(map[*Budget]struct{})
 	}
@@ -355,21 +352,33 @@ func (p *Pool) leave(b *Budget) {
 	defer p.mu.Unlock()
 	if b.borrowed.Load() == 0 { // otherwise it has borrowed again
 		delete(p.members, b)
-		p.coming = max(p.coming-b.asked, 0)
-		b.asked, b.askedAt = 0, 0
+		p.notComingLocked(b)
 	}
 }
 
+// gave is Budget.Gave.
+func (p *Pool) gave(b *Budget) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.notComingLocked(b)
+	if b.borrowed.Load() > 0 {
+		p.enterLocked(b)
+	}
+}
+
+// notComingLocked says that the budget gives back nothing more of what it was asked for.
+func (p *Pool) notComingLocked(b *Budget) {
+	p.coming = max(p.coming-b.asked, 0)
+	b.asked = 0
+}
+
 // reclaim asks owners for n bytes and reports whether they hold so many. They will give them back in a
-// moment.
+// moment. Each owner is asked once, see Gave.
 func (p *Pool) reclaim(b *Budget, n int64) bool {
 	if n <= 0 { // what will be given back is enough
 		return true
 	}
-	victims, short := p.overdue(b, n)
-	if short != nil {
-		short()
-	}
+	victims := p.overdue(b, n)
 	for _, v := range victims {
 		v.budget.owner.Reclaim(v.budget, v.held)
 	}
@@ -387,41 +396,38 @@ type overdue struct {
 const rescan = 10 * time.Millisecond
 
 // overdue returns the members other than b that have waited longest with most, as many as together hold n
-// bytes, and counts these as asked for. If all together do not hold so many it returns none, and what is to
-// be called then. An owner that was asked a moment ago is not among them: it may give back a part of what
-// it holds, and need time.
-func (p *Pool) overdue(b *Budget, n int64) (all []overdue, short func()) {
+// bytes, and takes them out of the members. It returns none if all together do not hold so many.
+func (p *Pool) overdue(b *Budget, n int64) []overdue {
 	now := sinceStart()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if n == math.MaxInt64 || p.again != 0 && now < p.again && n > p.scarce {
-		return nil, nil
+		return nil
 	}
 	var found []overdue
-	held := int64(0)
+	all := int64(0)
 	for m := range p.members {
-		since := m.waiting()
-		asked := m.askedAt != 0 && now-m.askedAt < int64(Patience)
-		if m == b || asked || since == 0 || now-since < int64(Patience) {
+		since, held := m.waiting(), m.borrowed.Load()
+		if m == b || since == 0 || now-since < int64(Patience) {
 			continue
 		}
-		lent := m.borrowed.Load()
-		found = append(found, overdue{m, lent, float64(lent) * float64(now-since)})
-		held += lent
+		found = append(found, overdue{m, held, float64(held) * float64(now-since)})
+		all += held
 	}
-	if held < n {
-		p.again, p.scarce = now+int64(rescan), held
-		return nil, p.short
+	if all < n {
+		p.again, p.scarce = now+int64(rescan), all
+		return nil
 	}
 	slices.SortFunc(found, func(a, b overdue) int { return cmp.Compare(b.score, a.score) })
 	enough := 0
 	for n > 0 {
 		of := found[enough]
 		n -= of.held
+		delete(p.members, of.budget)
+		of.budget.asked = of.held
 		p.coming += of.held
-		of.budget.asked, of.budget.askedAt = of.held, now
 		enough++
 	}
 	p.comingBy = now + int64(Patience)
-	return found[:enough], nil
+	return found[:enough]
 }

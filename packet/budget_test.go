@@ -125,68 +125,36 @@ func TestPoolReclaims(t *testing.T) {
 	})
 }
 
-// An owner that has given back only a part is asked again, as long as it waits; what it was asked for is not
-// counted as coming for ever.
+// An owner that says that it has given what it could is asked again, once it waits again for long. What it
+// keeps is not counted as coming.
 func TestPoolAsksAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := packet.NewPool(1<<20, 0)
 		part := &owner{}
 		gives, asks := join(p, part), join(p, nil)
-		began := time.Now()
 		require.True(t, gives.Take(600<<10))
-		gives.WaitsSince(began)
-		time.Sleep(packet.Patience)
-		require.True(t, asks.TakeAlone(2<<20))
-		asks.Give(2 << 20)
-		gives.Give(200 << 10)
-		for again := range 3 {
-			require.Len(t, part.asked, again+1)
-			time.Sleep(packet.Patience - time.Millisecond)
-			asks.TakeAlone(2 << 20) // what is still to come may be enough
-			asks.Give(asks.Used())
-			require.Len(t, part.asked, again+1, "it has been asked a moment ago")
-			time.Sleep(2 * time.Millisecond)
-			require.True(t, asks.TakeAlone(2<<20))
-			asks.Give(2 << 20)
-		}
-		for range 2 {
-			gives.WaitsSince(time.Now())
-			time.Sleep(packet.Patience * 2 / 3)
-		}
-		require.False(t, asks.TakeAlone(2<<20), "something has moved")
-		gives.WaitsSince(time.Time{})
-		time.Sleep(2 * packet.Patience)
-		require.False(t, asks.TakeAlone(2<<20), "it does not wait")
-		require.Len(t, part.asked, 4)
-		gives.Give(400 << 10)
-		require.Zero(t, p.Lent())
-	})
-}
-
-// The pool says when those that wait do not hold what is needed.
-func TestPoolIsShort(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := packet.NewPool(1<<20, 0)
-		short := 0
-		p.OnShort(func() { short++ })
-		holds, asks := join(p, &owner{give: true}), join(p, nil)
-		require.True(t, holds.Take(600<<10))
-		require.True(t, asks.Take(50<<10))
-		require.Zero(t, short)
-		for range 20 {
-			require.False(t, asks.Take(600<<10))
-			time.Sleep(time.Millisecond)
-		}
-		require.Equal(t, 2, short)
-		require.False(t, asks.Take(2<<20), "which the pool does not have at all")
-		require.Equal(t, 2, short)
-		holds.Waits(true)
+		gives.WaitsSince(time.Now())
 		time.Sleep(packet.Patience)
 		require.True(t, asks.Take(600<<10))
-		require.Equal(t, 2, short)
+		require.Len(t, part.asked, 1)
+		gives.Give(300 << 10)
+		asks.Give(600 << 10)
+
+		gives.WaitsSince(time.Now())
+		gives.Gave()
+		require.False(t, asks.Take(600<<10), "it keeps the rest")
+		require.Len(t, part.asked, 1, "it has not waited for long again")
+		time.Sleep(packet.Patience)
+		require.True(t, asks.Take(600<<10))
+		require.Len(t, part.asked, 2)
+		asks.Give(asks.Used())
+		gives.Give(300 << 10)
+		gives.Gave()
+		time.Sleep(packet.Patience)
+		require.True(t, asks.Take(800<<10))
+		require.Len(t, part.asked, 2, "it has nothing")
 		asks.Give(asks.Used())
 		require.Zero(t, p.Lent())
-		(*packet.Pool)(nil).OnShort(func() {})
 	})
 }
 
@@ -293,7 +261,7 @@ func TestBudgetThatEnds(t *testing.T) {
 	b.Force(1)
 	b.Waits(true)
 	b.WaitsSince(time.Now())
-	require.False(t, b.Borrows())
+	b.Gave()
 	b.Give(1 << 60)
 	b.End()
 	require.True(t, b.TakeAlone(1<<60))

@@ -79,9 +79,8 @@ const (
 	// memoryPoll is how often senders that wait for memory ask the budget again. Other connections give the
 	// memory back, and do not tell this one.
 	memoryPoll = 50 * time.Millisecond
-	// The budget sees that the other side reads when drainStep bytes have been written, or the part of
-	// what is queued that drainPart divides it by.
-	drainStep, drainPart = 256 << 10, 4
+	// drainStep is how many bytes must be written for the budget to see that the other side reads.
+	drainStep = 256 << 10
 	// writeStep is how many bytes of a long buffer are written at once, so that progress can be seen. It is
 	// smaller for connections whose kernel does not tell how much the other side has taken.
 	writeStep, blindStep = 1 << 20, 64 << 10
@@ -115,10 +114,10 @@ func (w *writer) awaitMemory(ctx context.Context, n int64) error {
 	}
 }
 
-// watchLocked tells the budget since when the output waits for the other side, from when something is queued
-// while a part of the budget is borrowed. It is called when n bytes have been written.
+// watchLocked tells the budget since when the output waits for the other side, while much is queued. It is
+// called when n bytes have been written.
 func (w *writer) watchLocked(n int) {
-	if !w.waits && (w.queued == 0 || !w.budget.Borrows()) {
+	if w.queued < drainStep && !w.waits {
 		return
 	}
 	if w.queued == 0 {
@@ -126,7 +125,7 @@ func (w *writer) watchLocked(n int) {
 		w.budget.Waits(false)
 		return
 	}
-	if w.drained += int64(n); !w.waits || w.drained >= min(drainStep, w.queued/drainPart+1) {
+	if w.drained += int64(n); !w.waits || w.drained >= drainStep {
 		w.waits, w.drained = true, 0
 		w.budget.Waits(true)
 	}

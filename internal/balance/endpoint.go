@@ -178,15 +178,12 @@ func (e *Endpoint) score(now time.Duration) (score float64, known bool) {
 	return load * max(latency, delay), known
 }
 
-// load returns the calls under way at the server, and one more, as they count in Score.
-func (e *Endpoint) load(now time.Duration) float64 {
-	load, _ := e.occupied(now - e.born)
-	return load
-}
+// own returns the calls of this client that are under way, and one more, as they count in Score.
+func (e *Endpoint) own() float64 { return float64(e.outstanding.Load())/e.weight + 1 }
 
 // occupied returns the server's load, and the delay that it has reported in nanoseconds.
 func (e *Endpoint) occupied(age time.Duration) (load, delay float64) {
-	load = float64(e.outstanding.Load())/e.weight + 1
+	load = e.own()
 	if at := e.reported.Load(); at != 0 {
 		r := e.report.Load()
 		fade := math.Exp2(-float64(max(age-time.Duration(at-1), 0)) / float64(reportHalfLife))

@@ -21,8 +21,9 @@ const (
 
 // PowerOfTwo returns a policy that draws two servers at random, by their weights, and picks the one with the
 // lower [Endpoint.Score]. If that is lower by less than an eighth, the first one is picked. A call that is
-// Untimed goes by the numbers of calls alone if the latency of one of the two is not known: it could not find
-// that out.
+// Untimed goes by the numbers of this client's calls alone if the latency of one of the two is not known: it
+// could not find that out. What the servers have reported does not count then, as one that has reported
+// nothing would look idle.
 //
 // The best of two random choices is nearly as good as the best of all (Azar, Broder, Karlin, Upfal 1994;
 // Mitzenmacher 2001), and clients that know nothing of each other do not all run to the same server. That the
@@ -128,7 +129,7 @@ func (d *draw) better(now time.Duration) drawn {
 	b := d.scored(now, i)
 	x, y := a.score, b.score
 	if d.untimed && !(a.known && b.known) {
-		x, y = d.from[a.i].load(now), d.from[b.i].load(now)
+		x, y = d.from[a.i].own(), d.from[b.i].own()
 	}
 	if y < x*(1-alike) {
 		return b

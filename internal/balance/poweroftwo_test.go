@@ -81,6 +81,11 @@ func TestPowerOfTwoSpreadsWhatIsUntimed(t *testing.T) {
 			list[0].Begin(0)
 			list[0].End(0, ms, OK)
 		}, [3]int{30, 30, 30}},
+		{"one has reported", [3]int{100, 100, 100}, func(list []*Endpoint) {
+			list[0].Begin(0)
+			list[0].End(0, ms, OK)
+			list[0].Report(0, ms, 1000)
+		}, [3]int{30, 30, 30}},
 		{"one is on trial", [3]int{100, 100, 100}, func(list []*Endpoint) { list[1].Begin(0) },
 			[3]int{30, 30, 30}},
 		{"of one it is known that it is slow", [3]int{100, 100, 100}, func(list []*Endpoint) {
@@ -118,6 +123,7 @@ func TestPowerOfTwoPushesAreNoTrials(t *testing.T) {
 	list, p := equalFleet(2), PowerOfTwoBy(rand.New(rand.NewPCG(1, 1)).Uint64)
 	list[0].Begin(0)
 	list[0].End(0, time.Millisecond, OK)
+	list[0].Report(0, 0, 1)
 	counts := [2]int{}
 	for range 1000 {
 		i := p.Pick(0, list, Call{Untimed: true}, nil)

@@ -41,10 +41,8 @@ type Outcome struct {
 }
 
 // Budget is the memory that a connection may keep alive. Its methods must not wait. The bytes of pushes
-// are not taken from there: many connections share them. WaitsSince says since when nothing has moved in the
-// box, as that of [Account].
+// are not taken from there: many connections share them.
 type Budget interface {
-	WaitsSince(t time.Time)
 	Take(n int64) bool
 	Give(n int64)
 	Force(n int64)
@@ -310,7 +308,6 @@ func (x *Box) idleLocked() {
 	if x.busy {
 		x.busy = false
 		x.set.leave(x)
-		x.budget.WaitsSince(time.Time{})
 	}
 }
 
@@ -335,7 +332,6 @@ func (x *Box) movedLocked() {
 		return
 	}
 	x.set.enter(x, now)
-	x.budget.WaitsSince(now)
 }
 
 // Waiting returns how many pushes wait, and how many bytes they keep alive, those counted that others
