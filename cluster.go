@@ -109,7 +109,7 @@ func (c *Cluster) Ready(ctx context.Context) error {
 	ctx = orNone(ctx)
 	for {
 		now := c.fleet.choices.Load()
-		if len(now.links) > 0 {
+		if slices.ContainsFunc(now.links, (*link).usable) {
 			return nil
 		}
 		var err error

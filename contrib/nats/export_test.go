@@ -10,6 +10,9 @@ import (
 // Beat has a hub say more often that it is there, and find out sooner that others are not.
 func Beat(d time.Duration) Option { return option(func(o *options) { o.beat = d }) }
 
+// Ask has a hub wait so long for what it asks of a stream.
+func Ask(d time.Duration) Option { return option(func(o *options) { o.ask = d }) }
+
 // SpreadSettings is what is made of another hub's words on the delivery of a push.
 var SpreadSettings = spreadSettings
 
@@ -31,7 +34,7 @@ func (h *Hub) BeforeReads(f func()) {
 	h.histories.mu.Lock()
 	defer h.histories.mu.Unlock()
 	for c, s := range h.histories.streams {
-		h.histories.streams[c] = &stream{hookedStream{s.Stream, f}, s.epoch}
+		h.histories.streams[c] = &stream{hookedStream{s.Stream, f}, s.epoch, s.ask}
 	}
 }
 

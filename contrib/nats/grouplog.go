@@ -211,7 +211,7 @@ func (l *groupLog) prepend(first, start uint64, older []tp.StoredPush) bool {
 // older asks the broker for the pushes after the position, up to the number to. It reports false if it is
 // not certain that these are all, or they are too many to be read in askTime, or have more than maxReadBytes.
 func (l *groupLog) older(at tp.Position, to uint64) (list []tp.StoredPush, ok bool, err error) {
-	ctx, cancel := context.WithTimeout(l.hs.h.ctx, askTime)
+	ctx, cancel := context.WithTimeout(l.hs.h.ctx, l.hs.h.o.ask)
 	defer cancel()
 	s, err := l.hs.stream(ctx, &l.class, false)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"strconv"
 	"sync"
 	"time"
@@ -26,9 +27,9 @@ import (
 //
 // A member catches up if the broker still has all that the member has missed. That is certain when it still
 // has the last push that the member has handled, when none of the stream's pushes has become too old since
-// then, or when members of the group were on the server all the time. Where it is not certain the member is
-// told to start afresh, also if it may have missed nothing. Numbers of positions are those of the stream:
-// they grow, and there are gaps between them.
+// then, or when members of the group were on the server all the time and the stream has no other bound, see
+// [MaxHistoryBytes]. Where it is not certain the member is told to start afresh, also if it may have missed
+// nothing. Numbers of positions are those of the stream: they grow, and there are gaps between them.
 func History(size int, age time.Duration) GroupOption {
 	if size < 1 || age < time.Second {
 		panic(fmt.Sprintf("nats: History(%d, %v): a size from 1 and an age from a second on were expected.",
@@ -54,7 +55,7 @@ const (
 	// appendTime is how long a push is sent again before it fails, and appendWait how long each attempt
 	// waits.
 	appendTime, appendWait = 5 * time.Second, time.Second
-	// askTime bounds what is asked of a stream.
+	// askTime bounds what is asked of a stream, see options.ask.
 	askTime = 5 * time.Second
 	// partBytes is how much of a history is read before it is given on; each push counts messageCost more.
 	partBytes, messageCost = 256 << 10, 512
@@ -74,6 +75,7 @@ type histories struct {
 type stream struct {
 	jetstream.Stream
 	epoch string
+	ask   time.Duration // options.ask
 }
 
 func (hs *histories) init(h *Hub) {
@@ -93,7 +95,7 @@ func (hs *histories) stream(ctx context.Context, c *class, again bool) (*stream,
 	if !h.Connected() {
 		return nil, away(nil)
 	}
-	ctx, cancel := context.WithTimeout(ctx, askTime)
+	ctx, cancel := context.WithTimeout(ctx, h.o.ask)
 	defer cancel()
 	cfg := jetstream.StreamConfig{
 		Name:              "TP_" + token(h.o.service) + "_" + c.String(),
@@ -111,20 +113,18 @@ func (hs *histories) stream(ctx context.Context, c *class, again bool) (*stream,
 	}
 	h.o.setIn(&cfg)
 	made, err := h.js.Stream(ctx, cfg.Name)
-	switch {
-	case errors.Is(err, jetstream.ErrStreamNotFound):
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		if made, err = h.js.CreateStream(ctx, cfg); errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
 			made, err = h.js.Stream(ctx, cfg.Name) // another hub was faster
 		}
-	case err == nil:
-		if now := made.CachedInfo().Config; h.o.setIn(&now) {
-			made, err = h.js.UpdateStream(ctx, now)
-		}
+	}
+	if err == nil {
+		made, err = hs.changed(ctx, made)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("nats: the stream %s: %w", cfg.Name, err)
 	}
-	s = &stream{made, strconv.FormatInt(made.CachedInfo().Created.UnixNano(), 36)}
+	s = &stream{made, strconv.FormatInt(made.CachedInfo().Created.UnixNano(), 36), h.o.ask}
 	hs.mu.Lock()
 	old := hs.streams[*c]
 	hs.streams[*c] = s
@@ -138,6 +138,23 @@ func (hs *histories) stream(ctx context.Context, c *class, again bool) (*stream,
 		}
 	}
 	return s, nil
+}
+
+// changed returns the stream with what the options say. If the broker refuses that the stream is used as it is:
+// others may have set what is right for the broker, and their pushes and this hub's must not end for that.
+func (hs *histories) changed(ctx context.Context, s jetstream.Stream) (jetstream.Stream, error) {
+	h := hs.h
+	cfg := s.CachedInfo().Config
+	if !h.o.setIn(&cfg) {
+		return s, nil
+	}
+	made, err := h.js.UpdateStream(ctx, cfg)
+	var refused *jetstream.APIError
+	if errors.As(err, &refused) {
+		h.lines.warnf("the stream %s stays as it is, the broker has refused what the options say: %s", cfg.Name, err)
+		return s, nil
+	}
+	return made, err
 }
 
 // setIn sets in the configuration of a stream what the options say, and reports whether that was a change.
@@ -234,11 +251,16 @@ func (hs *histories) append(c *class, group string, number uint64, payload []byt
 // headerRoom is for the headers that the broker adds when it tells of a push.
 const headerRoom = 1 << 10
 
-// asAway returns the error of the broker as a tp.Xerror of what has not begun.
+// asAway returns the error of the broker as a tp.Xerror of what has not begun. It is ErrAway unless the broker
+// is there and has refused.
 func asAway(err error, what string) tp.Xerror {
 	var x tp.Xerror
 	if errors.As(err, &x) {
 		return x
+	}
+	var refused *jetstream.APIError
+	if errors.As(err, &refused) && refused.Code != http.StatusServiceUnavailable {
+		return unrun(tp.StatusServiceUnavailable, err, "%s: %v", what, err)
 	}
 	return unrun(tp.StatusServiceUnavailable, errors.Join(ErrAway, err), "%s: %v", what, err)
 }
@@ -251,7 +273,7 @@ func notJoined(group string, err error) error {
 // open makes a room of a group with a history: its log begins with the last push that there is.
 func (hs *histories) open(r *room) (err error) {
 	h := hs.h
-	ctx, cancel := context.WithTimeout(h.ctx, 2*askTime)
+	ctx, cancel := context.WithTimeout(h.ctx, 2*h.o.ask)
 	defer cancel()
 	s, err := hs.stream(ctx, r.class, false)
 	if err != nil {
@@ -299,7 +321,7 @@ func (hs *histories) Open(group string, size int, age time.Duration) tp.HistoryL
 
 // last returns the number of the last push on the subject, or of the last of all if there is none on it.
 func (s *stream) last(ctx context.Context, subject string) (uint64, error) {
-	ctx, cancel := context.WithTimeout(ctx, askTime)
+	ctx, cancel := context.WithTimeout(ctx, s.ask)
 	defer cancel()
 	m, err := s.GetLastMsgForSubject(ctx, subject)
 	if err == nil {
@@ -342,8 +364,8 @@ func (s *stream) after(ctx context.Context, subject string, first, last uint64,
 // of the whole stream that are too old. So all after the number are there if that, or an older one, is
 // there. They are there too if the group has so few that none was too much, and nothing of the stream that
 // came after the number was too old: young says that this is known, and otherwise the stream's first number
-// tells. That tells too if the stream has a bound in all, by which the broker removes what is young. As more
-// may be removed meanwhile the pushes are to be read first.
+// tells. That tells too if the stream has a bound in all, or a shorter age, by which the broker removes what is
+// young. As more may be removed meanwhile the pushes are to be read first.
 func (s *stream) hasAll(ctx context.Context, c *class, subject string, from uint64,
 	young bool) (bool, error) {
 	first, err := s.GetMsg(ctx, 1, jetstream.WithGetMsgSubject(subject))
@@ -357,8 +379,13 @@ func (s *stream) hasAll(ctx context.Context, c *class, subject string, from uint
 	if err != nil {
 		return false, err
 	}
-	young = young && info.Config.MaxBytes <= 0 && info.Config.MaxMsgs <= 0
-	return info.State.Subjects[subject] <= uint64(c.size) && (young || info.State.FirstSeq <= from+1), nil
+	cfg := &info.Config
+	young = young && cfg.MaxBytes <= 0 && cfg.MaxMsgs <= 0 && (cfg.MaxAge <= 0 || cfg.MaxAge >= c.age)
+	most := int64(c.size)
+	if n := cfg.MaxMsgsPerSubject; n > 0 { // the last of which may have made room for itself
+		most = min(most, n-1)
+	}
+	return info.State.Subjects[subject] <= uint64(most) && (young || info.State.FirstSeq <= from+1), nil
 }
 
 // kept takes a push that the broker has kept, with its number.
@@ -514,7 +541,7 @@ var errTooLate = errors.New("the pushes are not all there any more")
 // part reads some of the pushes after the number last, in a time of its own. More says that there are others.
 func (r *room) part(ctx context.Context, s *stream, subject string, last, to uint64,
 	young bool) (list []*jetstream.RawStreamMsg, more bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, askTime)
+	ctx, cancel := context.WithTimeout(ctx, r.h.o.ask)
 	defer cancel()
 	list, all, err := s.after(ctx, subject, last+1, to, partBytes)
 	if err != nil {

@@ -3,6 +3,7 @@ package nats_test
 import (
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -136,7 +137,8 @@ func TestOthersDoNotWaitForWhoCatchesUp(t *testing.T) {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			b := startBroker(t)
 			all := nodes(t, 1, nats.URL(b.ClientURL()))
-			all = append(all, newNode(t, &tp.PeerConfig{MaxSessionOutput: 64 << 20}, nats.URL(b.ClientURL())))
+			all = append(all, newNode(t, &tp.PeerConfig{MaxSessionOutput: 64 << 20}, nats.URL(b.ClientURL()),
+				nats.Ask(patience)))
 			rooms := kept(all, 200, time.Hour)
 			text := func(from, to int) (list []string) {
 				for _, s := range texts(from, to) {
@@ -454,7 +456,16 @@ func TestHistoryLost(t *testing.T) {
 // server.
 func TestBoundedStream(t *testing.T) {
 	const name, most = "TP_teleport_1000-3600000", 64 << 10
-	for _, who := range []string{"the hubs", "somebody else"} {
+	byHubs := func(*jetstream.StreamConfig) {}
+	for who, bound := range map[string]func(cfg *jetstream.StreamConfig){
+		"the hubs":                               byHubs,
+		"somebody else, by bytes":                func(cfg *jetstream.StreamConfig) { cfg.MaxBytes = most },
+		"somebody else, by messages":             func(cfg *jetstream.StreamConfig) { cfg.MaxMsgs = 5 },
+		"somebody else, by messages of subjects": func(cfg *jetstream.StreamConfig) { cfg.MaxMsgsPerSubject = 3 },
+		"somebody else, by age": func(cfg *jetstream.StreamConfig) {
+			cfg.MaxAge, cfg.Duplicates = time.Second, time.Second
+		},
+	} {
 		t.Run(who, func(t *testing.T) {
 			var options []nats.Option
 			if who == "the hubs" {
@@ -462,39 +473,49 @@ func TestBoundedStream(t *testing.T) {
 			}
 			b, l, all := apart(t, options...)
 			rooms := kept(all, 1000, time.Hour)
+			other := all[0].Group("other", nats.History(1000, time.Hour))
+			require.Nil(t, other.Push("/note", "the first of the stream").Err)
 			stays, goes := twoFans(t, all, rooms)
 			js := b.jetStream(t)
-			config := func() jetstream.StreamConfig {
+			stream := func() *jetstream.StreamInfo {
 				s, err := js.Stream(within(t), name)
 				require.NoError(t, err)
-				return s.CachedInfo().Config
+				return s.CachedInfo()
 			}
-			if who == "somebody else" {
+			config := func() jetstream.StreamConfig { return stream().Config }
+			if who != "the hubs" {
 				cfg := config()
-				cfg.MaxBytes, cfg.Description = most, "bounded"
+				cfg.Description = "bounded"
+				bound(&cfg)
 				_, err := js.UpdateStream(within(t), cfg)
 				require.NoError(t, err)
 			}
-			require.EqualValues(t, most, config().MaxBytes)
 
 			l.cutOff(t, all[1])
 			goes.leave()
-			pushTexts(t, rooms[0], 2, 5)
-			other := all[0].Group("other", nats.History(1000, time.Hour))
-			for range 10 {
-				require.Nil(t, other.Push("/note", strings.Repeat("x", most/8)).Err)
+			pushTexts(t, rooms[0], 2, 10)
+			switch cfg := config(); {
+			case cfg.MaxBytes > 0:
+				for range 10 {
+					require.Nil(t, other.Push("/note", strings.Repeat("x", most/8)).Err)
+				}
+			case cfg.MaxAge < time.Hour:
+				eventually(t, func() bool { return stream().State.Msgs == 0 })
 			}
 			l.mend(t)
 			eventually(t, func() bool { return len(stays.all()) > 1 })
-			pushTexts(t, rooms[0], 6, 6)
-			stays.await(t, []string{"1", "afresh", "6"})
+			pushTexts(t, rooms[0], 11, 11)
+			stays.await(t, []string{"1", "afresh", "11"})
 			require.True(t, goes.join(t, all[0], rooms[0]).Afresh)
+			if config().MaxBytes < 0 {
+				return
+			}
 
 			// A hub that is told nothing of it leaves the bound as it is, one with another bound sets that.
 			told := func(more ...nats.Option) jetstream.StreamConfig {
 				n := newNode(t, nil, append(more, nats.URL(b.ClientURL()))...)
 				eventually(t, n.Connected)
-				pushTexts(t, kept([]*node{n}, 1000, time.Hour)[0], 7, 7)
+				pushTexts(t, kept([]*node{n}, 1000, time.Hour)[0], 12, 12)
 				return config()
 			}
 			before := config()
@@ -503,7 +524,27 @@ func TestBoundedStream(t *testing.T) {
 			after := told(nats.MaxHistoryBytes(2 * most))
 			require.EqualValues(t, 2*most, after.MaxBytes)
 			require.Equal(t, before.Description, after.Description)
+			// One whose bound the broker refuses goes on with what there is.
+			require.Equal(t, after, told(nats.MaxHistoryBytes(math.MaxInt64), nats.Replicas(5)))
 		})
+	}
+}
+
+// A stream that the broker does not make is an error that says why, and no word of a broker that is away.
+func TestRefusedStream(t *testing.T) {
+	b := startBroker(t)
+	n := newNode(t, nil, nats.URL(b.ClientURL()), nats.MaxHistoryBytes(math.MaxInt64))
+	eventually(t, n.Connected)
+	room := n.Group("room", nats.History(10, time.Hour))
+	_, err := room.JoinAt(n.connect(t, "a").there, tp.Position{})
+	for what, err := range map[string]error{
+		"group \"room\" has not been joined": err,
+		"nothing was sent":                   room.Push("/note", 1).Err,
+	} {
+		require.ErrorContains(t, err, what)
+		require.ErrorContains(t, err, "insufficient")
+		require.NotErrorIs(t, err, nats.ErrAway)
+		require.True(t, tp.NotRun(err))
 	}
 }
 

@@ -108,7 +108,7 @@ func New(peer *tp.Peer, option ...Option) (*Hub, error) {
 	}
 	h := &Hub{
 		peer: peer, id: rand.Text()[:13],
-		o:        options{service: "teleport", calls: maxCalls, beat: beatEvery},
+		o:        options{service: "teleport", calls: maxCalls, beat: beatEvery, ask: askTime},
 		places:   make(map[nameKey]*place),
 		sessions: make(map[*tp.Session][]nameKey),
 		others:   make(map[string]*other),

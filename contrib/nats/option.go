@@ -24,6 +24,7 @@ type options struct {
 	calls    int
 	auto     *Auto
 	beat     time.Duration
+	ask      time.Duration // bounds what is asked of a stream
 }
 
 type option func(*options)
@@ -77,9 +78,15 @@ func Replicas(n int) Option {
 
 // MaxHistoryBytes bounds what each stream of histories takes on the broker: groups with the same size and
 // age share one. When a stream is full its oldest pushes are removed, of whichever group they are, and
-// members who have missed these are told to start afresh. Without this option a stream grows as far as the
-// broker's limits allow, beyond which pushes to its groups fail; one that is there stays as it is, so that it
-// may be bounded with the tools of NATS too.
+// members who have missed these are told to start afresh. So are those of a group that was quiet for so long
+// that the stream has lost the group's last push, whenever the server was cut off from the broker or a member
+// comes there from another server: nobody can tell then whether they have missed something.
+//
+// Without this option a stream grows as far as the broker's limits allow, beyond which pushes to its groups
+// fail; one that is there stays as it is, so that it may be bounded with the tools of NATS too, by bytes, by
+// messages, by messages of a subject, or by a shorter age. Pushes that somebody purges there are missed
+// without a word. Of several hubs with different options the last one to look at the stream wins. A bound
+// that the broker refuses is said in the log, and the stream stays as it is.
 func MaxHistoryBytes(n int64) Option {
 	if n < 1 {
 		panic(fmt.Sprintf("nats: MaxHistoryBytes(%d): a number of bytes from 1 was expected.", n))
