@@ -120,10 +120,6 @@ func (c *Cluster) hasRoute(now *choices, uri string) bool {
 	return slices.ContainsFunc(now.links, func(l *link) bool { return l.usable() && l.has(path) })
 }
 
-// usable reports whether the session can take calls. One that has just ended is still among the choices until
-// those who are to know of its end have been told, one after the other.
-func (l *link) usable() bool { return !l.sess.closed.Load() && l.sess.first.usable() }
-
 // has reports whether the server has a route.
 func (l *link) has(path string) bool { return len(l.routes) == 0 || anyRoute(l.routes, path) }
 

@@ -59,6 +59,10 @@ type link struct {
 	asked atomic.Int64 // when the server was asked for its load last
 }
 
+// usable reports whether the session can take calls. One that has just ended is still among the choices until
+// those who are to know of its end have been told, one after the other.
+func (l *link) usable() bool { return !l.sess.closed.Load() && l.sess.first.usable() }
+
 // askEvery is how often a server is asked for its load at most: many times in the time for which the balancer
 // goes by what it has told.
 const askEvery = 5 * time.Millisecond

@@ -140,8 +140,8 @@ func (hs *histories) stream(ctx context.Context, c *class, again bool) (*stream,
 	return s, nil
 }
 
-// changed returns the stream with what the options say. If the broker refuses that the stream is used as it is:
-// others may have set what is right for the broker, and their pushes and this hub's must not end for that.
+// changed returns the stream with what the options say. If the broker refuses that the stream is used as it
+// is: others may have set what is right for the broker, and pushes must not end for that.
 func (hs *histories) changed(ctx context.Context, s jetstream.Stream) (jetstream.Stream, error) {
 	h := hs.h
 	cfg := s.CachedInfo().Config
@@ -151,7 +151,8 @@ func (hs *histories) changed(ctx context.Context, s jetstream.Stream) (jetstream
 	made, err := h.js.UpdateStream(ctx, cfg)
 	var refused *jetstream.APIError
 	if errors.As(err, &refused) {
-		h.lines.warnf("the stream %s stays as it is, the broker has refused what the options say: %s", cfg.Name, err)
+		h.lines.warnf("the stream %s stays as it is, the broker has refused what the options say: %s",
+			cfg.Name, err)
 		return s, nil
 	}
 	return made, err
@@ -251,8 +252,8 @@ func (hs *histories) append(c *class, group string, number uint64, payload []byt
 // headerRoom is for the headers that the broker adds when it tells of a push.
 const headerRoom = 1 << 10
 
-// asAway returns the error of the broker as a tp.Xerror of what has not begun. It is ErrAway unless the broker
-// is there and has refused.
+// asAway returns the error of the broker as a tp.Xerror of what has not begun. It is ErrAway unless the
+// broker is there and has refused.
 func asAway(err error, what string) tp.Xerror {
 	var x tp.Xerror
 	if errors.As(err, &x) {
@@ -364,8 +365,8 @@ func (s *stream) after(ctx context.Context, subject string, first, last uint64,
 // of the whole stream that are too old. So all after the number are there if that, or an older one, is
 // there. They are there too if the group has so few that none was too much, and nothing of the stream that
 // came after the number was too old: young says that this is known, and otherwise the stream's first number
-// tells. That tells too if the stream has a bound in all, or a shorter age, by which the broker removes what is
-// young. As more may be removed meanwhile the pushes are to be read first.
+// tells. That tells too if the stream has a bound in all, or a shorter age, by which the broker removes what
+// is young. As more may be removed meanwhile the pushes are to be read first.
 func (s *stream) hasAll(ctx context.Context, c *class, subject string, from uint64,
 	young bool) (bool, error) {
 	first, err := s.GetMsg(ctx, 1, jetstream.WithGetMsgSubject(subject))

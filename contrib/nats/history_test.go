@@ -456,12 +456,13 @@ func TestHistoryLost(t *testing.T) {
 // server.
 func TestBoundedStream(t *testing.T) {
 	const name, most = "TP_teleport_1000-3600000", 64 << 10
-	byHubs := func(*jetstream.StreamConfig) {}
 	for who, bound := range map[string]func(cfg *jetstream.StreamConfig){
-		"the hubs":                               byHubs,
-		"somebody else, by bytes":                func(cfg *jetstream.StreamConfig) { cfg.MaxBytes = most },
-		"somebody else, by messages":             func(cfg *jetstream.StreamConfig) { cfg.MaxMsgs = 5 },
-		"somebody else, by messages of subjects": func(cfg *jetstream.StreamConfig) { cfg.MaxMsgsPerSubject = 3 },
+		"the hubs":                   func(*jetstream.StreamConfig) {},
+		"somebody else, by bytes":    func(cfg *jetstream.StreamConfig) { cfg.MaxBytes = most },
+		"somebody else, by messages": func(cfg *jetstream.StreamConfig) { cfg.MaxMsgs = 5 },
+		"somebody else, by messages of a subject": func(cfg *jetstream.StreamConfig) {
+			cfg.MaxMsgsPerSubject = 3
+		},
 		"somebody else, by age": func(cfg *jetstream.StreamConfig) {
 			cfg.MaxAge, cfg.Duplicates = time.Second, time.Second
 		},
