@@ -373,7 +373,7 @@ func (p *Pool) notComingLocked(b *Budget) {
 }
 
 // reclaim asks owners for n bytes and reports whether they hold so many. They will give them back in a
-// moment. Each owner is asked once, see Gave.
+// moment. Each owner is asked once, until it says Gave.
 func (p *Pool) reclaim(b *Budget, n int64) bool {
 	if n <= 0 { // what will be given back is enough
 		return true

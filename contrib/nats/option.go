@@ -85,8 +85,8 @@ func Replicas(n int) Option {
 // Without this option a stream grows as far as the broker's limits allow, beyond which pushes to its groups
 // fail; one that is there stays as it is, so that it may be bounded with the tools of NATS too, by bytes, by
 // messages, by messages of a subject, or by a shorter age. Pushes that somebody purges there are missed
-// without a word. Of several hubs with different options the last one to look at the stream wins. A bound
-// that the broker refuses is said in the log, and the stream stays as it is.
+// without a word. Of several hubs with different options the last one to look at the stream wins. If the
+// broker refuses the bound of a stream that is there, the stream stays as it is, and the hub logs that.
 func MaxHistoryBytes(n int64) Option {
 	if n < 1 {
 		panic(fmt.Sprintf("nats: MaxHistoryBytes(%d): a number of bytes from 1 was expected.", n))
