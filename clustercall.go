@@ -234,27 +234,30 @@ func (a *attempts) open(ctx context.Context, settings []PacketSetting, bytes boo
 	}
 	of := attempts{c: a.c, link: a.link}
 	of.link.end.Hold()
+	var lives *time.Timer
+	if of.c.option.ejects {
+		lives = time.AfterFunc(streamLives, func() { of.count(sinceStart(), false) })
+	}
 	context.AfterFunc(core.life, func() {
 		<-core.done
-		of.streamOver(core.pull.Xerror)
+		of.link.end.Release()
+		of.idle()
+		if lives != nil && lives.Stop() {
+			of.ended(core.pull.Xerror)
+		}
 	})
 	return core, nil
 }
 
-// streamOver ends the attempt of a stream, with what has become of it. That says nothing of how long calls
-// take. Only the server's own word counts as a failure: a connection may be lost for a thousand streams at
-// once, which may have been well for days.
-func (a *attempts) streamOver(x Xerror) {
+// streamLives is how long a stream lasts that speaks for its server, however it ends.
+const streamLives = time.Second
+
+// ended tells the ejector what a stream that did not last says of its server. Only the server's own word is a
+// failure: a connection may be lost for a thousand streams at once.
+func (a *attempts) ended(x Xerror) {
 	outcome, counts := outcomeOf(x)
-	failed := outcome == balance.Failed && !Local(x)
-	if !failed {
-		counts, outcome = counts && outcome == balance.OK, balance.Untimed
-	}
-	now := sinceStart()
-	a.link.end.Release()
-	a.link.end.End(now, 0, outcome)
-	if counts {
-		a.count(now, failed)
+	if failed := outcome == balance.Failed; counts && outcome != balance.Unanswered && !(failed && Local(x)) {
+		a.count(sinceStart(), failed)
 	}
 }
 

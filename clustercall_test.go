@@ -948,6 +948,42 @@ func TestClusterStreamsThatFail(t *testing.T) {
 	}
 }
 
+// Streams that last speak for their servers: a stream that fails now and then ejects none of them, and takes
+// no pulls away.
+func TestClusterStreamsThatLast(t *testing.T) {
+	inBubble(t, func(t *testing.T, n *testNet) {
+		for _, a := range []string{"a", "b"} {
+			n.serve(a, nil, func(p *Peer) {
+				HandleStream(p.PullRouter, "/stream", func(_ PullCtx, s *Stream[int, int]) Xerror {
+					for range s.All() {
+					}
+					return nil
+				})
+				HandleStream(p.PullRouter, "/broken", func(PullCtx, *Stream[int, int]) Xerror {
+					return NewXerror(StatusInternalServerError, "broken")
+				})
+			})
+		}
+		c := newTestCluster(t, n.client(nil), servers(at("a", "b")...))
+		synctest.Wait()
+		open := func(route string, n int) {
+			for range n {
+				_, err := OpenStream[int, int](t.Context(), c, route)
+				require.NoError(t, err)
+				synctest.Wait()
+			}
+		}
+		open("/broken", 1)
+		require.InDelta(t, 500, tally(t, c, 1000)["a"], 250)
+		for range 60 {
+			open("/stream", 20)
+			time.Sleep(time.Hour)
+			open("/broken", 1)
+			require.Zero(t, countEjected(c))
+		}
+	})
+}
+
 // Streams that are lost with their connection, or cancelled, do not speak against their server.
 func TestClusterStreamsThatAreLost(t *testing.T) {
 	inBubble(t, func(t *testing.T, n *testNet) {

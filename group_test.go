@@ -721,10 +721,17 @@ func TestMemoryOfSlowMembersIsTakenBack(t *testing.T) {
 	HandlePull(srv.PullRouter, "/big", func(PullCtx, *string) (string, Xerror) {
 		return strings.Repeat("x", 6<<20), nil
 	})
+	addr := serve(t, srv)
 	for i := range 6 {
 		g := srv.Group(fmt.Sprint(i)) // with pushes of its own
-		slow := newSlowMember(t, srv, g)
-		slow.fill(g)
+		conn, err := net.Dial("tcp", addr)
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = conn.Close() })
+		slow := sessionOf(t, srv, conn.LocalAddr())
+		require.NoError(t, g.Join(slow))
+		for slow.conn.Load().outbox.Load() == nil || !slow.conn.Load().outbox.Load().Busy() {
+			g.Push("/n", []byte(strings.Repeat("x", 30_000)), WithBodyCodec("string"))
+		}
 		for range 40 {
 			g.Push("/n", []byte(strings.Repeat("x", 30_000)), WithBodyCodec("string"))
 		}

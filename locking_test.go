@@ -47,8 +47,8 @@ var takeLocks = map[string]string{
 	"pulls.Len": "calltable.Table[].mu", "streams.Len": "stream.Set.mu",
 	"keeper.Expect": "keepalive.Keeper.mu",
 	"sock.Unsent":   "socket.writer.mu", "sock.Send": "socket.writer.mu",
-	"budget.Force": "packet.Budget.mu", "it.Release": "packet.Budget.mu",
-	"budget.Waits": "packet.Budget.mu", "set.enter": "outbox.Set.mu", "set.leave": "outbox.Set.mu",
+	"account.Waits": "packet.Budget.mu", "budget.Force": "packet.Budget.mu", "it.Release": "packet.Budget.mu",
+	"budget.Waits": "packet.Budget.mu", "set.add": "outbox.Set.mu", "set.remove": "outbox.Set.mu",
 	"it.Hold": "packet.Budget.mu", "shared.Hold": "packet.Budget.mu", "old.Release": "packet.Budget.mu",
 	"l.Of.Release": "packet.Budget.mu", "list[].Release": "packet.Budget.mu",
 	"m.counts": "balance.Member.mu", "other.counts": "balance.Member.mu", "m.eject": "balance.Member.mu",
@@ -89,7 +89,6 @@ var takeNone = strings.Fields(`
 	option.choose f.newUpstream f.config fleet.config end.With balance.NewEndpoint balance.Hash
 	end.Outstanding member.Ejected slices.Equal context.WithCancel f.ctx.Err sinceStart
 	config.suspects own.share others.share m.Ejected other.Ejected
-	boxes.First boxes.PushBack boxes.Remove account.WaitsSince m.waiting
 	w.tryPermit p.lend budget.Waits newOwnCtx own.cancelWith postReadHeader.merge change
 `)
 

@@ -138,68 +138,6 @@ func TestAFullOutputHoldsUpNoReply(t *testing.T) {
 	})
 }
 
-// Who does not read keeps a large packet from nobody by pushes of a group that wait because they find no room
-// in the output, however little that is. Who reads slowly keeps the packet waiting for a while, and its
-// session.
-func TestPushesThatAreNotReadGiveWay(t *testing.T) {
-	push := func(n int) string { return strings.Repeat("x", n) }
-	for name, stall := range map[string]func(srv *Peer, s *Session){
-		"small ones": func(srv *Peer, s *Session) {
-			g := srv.Group("room")
-			_ = g.Join(s)
-			for range 2000 {
-				g.Push("/x", push(50), WithBodyCodec("string"))
-			}
-		},
-		"large ones": func(srv *Peer, s *Session) {
-			g := srv.Group("room")
-			_ = g.Join(s)
-			for range 5 {
-				g.Push("/x", push(30_000), WithBodyCodec("string"))
-			}
-		},
-	} {
-		for _, reads := range []bool{false, true} {
-			t.Run(fmt.Sprint(name, ", reads: ", reads), func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) { testPushesThatWait(t, stall, reads) })
-			})
-		}
-	}
-}
-
-func testPushesThatWait(t *testing.T, stall func(*Peer, *Session), reads bool) {
-	cfg := &PeerConfig{MaxBufferedBytes: 64 << 20, DefaultWriteTimeout: -1}
-	srv := withoutCredit(newTestPeer(t, cfg))
-	pullFn(srv, func(PullCtx, interface{}) (interface{}, Xerror) { return strings.Repeat("x", 6<<20), nil })
-	near, far := pipe.New(pipe.Options{Buffer: 1000})
-	defer far.Close()
-	stalled, err := srv.ServeConn(near)
-	require.NoError(t, err)
-	stall(srv, stalled)
-	synctest.Wait()
-	require.Positive(t, srv.outPool.Lent())
-	if reads {
-		go func() {
-			for b := make([]byte, 5000); ; time.Sleep(50 * time.Millisecond) {
-				if _, err := io.ReadFull(far, b); err != nil {
-					return
-				}
-			}
-		}()
-	}
-	good, _ := connect(t, newTestPeer(t, &PeerConfig{MaxBufferedBytes: -1}), srv, pipe.Options{})
-	var got string
-	began := time.Now()
-	require.Nil(t, good.Pull("/fn/call", "", &got, WithBodyCodec("string")).Xerror)
-	require.Len(t, got, 6<<20)
-	require.Less(t, time.Since(began), 3*packet.Patience)
-	require.Equal(t, reads, stalled.isOpen())
-	require.NoError(t, good.Close())
-	time.Sleep(time.Minute)
-	require.Zero(t, srv.memory())
-	require.Zero(t, srv.outPool.Lent())
-}
-
 // A few that have sent the beginnings of large bodies, and wait, end when others need the
 // memory. Who is good is served at any time.
 func TestHalfSentBodiesStarveNobody(t *testing.T) {

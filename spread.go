@@ -173,12 +173,7 @@ func (p *Peer) relieve() bool {
 type keptOwner struct{ peer *Peer }
 
 // Reclaim is called by the pool of the peer's memory, see [packet.Owner].
-func (o keptOwner) Reclaim(b *packet.Budget, _ int64) {
-	go func() {
-		o.peer.relieve()
-		b.Gave() // others have not been slow for so long yet
-	}()
-}
+func (o keptOwner) Reclaim(*packet.Budget, int64) { go o.peer.relieve() }
 
 // sendKept sends what waits in the outbox, until nothing does or the connection ends.
 func (cn *conn) sendKept(box *outbox.Box) {
@@ -200,10 +195,7 @@ func (cn *conn) sendKept(box *outbox.Box) {
 // nothing.
 func (cn *conn) sendFirst(box *outbox.Box, it outbox.Item) bool {
 	ctx := context.Background()
-	cn.outBudget.WaitsSince(time.Now())
-	err := cn.sock.AwaitQueued(ctx, spreadBehind)
-	cn.outBudget.WaitsSince(time.Time{})
-	if err != nil {
+	if err := cn.sock.AwaitQueued(ctx, spreadBehind); err != nil {
 		return false
 	}
 	var cost uint64

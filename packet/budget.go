@@ -19,17 +19,15 @@ type Budget struct {
 	mu    sync.Mutex // guards used and ended
 	used  int64
 	ended bool
-	// borrowed is how much of used comes from the pool, in steps. It is written under mu and read without.
-	borrowed atomic.Int64
-	// since and behind are when the owner began to wait for its other side, as told by Waits and by
-	// WaitsSince, in nanoseconds from the start of the process; 0 if it does not wait.
-	since, behind atomic.Int64
-	asked         int64 // bytes asked for and not given back; guarded by the pool's mu
+	// borrowed is how much of used comes from the pool, in steps. Since is when the owner began to wait for
+	// the other side, in nanoseconds from the start of the process; 0 if it does not wait. They are written
+	// under mu and by Waits, and read without.
+	borrowed, since atomic.Int64
+	asked           int64 // bytes asked for and not given back; guarded by the pool's mu
 }
 
 // An Owner of a [Budget] is asked to give back all that its budget has taken, because others need the memory
-// and this owner has waited longest with most of it. It is asked once, unless it says with [Budget.Gave] that
-// it keeps the rest. The call must not block.
+// and this owner has waited longest with most of it. The call must not block.
 type Owner interface {
 	Reclaim(b *Budget, held int64)
 }
@@ -268,7 +266,7 @@ func (b *Budget) End() {
 }
 
 // Waits says that from now on the owner waits for its other side, even if it has waited before; with false,
-// that it does not wait any more. What WaitsSince has said is not changed.
+// that it does not wait any more.
 func (b *Budget) Waits(waits bool) {
 	if b == nil || b.pool == nil {
 		return
@@ -280,45 +278,10 @@ func (b *Budget) Waits(waits bool) {
 	b.since.Store(now)
 }
 
-// WaitsSince says that the owner has waited since t for its other side with something else than Waits tells
-// of; with the zero time, that it does not. The owner waits from the earlier of both times on.
-func (b *Budget) WaitsSince(t time.Time) {
-	if b == nil || b.pool == nil {
-		return
-	}
-	behind := int64(0)
-	if !t.IsZero() {
-		behind = fromStart(t)
-	}
-	b.behind.Store(behind)
-}
-
-// waiting returns when the owner began to wait, in nanoseconds from the start of the process; 0 if it does
-// not wait.
-func (b *Budget) waiting() int64 {
-	since, behind := b.since.Load(), b.behind.Load()
-	if since == 0 || behind != 0 && behind < since {
-		return behind
-	}
-	return since
-}
-
-// Gave says that the owner, which was asked to give its memory back, has given what it could, and keeps the
-// rest: nobody counts on that any more, and the owner may be asked again.
-func (b *Budget) Gave() {
-	if b == nil || b.pool == nil {
-		return
-	}
-	b.pool.gave(b)
-}
-
 var start = time.Now()
 
 // sinceStart returns the time in nanoseconds from the start of the process. It is never 0.
-func sinceStart() int64 { return fromStart(time.Now()) }
-
-// fromStart is sinceStart at the time t.
-func fromStart(t time.Time) int64 { return int64(t.Sub(start)) | 1 }
+func sinceStart() int64 { return int64(time.Since(start)) | 1 }
 
 // lend takes n bytes for a budget that has already borrowed held bytes.
 func (p *Pool) lend(held, n int64) bool {
@@ -337,10 +300,6 @@ func (p *Pool) lend(held, n int64) bool {
 func (p *Pool) enter(b *Budget) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.enterLocked(b)
-}
-
-func (p *Pool) enterLocked(b *Budget) {
 	if p.members == nil {
 		p.members = make(map[*Budget]struct{})
 	}
@@ -352,28 +311,13 @@ func (p *Pool) leave(b *Budget) {
 	defer p.mu.Unlock()
 	if b.borrowed.Load() == 0 { // otherwise it has borrowed again
 		delete(p.members, b)
-		p.notComingLocked(b)
+		p.coming = max(p.coming-b.asked, 0)
+		b.asked = 0
 	}
-}
-
-// gave is Budget.Gave.
-func (p *Pool) gave(b *Budget) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.notComingLocked(b)
-	if b.borrowed.Load() > 0 {
-		p.enterLocked(b)
-	}
-}
-
-// notComingLocked says that the budget gives back nothing more of what it was asked for.
-func (p *Pool) notComingLocked(b *Budget) {
-	p.coming = max(p.coming-b.asked, 0)
-	b.asked = 0
 }
 
 // reclaim asks owners for n bytes and reports whether they hold so many. They will give them back in a
-// moment. Each owner is asked once, until it says Gave.
+// moment. Each owner is asked once.
 func (p *Pool) reclaim(b *Budget, n int64) bool {
 	if n <= 0 { // what will be given back is enough
 		return true
@@ -407,7 +351,7 @@ func (p *Pool) overdue(b *Budget, n int64) []overdue {
 	var found []overdue
 	all := int64(0)
 	for m := range p.members {
-		since, held := m.waiting(), m.borrowed.Load()
+		since, held := m.since.Load(), m.borrowed.Load()
 		if m == b || since == 0 || now-since < int64(Patience) {
 			continue
 		}

@@ -125,82 +125,6 @@ func TestPoolReclaims(t *testing.T) {
 	})
 }
 
-// An owner that says that it has given what it could is asked again, once it waits again for long. What it
-// keeps is not counted as coming.
-func TestPoolAsksAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := packet.NewPool(1<<20, 0)
-		part := &owner{}
-		gives, asks := join(p, part), join(p, nil)
-		require.True(t, gives.Take(600<<10))
-		gives.WaitsSince(time.Now())
-		time.Sleep(packet.Patience)
-		require.True(t, asks.Take(600<<10))
-		require.Len(t, part.asked, 1)
-		gives.Give(300 << 10)
-		asks.Give(600 << 10)
-
-		gives.WaitsSince(time.Now())
-		gives.Gave()
-		require.False(t, asks.Take(600<<10), "it keeps the rest")
-		require.Len(t, part.asked, 1, "it has not waited for long again")
-		time.Sleep(packet.Patience)
-		require.True(t, asks.Take(600<<10))
-		require.Len(t, part.asked, 2)
-		asks.Give(asks.Used())
-		gives.Give(300 << 10)
-		gives.Gave()
-		time.Sleep(packet.Patience)
-		require.True(t, asks.Take(800<<10))
-		require.Len(t, part.asked, 2, "it has nothing")
-		asks.Give(asks.Used())
-		require.Zero(t, p.Lent())
-	})
-}
-
-// An owner that waits with two things waits from the earlier time on.
-func TestOwnerThatWaitsTwice(t *testing.T) {
-	waits := func(b *packet.Budget) { b.Waits(true) }
-	reads := func(b *packet.Budget) { b.Waits(false) }
-	behind := func(b *packet.Budget) { b.WaitsSince(time.Now()) }
-	caught := func(b *packet.Budget) { b.WaitsSince(time.Time{}) }
-	type steps []func(*packet.Budget) // two thirds of the patience between them
-	for name, test := range map[string]struct {
-		steps steps
-		asked int
-	}{
-		"with neither":                   {steps{reads, caught}, 0},
-		"with the first":                 {steps{waits, caught}, 1},
-		"with the second":                {steps{behind, reads}, 1},
-		"with the first for longer":      {steps{waits, behind}, 1},
-		"with the second for longer":     {steps{behind, waits}, 1},
-		"with both for not so long":      {steps{reads, behind, waits, behind}, 1},
-		"no more, and not so long":       {steps{waits, behind, reads, behind}, 0},
-		"with nothing any more":          {steps{waits, behind, reads, caught}, 0},
-		"with the first from now on":     {steps{waits, caught, waits}, 0},
-		"with the second, and is behind": {steps{behind, waits, behind}, 1},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				p := packet.NewPool(1<<20, 0)
-				o := &owner{give: true}
-				b, asks := join(p, o), join(p, nil)
-				require.True(t, b.Take(600<<10))
-				for i, step := range test.steps {
-					if i > 0 {
-						time.Sleep(packet.Patience * 2 / 3)
-					}
-					step(b)
-				}
-				time.Sleep(packet.Patience / 2)
-				require.Equal(t, test.asked > 0, asks.Take(600<<10))
-				require.Len(t, o.asked, test.asked)
-				synctest.Wait()
-			})
-		})
-	}
-}
-
 // What is larger than the pool has its turn when nobody else has any of it.
 func TestBudgetTakesAlone(t *testing.T) {
 	p := packet.NewPool(1<<20, 0)
@@ -260,8 +184,6 @@ func TestBudgetThatEnds(t *testing.T) {
 	require.True(t, b.Take(1<<60))
 	b.Force(1)
 	b.Waits(true)
-	b.WaitsSince(time.Now())
-	b.Gave()
 	b.Give(1 << 60)
 	b.End()
 	require.True(t, b.TakeAlone(1<<60))

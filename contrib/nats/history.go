@@ -149,8 +149,7 @@ func (hs *histories) changed(ctx context.Context, s jetstream.Stream) (jetstream
 		return s, nil
 	}
 	made, err := h.js.UpdateStream(ctx, cfg)
-	var refused *jetstream.APIError
-	if errors.As(err, &refused) {
+	if isRefusal(err) {
 		h.lines.warnf("the stream %s stays as it is, the broker has refused what the options say: %s",
 			cfg.Name, err)
 		return s, nil
@@ -259,11 +258,16 @@ func asAway(err error, what string) tp.Xerror {
 	if errors.As(err, &x) {
 		return x
 	}
-	var refused *jetstream.APIError
-	if errors.As(err, &refused) && refused.Code != http.StatusServiceUnavailable {
+	if isRefusal(err) {
 		return unrun(tp.StatusServiceUnavailable, err, "%s: %v", what, err)
 	}
 	return unrun(tp.StatusServiceUnavailable, errors.Join(ErrAway, err), "%s: %v", what, err)
+}
+
+// isRefusal reports whether the broker has refused something, and not for want of a leader, or of the stream.
+func isRefusal(err error) bool {
+	var x *jetstream.APIError
+	return errors.As(err, &x) && x.Code != http.StatusServiceUnavailable && x.Code != http.StatusNotFound
 }
 
 // notJoined returns the error of the broker for who wanted to join.

@@ -3,6 +3,8 @@
 package outbox
 
 import (
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -65,12 +67,6 @@ type Box struct {
 	busy    bool             // somebody sends what waits
 	moved   time.Time        // when something was sent last, or began to wait
 	ended   bool
-
-	// The set has the box, while it is busy, in its place, and takes since for moved. They are written with
-	// mu and the set's held, and read with either.
-	since time.Time
-	place chain.Link[*Box]
-	isIn  bool
 }
 
 // entry is an item in its place.
@@ -93,58 +89,44 @@ func (it *Item) cost() int64 { return int64(len(it.B)) + ItemCost }
 type Set struct {
 	account Account
 
-	mu    sync.Mutex       // guards boxes
-	boxes chain.List[*Box] // that which has not moved for the longest first
+	mu  sync.Mutex // guards all
+	all map[*Box]struct{}
 }
 
-// Account is the memory of what waits. WaitsSince says since when nothing has moved in the box where that is
-// longest, to within [Grain]; with the zero time, that nothing waits. It must not wait.
-type Account interface{ WaitsSince(t time.Time) }
+// Account is the memory of what waits. Waits says that from now on something waits, or that nothing does
+// any more.
+type Account interface{ Waits(waits bool) }
 
-// Grain is how exactly the set knows when something moved in a box: not each push that goes is worth a lock
-// that all connections share.
-const Grain = 100 * time.Millisecond
-
-// Init makes the Set ready.
+// Init makes the Set ready. The account is told whether something waits in any of the boxes.
 func (s *Set) Init(account Account) { s.account = account }
 
-// Stalled returns the boxes in which something waits and nothing has moved for d or longer, to within
-// [Grain].
-func (s *Set) Stalled(d time.Duration) (stalled []*Box) {
+// Stalled returns the boxes in which something waits and nothing has moved for d or longer.
+func (s *Set) Stalled(d time.Duration) []*Box {
+	return slices.DeleteFunc(s.list(), func(x *Box) bool { return !x.stalledFor(d) })
+}
+
+func (s *Set) list() []*Box {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for l := s.boxes.First(); l != nil && time.Since(l.Of.since) >= d; l = l.Next() {
-		stalled = append(stalled, l.Of)
+	return slices.Collect(maps.Keys(s.all))
+}
+
+func (s *Set) add(x *Box) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.all == nil {
+		s.all = make(map[*Box]struct{})
 	}
-	return stalled
-}
-
-// enter puts the box, which is locked, behind the others, as something moves there at the time now.
-func (s *Set) enter(x *Box, now time.Time) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if x.isIn {
-		s.boxes.Remove(&x.place)
+	if s.all[x] = struct{}{}; len(s.all) == 1 {
+		s.account.Waits(true)
 	}
-	x.place.Of, x.isIn, x.since = x, true, now
-	s.boxes.PushBack(&x.place)
-	s.tellLocked()
 }
 
-// leave takes the box, which is locked and in the set, out.
-func (s *Set) leave(x *Box) {
+func (s *Set) remove(x *Box) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.boxes.Remove(&x.place)
-	x.isIn = false
-	s.tellLocked()
-}
-
-func (s *Set) tellLocked() {
-	if first := s.boxes.First(); first != nil {
-		s.account.WaitsSince(first.Of.since)
-	} else {
-		s.account.WaitsSince(time.Time{})
+	if delete(s.all, x); len(s.all) == 0 {
+		s.account.Waits(false)
 	}
 }
 
@@ -166,6 +148,12 @@ func (x *Box) Waits() bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return x.busy
+}
+
+func (x *Box) stalledFor(d time.Duration) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.stalledLocked(d)
 }
 
 // stalledLocked reports whether something waits, and nothing has moved for d or longer.
@@ -228,7 +216,8 @@ func (x *Box) Add(it Item) (o Outcome, begin bool) {
 	o.Queued = true
 	if begin = !x.busy; begin {
 		x.busy = true
-		x.movedLocked()
+		x.moved = time.Now()
+		x.set.add(x)
 	}
 	return o, begin
 }
@@ -307,7 +296,7 @@ func (x *Box) First() (Item, bool) {
 func (x *Box) idleLocked() {
 	if x.busy {
 		x.busy = false
-		x.set.leave(x)
+		x.set.remove(x)
 	}
 }
 
@@ -321,17 +310,8 @@ func (x *Box) Take(amount uint64) (Item, bool) {
 		return Item{}, false
 	}
 	x.forgetLocked(first.Of)
-	x.movedLocked()
+	x.moved = time.Now()
 	return first.Of.Item, true
-}
-
-// movedLocked says that something has moved, or begins to wait. It tells others now and then.
-func (x *Box) movedLocked() {
-	now := time.Now()
-	if x.moved = now; x.isIn && now.Sub(x.since) < Grain {
-		return
-	}
-	x.set.enter(x, now)
 }
 
 // Waiting returns how many pushes wait, and how many bytes they keep alive, those counted that others

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -19,11 +18,11 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // memory is a budget, and the account of shared bytes.
 type memory struct {
 	left, taken int64
-	since       time.Time
+	waits       bool
 }
 
-func (m *memory) Force(n int64)          { m.left -= n; m.taken += n }
-func (m *memory) WaitsSince(t time.Time) { m.since = t }
+func (m *memory) Force(n int64)    { m.left -= n; m.taken += n }
+func (m *memory) Waits(waits bool) { m.waits = waits }
 
 func (m *memory) Take(n int64) bool {
 	if n > m.left {
@@ -124,62 +123,6 @@ func TestPolicies(t *testing.T) {
 			require.Empty(t, set.Stalled(0))
 		})
 	}
-}
-
-// The set knows which boxes have not moved for how long, and tells the account since when.
-func TestStalled(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		began := time.Now()
-		after := func(d time.Duration) time.Time { return began.Add(d) }
-		all, m := &memory{}, [3]*memory{}
-		set := new(outbox.Set)
-		set.Init(all)
-		var x [3]*outbox.Box
-		for i := range x {
-			m[i] = &memory{left: 1 << 20}
-			x[i] = new(outbox.Box)
-			x[i].Init(i, m[i], -1, set)
-		}
-		stalled := func(d time.Duration) (which []int) {
-			for _, b := range set.Stalled(d) {
-				which = append(which, b.Owner.(int))
-			}
-			return which
-		}
-		take := func(i int) {
-			it, ok := x[i].Take(1)
-			require.True(t, ok)
-			it.Release()
-		}
-		for i := range x {
-			for range 5 {
-				x[i].Add(m[i].push("x", outbox.Policy{}))
-			}
-			time.Sleep(time.Second)
-		}
-		require.Equal(t, began, all.since)
-		require.Equal(t, []int{0, 1, 2}, stalled(time.Second))
-		require.Equal(t, []int{0, 1}, stalled(2*time.Second))
-		take(0)
-		require.Equal(t, []int{1}, stalled(2*time.Second))
-		require.Equal(t, after(time.Second), all.since)
-		time.Sleep(outbox.Grain / 2)
-		take(0) // which is not worth a lock
-		x[1].End()
-		require.Equal(t, after(2*time.Second), all.since)
-		require.Equal(t, []int{2, 0}, stalled(0))
-		drain(t, x[2])
-		require.Equal(t, after(3*time.Second), all.since)
-		time.Sleep(outbox.Grain / 2)
-		take(0)
-		require.Equal(t, after(3*time.Second+outbox.Grain), all.since)
-		require.Equal(t, []int{0}, stalled(0))
-		drain(t, x[0])
-		require.Zero(t, all.since)
-		x[2].Add(m[2].push("again", outbox.Policy{}))
-		require.Equal(t, time.Now(), all.since)
-		require.Equal(t, []int{2}, stalled(0))
-	})
 }
 
 // While the sender waits for credit another push may come in the place of the one that it has seen.
