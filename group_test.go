@@ -736,6 +736,9 @@ func TestMemoryOfSlowMembersIsTakenBack(t *testing.T) {
 			g.Push("/n", []byte(strings.Repeat("x", 30_000)), WithBodyCodec("string"))
 		}
 	}
+	require.Eventually(t, func() bool { // they are asked once, so all of them have to be slow by then
+		return len(srv.keptBoxes.Stalled(stallPatience)) == len(srv.keptBoxes.Stalled(0))
+	}, time.Minute, time.Millisecond)
 	held := srv.keptBudget.Used()
 	require.Greater(t, held, int64(1<<20))
 	sess := dial(t, newTestPeer(t, &PeerConfig{MaxBufferedBytes: -1}), srv)
