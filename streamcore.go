@@ -132,18 +132,18 @@ func (c *streamCore) complete() {
 		c.pull.Xerror = newXerror(StatusDeadlineExceeded, x.Text(), context.DeadlineExceeded)
 	}
 	close(c.done) // first: who receives the end, or cannot send any more, finds the stream over
-	end := error(errOverStream)
-	switch x := c.pull.Xerror; {
-	case x == nil:
+	x := c.pull.Xerror
+	if x == nil {
+		c.at.Out.End(errOverStream)
 		c.at.In.End(io.EOF)
-	case x.Code() == StatusCanceled || x.Code() == StatusDeadlineExceeded:
-		end = x
-		c.at.In.Drop(x)
-	default:
-		end = x
-		c.at.In.End(x)
+	} else {
+		c.at.Out.End(x) // before In: who has received the end can send nothing more
+		if x.Code() == StatusCanceled || x.Code() == StatusDeadlineExceeded {
+			c.at.In.Drop(x)
+		} else {
+			c.at.In.End(x)
+		}
 	}
-	c.at.Out.End(end)
 	c.end() // before stop, so that the context has this cause
 	c.stop()
 }
