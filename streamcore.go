@@ -29,6 +29,7 @@ type streamCore struct {
 	sending atomic.Bool // a goroutine is in send
 	turn    atomic.Bool // a value was received since the last one was sent
 	closed  atomic.Bool // CloseSend was called
+	gaveUp  atomic.Bool // Close was called on the side that has opened it
 
 	// Of the side that has opened the stream.
 	pull *PullCmd
@@ -138,9 +139,11 @@ func (c *streamCore) complete() {
 		c.at.In.End(io.EOF)
 	} else {
 		c.at.Out.End(x) // before In: who has received the end can send nothing more
-		if x.Code() == StatusCanceled || x.Code() == StatusDeadlineExceeded {
+		switch {
+		case c.gaveUp.Load(): // which says so itself
+		case x.Code() == StatusCanceled || x.Code() == StatusDeadlineExceeded:
 			c.at.In.Drop(x)
-		} else {
+		default:
 			c.at.In.End(x)
 		}
 	}
@@ -251,6 +254,7 @@ func (c *streamCore) giveUp() error {
 	if c.call != nil {
 		c.at.Stop(errClosedStream)
 	} else {
+		c.gaveUp.Store(true)
 		c.at.In.Drop(errClosedStream)
 		c.stop()
 	}
