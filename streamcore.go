@@ -381,6 +381,9 @@ func (c *streamCore) sendError(err error) error {
 		return unrun(StatusServiceUnavailable, err.Error(), err)
 	}
 	if end := c.at.Out.Err(); end != nil { // it says more than the end of a context
+		if end == error(errOverStream) && c.closed.Load() { // the other side was faster to end the stream
+			return errClosedStream
+		}
 		return end
 	}
 	return err
