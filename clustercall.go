@@ -255,9 +255,8 @@ const streamLives = time.Second
 // ended tells the ejector what a stream that did not last says of its server. Only the server's own word is a
 // failure: a connection may be lost for a thousand streams at once.
 func (a *attempts) ended(x Xerror) {
-	outcome, counts := outcomeOf(x)
-	if failed := outcome == balance.Failed; counts && outcome != balance.Unanswered && !(failed && Local(x)) {
-		a.count(sinceStart(), failed)
+	if outcome, counts := outcomeOf(x); counts && !Local(x) {
+		a.count(sinceStart(), outcome != balance.OK)
 	}
 }
 

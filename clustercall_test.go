@@ -915,6 +915,13 @@ func TestClusterLoginThenPush(t *testing.T) {
 	})
 }
 
+// takesAll is the handler of a stream that takes all values.
+func takesAll(_ PullCtx, s *Stream[int, int]) Xerror {
+	for range s.All() {
+	}
+	return nil
+}
+
 // A server that fails all streams at once, and so has the fewest, is not where they go.
 func TestClusterStreamsThatFail(t *testing.T) {
 	for _, all := range [][]string{{"a", "bad"}, {"a", "b", "c", "d", "bad"}} {
@@ -923,14 +930,12 @@ func TestClusterStreamsThatFail(t *testing.T) {
 				opened := newCounting()
 				for _, a := range all {
 					n.serve(a, nil, func(p *Peer) {
-						HandleStream(p.PullRouter, "/stream", func(_ PullCtx, s *Stream[int, int]) Xerror {
+						HandleStream(p.PullRouter, "/stream", func(ctx PullCtx, s *Stream[int, int]) Xerror {
 							opened.count(a)
 							if a == "bad" {
 								return NewXerror(StatusInternalServerError, "broken")
 							}
-							for range s.All() {
-							}
-							return nil
+							return takesAll(ctx, s)
 						})
 					})
 				}
@@ -954,11 +959,7 @@ func TestClusterStreamsThatLast(t *testing.T) {
 	inBubble(t, func(t *testing.T, n *testNet) {
 		for _, a := range []string{"a", "b"} {
 			n.serve(a, nil, func(p *Peer) {
-				HandleStream(p.PullRouter, "/stream", func(_ PullCtx, s *Stream[int, int]) Xerror {
-					for range s.All() {
-					}
-					return nil
-				})
+				HandleStream(p.PullRouter, "/stream", takesAll)
 				HandleStream(p.PullRouter, "/broken", func(PullCtx, *Stream[int, int]) Xerror {
 					return NewXerror(StatusInternalServerError, "broken")
 				})
@@ -988,13 +989,7 @@ func TestClusterStreamsThatLast(t *testing.T) {
 func TestClusterStreamsThatAreLost(t *testing.T) {
 	inBubble(t, func(t *testing.T, n *testNet) {
 		for _, a := range []string{"a", "b"} {
-			n.serve(a, nil, func(p *Peer) {
-				HandleStream(p.PullRouter, "/stream", func(_ PullCtx, s *Stream[int, int]) Xerror {
-					for range s.All() {
-					}
-					return nil
-				})
-			})
+			n.serve(a, nil, func(p *Peer) { HandleStream(p.PullRouter, "/stream", takesAll) })
 		}
 		c := newTestCluster(t, n.client(nil), servers(at("a", "b")...))
 		synctest.Wait()

@@ -729,11 +729,14 @@ func TestMemoryOfSlowMembersIsTakenBack(t *testing.T) {
 		t.Cleanup(func() { _ = conn.Close() })
 		slow := sessionOf(t, srv, conn.LocalAddr())
 		require.NoError(t, g.Join(slow))
+		push := func() Delivery {
+			return g.Push("/n", []byte(strings.Repeat("x", 30_000)), WithBodyCodec("string"))
+		}
 		for slow.conn.Load().outbox.Load() == nil || !slow.conn.Load().outbox.Load().Busy() {
-			g.Push("/n", []byte(strings.Repeat("x", 30_000)), WithBodyCodec("string"))
+			require.Equal(t, 1, push().Queued)
 		}
 		for range 40 {
-			g.Push("/n", []byte(strings.Repeat("x", 30_000)), WithBodyCodec("string"))
+			push()
 		}
 	}
 	require.Eventually(t, func() bool { // they are asked once, so all of them have to be slow by then

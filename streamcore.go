@@ -272,6 +272,7 @@ func (c *streamCore) closeSend() error {
 	if err := c.at.Out.Err(); err != nil {
 		return c.sendError(err)
 	}
+	c.at.Out.End(errClosedStream) // before the other side hears of it, and may end the stream
 	d := newDraft()
 	defer d.put()
 	c.fill(&d.ownPacket, nil)
@@ -283,7 +284,6 @@ func (c *streamCore) closeSend() error {
 		return c.conn.sendXerror(c.life, c.conn.wrote(err))
 	}
 	go c.conn.flush()
-	c.at.Out.End(errClosedStream)
 	return nil
 }
 
@@ -381,9 +381,6 @@ func (c *streamCore) sendError(err error) error {
 		return unrun(StatusServiceUnavailable, err.Error(), err)
 	}
 	if end := c.at.Out.Err(); end != nil { // it says more than the end of a context
-		if end == error(errOverStream) && c.closed.Load() { // the other side was faster to end the stream
-			return errClosedStream
-		}
 		return end
 	}
 	return err

@@ -468,6 +468,7 @@ func TestBoundedStream(t *testing.T) {
 		},
 	} {
 		t.Run(who, func(t *testing.T) {
+			byBytes := who == "the hubs" || who == "somebody else, by bytes"
 			var options []nats.Option
 			if who == "the hubs" {
 				options = append(options, nats.MaxHistoryBytes(most))
@@ -491,16 +492,19 @@ func TestBoundedStream(t *testing.T) {
 				_, err := js.UpdateStream(within(t), cfg)
 				require.NoError(t, err)
 			}
+			if byBytes {
+				require.EqualValues(t, most, config().MaxBytes)
+			}
 
 			l.cutOff(t, all[1])
 			goes.leave()
 			pushTexts(t, rooms[0], 2, 10)
-			switch cfg := config(); {
-			case cfg.MaxBytes > 0:
+			switch {
+			case byBytes:
 				for range 10 {
 					require.Nil(t, other.Push("/note", strings.Repeat("x", most/8)).Err)
 				}
-			case cfg.MaxAge < time.Hour:
+			case config().MaxAge < time.Hour:
 				eventually(t, func() bool { return stream().State.Msgs == 0 })
 			}
 			l.mend(t)
@@ -508,7 +512,7 @@ func TestBoundedStream(t *testing.T) {
 			pushTexts(t, rooms[0], 11, 11)
 			stays.await(t, []string{"1", "afresh", "11"})
 			require.True(t, goes.join(t, all[0], rooms[0]).Afresh)
-			if config().MaxBytes < 0 {
+			if !byBytes {
 				return
 			}
 
